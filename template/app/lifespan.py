@@ -1,0 +1,50 @@
+"""The service's one engine: made when the service starts, disposed of when it ends."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from fastapi import FastAPI
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+
+from app.database import prepare
+from app.sessions import Reader
+from app.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DISPOSE_TIMEOUT = 5.0  # seconds
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    """Own the engine for as long as the service runs.
+
+    Nothing connects here: a service whose database is away starts, says so at `/health/ready`,
+    and heals by itself. Another resource joins the same stack and is released in reverse order.
+    """
+    settings: Settings = app.state.settings
+    async with AsyncExitStack() as stack:
+        engine = create_async_engine(settings.driver_url, **settings.engine_options)
+        stack.push_async_callback(dispose, engine)
+        prepare(engine)
+
+        app.state.engine = engine
+        app.state.sessionmaker = async_sessionmaker(
+            engine, expire_on_commit=False, close_resets_only=False
+        )
+        app.state.reader = Reader(engine)
+        yield
+
+
+async def dispose(engine: AsyncEngine) -> None:
+    """Close the pooled connections; requests have ended by now, so all of them are in the pool."""
+    try:
+        # On a silent network each idle connection would wait for a time limit of its own.
+        async with asyncio.timeout(DISPOSE_TIMEOUT):
+            await engine.dispose()
+    except TimeoutError:
+        logger.warning("the database did not answer; its connections were left to the system")
+    else:
+        logger.info("engine disposed of")

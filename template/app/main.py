@@ -1,0 +1,52 @@
+"""The service, put together: read it from top to bottom."""
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from app import DESCRIPTION, TITLE, health, items
+from app.errors import BodyLimitMiddleware, ErrorMiddleware, add_error_handlers
+from app.lifespan import lifespan
+from app.observability import RequestLogMiddleware, configure_logging
+from app.settings import Settings, load_settings
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the service from `settings`, by default the environment's. Opens nothing.
+
+    Raises:
+        SystemExit: if the environment is not valid; the message says what to mend.
+    """
+    settings = settings or load_settings()
+    configure_logging(settings.log_level, settings.log_format)
+
+    app = FastAPI(
+        title=TITLE,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.docs_enabled else None,
+    )
+    app.state.settings = settings
+
+    # The last one added is the first to see a request.
+    app.add_middleware(BodyLimitMiddleware, max_body_size=settings.max_body_size)
+    app.add_middleware(ErrorMiddleware)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+    )
+    app.add_middleware(RequestLogMiddleware, silent=health.router.prefix)
+    add_error_handlers(app)
+
+    app.include_router(health.router)
+
+    app.include_router(items.router)
+
+    return app
+
+
+app = create_app()

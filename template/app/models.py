@@ -1,0 +1,40 @@
+"""The base of every model."""
+
+import datetime
+import importlib
+import pkgutil
+
+from sqlalchemy import MetaData
+from sqlalchemy.orm import DeclarativeBase
+
+import app
+from app.database import UTCDateTime
+
+
+class Base(DeclarativeBase):
+    """Models are mapped here; Alembic compares their tables with the database."""
+
+    # Constraints without names of their own could not be altered or dropped by a migration.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+    type_annotation_map = {datetime.datetime: UTCDateTime}
+
+
+def utc_now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def load_metadata() -> MetaData:
+    """Import the `models` of every feature, and return the tables of all of them."""
+    for module in pkgutil.walk_packages(app.__path__, "app."):
+        if module.name.endswith(".models"):
+            importlib.import_module(module.name)
+    return Base.metadata

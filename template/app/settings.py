@@ -1,0 +1,91 @@
+"""Every environment variable of the service, read once at the start."""
+
+import sys
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt, ValidationError
+from pydantic_settings import NoDecode, SettingsConfigDict
+
+from app.database_settings import DatabaseSettings
+
+
+def split(value: object) -> object:
+    """Turn `a, b` into a list, since a list in an environment variable is separated by commas."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
+
+
+class Settings(DatabaseSettings):
+    """The environment, typed; `.env.example` explains each variable."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    log_level: Annotated[LogLevel, BeforeValidator(upper)] = "INFO"
+
+    log_format: Literal["text", "json"] = "text"
+
+    docs_enabled: bool = True
+
+    cors_origins: CommaSeparated = ()
+
+    allowed_hosts: CommaSeparated = ("*",)
+
+    max_body_size: PositiveInt = 1_048_576  # bytes
+
+    # SQLAlchemy's defaults, until the observed load says otherwise.
+    database_pool_size: PositiveInt = 5
+
+    database_max_overflow: Annotated[int, Field(ge=0)] = 10
+
+    # SQLAlchemy waits 30 s; by then the client has gone, and its retry waits as well.
+    database_pool_timeout: Annotated[float, Field(gt=0)] = 5
+
+    database_pool_recycle: Annotated[int, Field(ge=-1)] = -1  # seconds; -1: never
+
+    database_pool_pre_ping: bool = True
+
+    database_echo: bool = False
+
+    @cached_property
+    def engine_options(self) -> dict[str, Any]:
+        """What `create_async_engine` gets beside `driver_url`."""
+        return {
+            "pool_size": self.database_pool_size,
+            "max_overflow": self.database_max_overflow,
+            "pool_timeout": self.database_pool_timeout,
+            "pool_recycle": self.database_pool_recycle,
+            "pool_pre_ping": self.database_pool_pre_ping,
+            "echo": self.database_echo,
+            "hide_parameters": True,
+            "connect_args": self.connect_args,
+        }
+
+
+def load_settings() -> Settings:
+    """Read the environment and `.env`, or end the process with a message that shows no value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [
+            f"  {'_'.join(map(str, problem['loc'])).upper() or 'DATABASE_URL'}: "
+            + problem["msg"].removeprefix("Value error, ")
+            for problem in error.errors(include_input=False, include_context=False)
+        ]
+    print("Wrong settings:", *problems, "See .env.example.", sep="\n", file=sys.stderr)
+    raise SystemExit(1)

@@ -1,0 +1,212 @@
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx2 import ASGITransport, AsyncClient, Response
+from pydantic import BaseModel
+
+from app.main import create_app
+from app.sessions import ReaderDep
+from app.settings import Settings
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+class Login(BaseModel):
+    password: int
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
+    """A client of the service with three more routes, for what no real one should do."""
+
+    @app.post("/login")
+    async def login(login: Login) -> None: ...
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError("a secret")
+
+    @app.get("/slow")
+    async def slow() -> None:
+        raise TimeoutError
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+def check_problem(response: Response, status: int) -> dict[str, Any]:
+    problem: dict[str, Any] = response.json()
+    assert response.status_code == problem["status"] == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["request_id"] == response.headers["x-request-id"]
+    return problem
+
+
+async def test_an_unknown_path_is_a_problem(client: AsyncClient) -> None:
+    problem = check_problem(await client.get("/nowhere"), 404)
+
+    assert problem["title"] == "Not Found"
+
+
+async def test_a_wrong_method_is_a_problem_that_keeps_its_headers(client: AsyncClient) -> None:
+    response = await client.delete("/health/live")
+
+    check_problem(response, 405)
+    assert response.headers["allow"] == "GET"
+
+
+async def test_invalid_data_is_named_and_never_repeated(client: AsyncClient) -> None:
+    response = await client.post("/login", json={"password": "hunter2"})
+
+    problem = check_problem(response, 422)
+    assert [(error["in"], error["name"]) for error in problem["errors"]] == [("body", "password")]
+    assert "hunter2" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type"),
+    [
+        (b"{", "application/json"),
+        (b"\xff", "application/json"),
+        (b"", "application/json"),
+        (b'{"password": 1}', "text/plain"),
+        (b'{"password": 1}', ""),
+        (b"[" * 10_000, "application/json"),
+        (b"1" * 10_000, "application/json"),
+    ],
+)
+async def test_a_body_that_is_not_json_is_the_clients_error(
+    client: AsyncClient, content: bytes, content_type: str
+) -> None:
+    response = await client.post("/login", content=content, headers={"Content-Type": content_type})
+
+    assert response.status_code in {400, 422}
+    check_problem(response, response.status_code)
+
+
+async def test_a_body_over_the_limit_is_refused_when_it_is_announced(
+    client: AsyncClient, settings: Settings
+) -> None:
+    response = await client.post("/login", content=b" " * (settings.max_body_size + 1))
+
+    check_problem(response, 413)
+
+
+async def test_a_body_over_the_limit_is_refused_when_it_comes_in_chunks(
+    client: AsyncClient, settings: Settings
+) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(settings.max_body_size // 1000 + 1):
+            yield b" " * 1000
+
+    response = await client.post(
+        "/login", content=chunks(), headers={"Content-Type": "application/json"}
+    )
+
+    check_problem(response, 413)
+
+
+async def test_an_unhandled_error_is_logged_once_and_not_shown(
+    client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    response = await client.get("/broken")
+
+    check_problem(response, 500)
+    assert "secret" not in response.text
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == [
+        "unhandled error"
+    ]
+
+
+async def test_a_timeout_is_unavailability(client: AsyncClient) -> None:
+    response = await client.get("/slow")
+
+    check_problem(response, 503)
+    assert response.headers["retry-after"] == "1"
+
+
+async def test_an_exhausted_pool_is_unavailability(settings: Settings) -> None:
+    app = create_app(
+        settings.model_copy(
+            update={
+                "database_pool_size": 1,
+                "database_max_overflow": 0,
+                "database_pool_timeout": 0.1,
+            }
+        )
+    )
+
+    @app.get("/read")
+    async def read(reader: ReaderDep) -> None:
+        from app.health import VERSION
+
+        await reader.all(VERSION)
+
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        async with app.state.engine.connect():
+            exhausted = await client.get("/read")
+        recovered = await client.get("/read")
+
+    check_problem(exhausted, 503)
+    assert exhausted.headers["retry-after"] == "1"
+    assert recovered.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}, TRACE_ID),
+        ({"X-Request-ID": "order-7"}, "order-7"),
+        (
+            {"X-Request-ID": "order-7", "traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"},
+            TRACE_ID,
+        ),
+        ({"X-Request-ID": "order-7", "traceparent": "00-0-0-0"}, "order-7"),
+        ({"X-Request-ID": "two words\x7f"}, None),
+        ({"X-Request-ID": "a" * 129}, None),
+        ({"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}, None),
+        ({}, None),
+    ],
+)
+async def test_a_request_keeps_a_valid_id_and_gets_one_otherwise(
+    client: AsyncClient, headers: dict[str, str], expected: str | None
+) -> None:
+    given = (await client.get("/health/live", headers=headers)).headers["x-request-id"]
+
+    assert given == expected if expected else len(given) == 32
+
+
+async def test_each_request_but_a_probe_is_one_line_without_its_query(
+    client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    await client.get("/health/live")
+    await client.get("/health/ready")
+    await client.get("/now%0Ahere", params={"token": "hunter2"})
+
+    lines = [record.getMessage() for record in caplog.records if record.name == "app.access"]
+    assert len(lines) == 1
+    assert lines[0].startswith("GET /now%0Ahere 404 ")
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+async def test_each_line_carries_the_request_id(
+    settings: Settings, log_format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = create_app(settings.model_copy(update={"log_format": log_format}))
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        await client.get("/nowhere", headers={"X-Request-ID": "order-7"})
+
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "app.access" in line]
+    assert "order-7" in line
+    if log_format == "json":
+        record = json.loads(line)
+        assert (record["request_id"], record["status"]) == ("order-7", 404)

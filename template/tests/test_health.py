@@ -1,0 +1,69 @@
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+from alembic import command
+from fastapi import FastAPI
+from httpx2 import ASGITransport, AsyncClient
+
+from app.main import create_app
+from app.settings import Settings
+from tests.database import alembic
+
+
+async def serve(settings: Settings) -> AsyncGenerator[AsyncClient]:
+    app = create_app(settings)
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def unmigrated(empty: Settings) -> AsyncGenerator[AsyncClient]:
+    async for client in serve(empty):
+        yield client
+
+
+@pytest.fixture
+async def cut_off(away: Settings) -> AsyncGenerator[AsyncClient]:
+    async for client in serve(away):
+        yield client
+
+
+async def test_a_migrated_service_is_live_and_ready(client: AsyncClient) -> None:
+    assert (await client.get("/health/live")).status_code == 200
+    assert (await client.get("/health/ready")).json() == {"status": "ready"}
+
+
+async def test_a_service_is_not_ready_before_its_migrations(
+    unmigrated: AsyncClient, empty: Settings
+) -> None:
+    assert (await unmigrated.get("/health/ready")).status_code == 503
+
+    await asyncio.to_thread(command.upgrade, alembic(empty), "head")
+
+    assert (await unmigrated.get("/health/ready")).status_code == 200
+
+
+async def test_a_service_without_its_database_is_live_but_not_ready(cut_off: AsyncClient) -> None:
+    assert (await cut_off.get("/health/live")).status_code == 200
+
+    response = await cut_off.get("/health/ready")
+
+    assert response.status_code == 503
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+async def test_an_exhausted_pool_is_load_and_not_unreadiness(
+    app: FastAPI, client: AsyncClient, settings: Settings
+) -> None:
+    capacity = settings.database_pool_size + settings.database_max_overflow
+    connections = [await app.state.engine.connect() for _ in range(capacity)]
+
+    response = await client.get("/health/ready")
+
+    for connection in connections:
+        await connection.close()
+    assert response.json() == {"status": "busy"}

@@ -1,0 +1,37 @@
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.script import ScriptDirectory
+
+from app.settings import Settings
+from tests.database import alembic
+
+
+async def run(operation: Callable[..., Any], settings: Settings, *arguments: str) -> None:
+    await asyncio.to_thread(operation, alembic(settings), *arguments)
+
+
+async def test_the_models_have_no_change_without_a_migration(settings: Settings) -> None:
+    await run(command.check, settings)
+
+
+async def test_every_migration_can_be_taken_back_and_made_again(empty: Settings) -> None:
+    await run(command.upgrade, empty, "head")
+    await run(command.downgrade, empty, "base")
+    await run(command.upgrade, empty, "head")
+    await run(command.check, empty)
+
+
+async def test_there_is_one_newest_migration(empty: Settings) -> None:
+    assert len(ScriptDirectory.from_config(alembic(empty)).get_heads()) <= 1
+
+
+async def test_the_migrations_can_be_written_out_as_sql(
+    empty: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await asyncio.to_thread(command.upgrade, alembic(empty), "head", sql=True)
+
+    assert "alembic_version" in capsys.readouterr().out

@@ -1,0 +1,69 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from app.settings import Settings, load_settings
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "hunter2"),
+        ("DATABASE_URL", "mysql://user:hunter2@host/name"),
+        ("DATABASE_POOL_SIZE", "hunter2"),
+        ("DATABASE_POOL_SIZE", "0"),
+        ("DATABASE_POOL_TIMEOUT", "-1"),
+        ("LOG_LEVEL", "hunter2"),
+        ("LOG_FORMAT", "hunter2"),
+        ("MAX_BODY_SIZE", "1e"),
+    ],
+)
+def test_a_wrong_value_is_named_and_not_shown(
+    name: str,
+    value: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SystemExit) as stopped:
+        load_settings()
+
+    message = capsys.readouterr().err
+    assert stopped.value.code == 1
+    assert f"  {name}: " in message
+    assert "hunter2" not in message
+
+
+def test_a_wrong_value_ends_the_start_without_a_traceback() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import app.main"],
+        env=os.environ | {"LOG_LEVEL": "loud"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "LOG_LEVEL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_name_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMETHING_ELSE", "1")
+
+    load_settings()
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://b.example,")
+
+    assert Settings().cors_origins == ("https://a.example", "https://b.example")
+
+
+def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOG_LEVEL", "")
+
+    assert Settings().log_level == "INFO"

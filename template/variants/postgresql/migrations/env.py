@@ -1,0 +1,83 @@
+"""How Alembic reaches the database: by the service's own settings and models."""
+
+import asyncio
+from pathlib import Path
+from typing import Literal
+
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import Connection, NullPool
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from app.database import prepare
+from app.models import load_metadata
+from app.observability import configure_logging
+from app.settings import Settings, load_settings
+
+LOCK = 5_390_771_402  # an arbitrary number, the same in every replica
+LOCK_TIMEOUT = "5s"
+
+
+def get_settings() -> Settings:
+    settings: Settings | None = context.config.attributes.get("settings")
+    if settings is None:  # called from the command line
+        if Path(".postgres").is_dir():  # a checkout in which `poe dev` has run
+            from dev import find_database
+
+            find_database()
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+    return settings
+
+
+def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Literal[False]:
+    """Write the service's own column types into a new revision by their names."""
+    if kind != "type" or type(item).__module__ != "app.database":
+        return False
+    autogen.imports.add("from app import database")
+    return f"database.{type(item).__name__}()"
+
+
+def migrate(connection: Connection) -> None:
+    # Replicas that start together wait here for the first one. The lock ends with the connection.
+    connection.exec_driver_sql(f"SELECT pg_advisory_lock({LOCK})")
+    # A table lock that is not to be had soon is given up, or every request would queue behind it.
+    connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
+    connection.commit()
+
+    context.configure(
+        connection=connection, target_metadata=load_metadata(), render_item=render_item
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+async def run_online(settings: Settings) -> None:
+    # One connection, used once: a pool would only cost. And no time limit of the service's holds,
+    # since an index of a large table takes its time.
+    engine = create_async_engine(
+        settings.driver_url,
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={"timeout": settings.database_connect_timeout},
+    )
+    prepare(engine)
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+
+
+def run_offline(settings: Settings) -> None:
+    context.configure(
+        url=settings.driver_url,
+        target_metadata=load_metadata(),
+        literal_binds=True,
+        dialect_opts={"paramstyle": "named"},
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if context.is_offline_mode():
+    run_offline(get_settings())
+else:
+    asyncio.run(run_online(get_settings()))

@@ -1,0 +1,90 @@
+"""The tests' databases: each test has its own, cloned from a migrated one and dropped afterwards.
+
+They live on the server of `TEST_DATABASE_URL`, or on one that is started for this run. No other
+database than those made here is ever connected to, but the server's for `CREATE DATABASE`.
+"""
+
+import asyncio
+import os
+import secrets
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from pydantic import SecretStr
+from sqlalchemy import NullPool, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from app.settings import Settings
+from dev import start_postgres
+
+
+def start() -> None:
+    """Start a server for this run, unless there is one; pytest's parallel workers find it too."""
+    if "TEST_DATABASE_URL" not in os.environ:
+        data = Path(tempfile.mkdtemp(prefix="test-postgres-"))
+        os.environ["TEST_DATABASE_URL"] = start_postgres(data, cleanup_mode="delete")
+    os.environ["DATABASE_URL"] = os.environ["TEST_DATABASE_URL"]
+
+
+def settings_for(name: str) -> Settings:
+    url = Settings().driver_url.set(database=name)
+    return Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))
+
+
+def alembic(settings: Settings) -> Config:
+    """Return an Alembic configuration for the database of `settings`."""
+    return Config(toml_file="pyproject.toml", attributes={"settings": settings})
+
+
+@asynccontextmanager
+async def database(server: AsyncConnection, template: str) -> AsyncGenerator[str]:
+    name = f"test_{secrets.token_hex(8)}"
+    await server.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
+    try:
+        yield name
+    finally:
+        await server.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+async def server() -> AsyncGenerator[AsyncConnection]:
+    # One connection: no pool (E13).
+    engine = create_async_engine(
+        Settings().driver_url, isolation_level="AUTOCOMMIT", poolclass=NullPool
+    )
+    async with engine.connect() as connection:
+        yield connection
+
+
+@pytest.fixture(scope="session")
+async def migrated(server: AsyncConnection) -> AsyncGenerator[str]:
+    """A database with the newest schema, made once and cloned by each test."""
+    async with database(server, "template0") as name:
+        await asyncio.to_thread(command.upgrade, alembic(settings_for(name)), "head")
+        yield name
+
+
+@pytest.fixture
+async def settings(server: AsyncConnection, migrated: str) -> AsyncGenerator[Settings]:
+    """Settings with a migrated database that no other test sees."""
+    async with database(server, migrated) as name:
+        yield settings_for(name)
+
+
+@pytest.fixture
+async def empty(server: AsyncConnection) -> AsyncGenerator[Settings]:
+    """Settings with a database that has no schema yet."""
+    async with database(server, "template0") as name:
+        yield settings_for(name)
+
+
+@pytest.fixture
+def away() -> Settings:
+    """Settings with a server that can't be reached: nothing listens on port 1."""
+    url = Settings().driver_url.set(host="127.0.0.1", port=1, query={})
+    return Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))

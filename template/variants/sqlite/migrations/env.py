@@ -1,0 +1,85 @@
+"""How Alembic reaches the database: by the service's own settings and models."""
+
+import asyncio
+from typing import Any, Literal
+
+from alembic import context
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import Connection, NullPool, event
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from app.database import prepare
+from app.models import load_metadata
+from app.observability import configure_logging
+from app.settings import Settings, load_settings
+
+
+def get_settings() -> Settings:
+    settings: Settings | None = context.config.attributes.get("settings")
+    if settings is None:  # called from the command line
+        settings = load_settings()
+        configure_logging(settings.log_level, settings.log_format)
+    return settings
+
+
+def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Literal[False]:
+    """Write the service's own column types into a new revision by their names."""
+    if kind != "type" or type(item).__module__ != "app.database":
+        return False
+    autogen.imports.add("from app import database")
+    return f"database.{type(item).__name__}()"
+
+
+def migrate(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=load_metadata(),
+        render_item=render_item,
+        render_as_batch=True,  # most changes of a table mean a new table and a copy of the rows
+        transactional_ddl=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+        if orphans := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
+            raise RuntimeError(f"rows refer to rows that are not there: {orphans[:10]}")
+
+
+async def run_online(settings: Settings) -> None:
+    # One connection, used once: a pool would only cost.
+    engine = create_async_engine(
+        settings.driver_url,
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args=settings.connect_args,
+    )
+    prepare(engine)
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def connect(connection: Any, record: Any) -> None:
+        cursor = connection.cursor()
+        # Kept by the file from now on: readers and the writer do not wait for each other.
+        cursor.execute("PRAGMA journal_mode = WAL")
+        # Or the copy of a table would delete the rows that refer to it (ON DELETE CASCADE).
+        cursor.execute("PRAGMA foreign_keys = OFF")
+        cursor.close()
+
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+
+
+def run_offline(settings: Settings) -> None:
+    context.configure(
+        url=settings.driver_url,
+        target_metadata=load_metadata(),
+        literal_binds=True,
+        dialect_opts={"paramstyle": "named"},
+        transactional_ddl=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+if context.is_offline_mode():
+    run_offline(get_settings())
+else:
+    asyncio.run(run_online(get_settings()))

@@ -1,0 +1,51 @@
+"""The tests' databases: a file of its own for each test, under pytest's temporary folder."""
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.config import Config
+
+from app.settings import Settings
+
+
+def start() -> None:
+    """Nothing needs to run for the tests' files."""
+
+
+def settings_for(path: Path) -> Settings:
+    url = Settings().driver_url.set(database=str(path))
+    return Settings(database_url=url.render_as_string())
+
+
+def alembic(settings: Settings) -> Config:
+    """Return an Alembic configuration for the database of `settings`."""
+    return Config(toml_file="pyproject.toml", attributes={"settings": settings})
+
+
+@pytest.fixture(scope="session")
+async def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with the newest schema, made once and copied by each test."""
+    path = tmp_path_factory.mktemp("database") / "migrated.db"
+    await asyncio.to_thread(command.upgrade, alembic(settings_for(path)), "head")
+    return path
+
+
+@pytest.fixture
+def settings(migrated: Path, tmp_path: Path) -> Settings:
+    """Settings with a migrated database that no other test sees."""
+    return settings_for(Path(shutil.copy(migrated, tmp_path / "test.db")))
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Settings:
+    """Settings with a database that has no schema yet."""
+    return settings_for(tmp_path / "empty.db")
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Settings:
+    """Settings with a database that can't be reached: its folder is not there."""
+    return settings_for(tmp_path / "missing" / "test.db")
