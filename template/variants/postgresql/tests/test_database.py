@@ -1,0 +1,141 @@
+import asyncio
+import datetime
+import os
+from typing import Any
+
+import pytest
+from alembic import command
+from fastapi import FastAPI
+from pydantic import SecretStr, ValidationError
+from sqlalchemy import bindparam, select, text
+from sqlalchemy.exc import DBAPIError, StatementError
+
+from app.database import UTCDateTime, status_of
+from app.settings import Settings
+from tests.database import alembic
+
+PASSWORD = "p@ss:w/o#r?d%41&é "
+
+
+@pytest.fixture
+def no_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABASE_URL")
+
+
+@pytest.mark.usefixtures("no_url")
+@pytest.mark.parametrize(
+    ("given", "driver_url"),
+    [
+        ("postgres://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
+        ("postgresql://u:p@h:5433/d", "postgresql+asyncpg://u:p@h:5433/d"),
+        ("postgresql+asyncpg://u:p@h/d", "postgresql+asyncpg://u:p@h/d"),
+        ("postgresql://u:p@[::1]:5432/d", "postgresql+asyncpg://u:p@[::1]:5432/d"),
+        ("postgresql://u:p@h/d?sslmode=require", "postgresql+asyncpg://u:p@h/d?ssl=require"),
+        ("postgresql:///d?host=/run/pg", "postgresql+asyncpg:///d?host=%2Frun%2Fpg"),
+    ],
+)
+def test_a_url_is_normalised_to_asyncpgs(given: str, driver_url: str) -> None:
+    settings = Settings(database_url=SecretStr(given))
+
+    assert settings.driver_url.render_as_string(hide_password=False) == driver_url
+
+
+@pytest.mark.usefixtures("no_url")
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("db.example", "db.example"), ("::1", "::1"), ("/run/postgresql", None)],
+)
+def test_the_parts_make_a_url_whatever_the_password(host: str, expected: str | None) -> None:
+    url = Settings(
+        database_host=host,
+        database_user="user",
+        database_password=SecretStr(PASSWORD),
+        database_name="name",
+    ).driver_url
+
+    assert (url.drivername, url.host, url.password) == ("postgresql+asyncpg", expected, PASSWORD)
+
+
+@pytest.mark.usefixtures("no_url")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"database_host": "h", "database_user": "u"},
+        {"database_url": "postgresql://u:hunter2@h/d", "database_host": "h"},
+        {"database_url": "postgresql+psycopg2://u:hunter2@h/d"},
+        {"database_url": "postgresql+psycopg://u:hunter2@h/d"},
+        {"database_url": "oracle://u:hunter2@h/d"},
+        {"database_url": "postgresql://u:hunter2@h/d?sslkey=k"},
+        {"database_url": "postgresql://u:hunter2@h:port/d"},
+    ],
+    ids=repr,
+)
+def test_what_names_no_server_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(**wrong)
+
+    assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("no_url")
+def test_no_password_shows() -> None:
+    settings = Settings(database_url=SecretStr("postgresql://u:hunter2@h/d"))
+
+    assert "hunter2" not in f"{settings!r} {settings} {settings.driver_url!r} {settings.driver_url}"
+
+
+async def test_the_time_limits_reach_the_server(app: FastAPI) -> None:
+    async with app.state.engine.connect() as connection:
+        limits = [
+            (await connection.execute(text(f"SHOW {name}"))).scalar_one()
+            for name in ("statement_timeout", "idle_in_transaction_session_timeout")
+        ]
+
+    assert limits == ["5s", "1min"]
+
+
+@pytest.mark.parametrize(
+    ("statement", "status"),
+    [
+        ("SELECT pg_sleep(1)", 503),  # with a statement timeout of 10 ms
+        ("SELECT 'x'::integer", 422),
+        ("SELECT 1 / 0", 422),
+        ("SELECT * FROM nothing", 500),
+    ],
+)
+async def test_an_error_has_a_status(app: FastAPI, statement: str, status: int) -> None:
+    async with app.state.engine.connect() as connection:
+        await connection.execute(text("SET statement_timeout = 10"))
+        with pytest.raises(DBAPIError) as failed:
+            await connection.execute(text(statement))
+
+    assert status_of(failed.value) == status
+
+
+async def test_a_moment_is_stored_in_utc_and_needs_a_time_zone(app: FastAPI) -> None:
+    statement = select(bindparam("moment", type_=UTCDateTime))
+    tokyo = datetime.timezone(datetime.timedelta(hours=9))
+    moment = datetime.datetime(2026, 11, 24, 12, 0, 0, 123456, tokyo)
+
+    async with app.state.engine.connect() as connection:
+        stored = (await connection.execute(statement, {"moment": moment})).scalar_one()
+        with pytest.raises(StatementError):
+            await connection.execute(statement, {"moment": moment.replace(tzinfo=None)})
+
+    assert (stored, stored.utcoffset()) == (moment, datetime.timedelta(0))
+
+
+async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:
+    url = empty.driver_url.render_as_string(hide_password=False)
+
+    processes = [
+        await asyncio.create_subprocess_exec(
+            "alembic", "upgrade", "head", env=os.environ | {"DATABASE_URL": url}
+        )
+        for _ in range(4)
+    ]
+    codes = [await process.wait() for process in processes]
+
+    assert codes == [0] * 4
+    await asyncio.to_thread(command.check, alembic(empty))

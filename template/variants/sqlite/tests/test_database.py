@@ -1,0 +1,135 @@
+import asyncio
+import datetime
+import os
+import sqlite3
+
+import pytest
+from alembic import command
+from fastapi import FastAPI
+from pydantic import ValidationError
+from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, update
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+
+from app.database import UTCDateTime, status_of
+from app.main import create_app
+from app.sessions import Reader
+from app.settings import Settings
+from tests.database import alembic
+
+METADATA = MetaData()
+MOMENTS = Table("moments", METADATA, Column("moment", UTCDateTime))
+COUNTERS = Table("counters", METADATA, Column("value", Integer))
+
+
+@pytest.mark.parametrize(
+    ("given", "driver_url"),
+    [
+        ("sqlite:///./app.db", "sqlite+aiosqlite:///./app.db"),
+        ("sqlite+aiosqlite:////data/app.db", "sqlite+aiosqlite:////data/app.db"),
+    ],
+)
+def test_a_url_is_normalised_to_aiosqlites(given: str, driver_url: str) -> None:
+    assert Settings(database_url=given).driver_url.render_as_string() == driver_url
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "sqlite+pysqlite:///./app.db",
+        "sqlite+aiosqlite://",
+        "sqlite+aiosqlite:///:memory:",
+        "sqlite+aiosqlite:///./app.db?mode=memory",
+        "sqlite+aiosqlite://host/app.db",
+        "./app.db",
+    ],
+)
+def test_what_names_no_file_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(database_url=wrong)
+
+
+async def test_every_connection_enforces_foreign_keys(app: FastAPI) -> None:
+    async with app.state.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        await connection.execute(
+            text("CREATE TABLE children (parent_id INTEGER REFERENCES parents (id))")
+        )
+
+    for _ in range(3):
+        with pytest.raises(IntegrityError):
+            async with app.state.engine.begin() as connection:
+                await connection.execute(text("INSERT INTO children VALUES (1)"))
+
+
+async def test_no_update_is_lost_when_many_read_and_write(app: FastAPI) -> None:
+    async with app.state.engine.begin() as connection:
+        await connection.run_sync(METADATA.create_all)
+        await connection.execute(insert(COUNTERS).values(value=0))
+
+    async def count_up() -> None:
+        async with app.state.sessionmaker.begin() as session:
+            value = (await session.execute(select(COUNTERS.c.value))).scalar_one()
+            await session.execute(update(COUNTERS).values(value=value + 1))
+
+    await asyncio.gather(*(count_up() for _ in range(20)))
+
+    [row] = await app.state.reader.all(select(COUNTERS.c.value))
+    assert row.value == 20
+
+
+async def test_reads_go_on_during_another_process_write(app: FastAPI, settings: Settings) -> None:
+    reader: Reader = app.state.reader
+    path = settings.driver_url.database
+    assert path is not None
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+
+    try:
+        assert len(await reader.all(select(text("1")))) == 1
+    finally:
+        writer.close()
+
+
+async def test_a_file_that_stays_locked_is_unavailability(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"database_command_timeout": 0.01}))
+    path = settings.driver_url.database
+    assert path is not None
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+
+    async with app.router.lifespan_context(app):
+        with pytest.raises(DBAPIError) as failed:
+            async with app.state.engine.begin():
+                pass
+    writer.close()
+
+    assert status_of(failed.value) == 503
+
+
+async def test_a_moment_is_stored_in_utc_and_needs_a_time_zone(app: FastAPI) -> None:
+    tokyo = datetime.timezone(datetime.timedelta(hours=9))
+    moment = datetime.datetime(2026, 11, 24, 12, 0, 0, 123456, tokyo)
+
+    async with app.state.engine.begin() as connection:
+        await connection.run_sync(METADATA.create_all)
+        await connection.execute(insert(MOMENTS).values(moment=moment))
+        stored = (await connection.execute(select(MOMENTS.c.moment))).scalar_one()
+        with pytest.raises(StatementError):
+            await connection.execute(insert(MOMENTS).values(moment=moment.replace(tzinfo=None)))
+
+    assert (stored, stored.utcoffset()) == (moment, datetime.timedelta(0))
+
+
+async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:
+    url = empty.driver_url.render_as_string()
+
+    processes = [
+        await asyncio.create_subprocess_exec(
+            "alembic", "upgrade", "head", env=os.environ | {"DATABASE_URL": url}
+        )
+        for _ in range(4)
+    ]
+    codes = [await process.wait() for process in processes]
+
+    assert codes == [0] * 4
+    await asyncio.to_thread(command.check, alembic(empty))
