@@ -1,7 +1,12 @@
-"""`poe dev`: start a PostgreSQL, migrate it and serve, reloading on changes. Ctrl-C ends it all."""
+"""`poe dev`: start a PostgreSQL, migrate it and serve, reloading on changes. Ctrl-C ends it all.
+
+With `DATABASE_URL` (or its parts) in the environment or in `.env`, that server is used instead.
+Options are uvicorn's: `uv run poe dev --port 8001`.
+"""
 
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -39,4 +44,4 @@ def find_database() -> None:
 if __name__ == "__main__":
     find_database()
     command.upgrade(Config(toml_file="pyproject.toml"), "head")
-    uvicorn.run("app.main:app", reload=True, reload_dirs=["app"])
+    uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])

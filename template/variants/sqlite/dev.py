@@ -1,4 +1,9 @@
-"""`poe dev`: migrate the database and serve, reloading on changes. Ctrl-C ends it."""
+"""`poe dev`: migrate the database and serve, reloading on changes. Ctrl-C ends it.
+
+Options are uvicorn's: `uv run poe dev --port 8001`.
+"""
+
+import sys
 
 import uvicorn
 from alembic import command
@@ -6,4 +11,4 @@ from alembic.config import Config
 
 if __name__ == "__main__":
     command.upgrade(Config(toml_file="pyproject.toml"), "head")
-    uvicorn.run("app.main:app", reload=True, reload_dirs=["app"])
+    uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])
