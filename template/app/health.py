@@ -15,7 +15,7 @@ router = APIRouter(prefix="/health", tags=["health"])
 
 READY_TIMEOUT = 2.0  # seconds
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-VERSION = select(column("version_num", String)).select_from(table("alembic_version"))
+VERSIONS = select(column("version_num", String)).select_from(table("alembic_version"))
 
 
 @router.get("/live")
@@ -28,20 +28,17 @@ async def live() -> dict[str, str]:
 async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
     """Say whether requests can be served: the database answers, and its schema is up to date."""
     state = request.app.state
-    capacity = state.settings.database_pool_size + state.settings.database_max_overflow
-    if state.engine.pool.checkedout() >= capacity:
+    if state.engine.pool.checkedout() >= state.settings.database_capacity:
         # Load is no reason to be taken out of service, or all replicas would go together.
         return {"status": "busy"}
     try:
         async with asyncio.timeout(READY_TIMEOUT):
-            expected = await asyncio.to_thread(heads)
-            current = {row.version_num for row in await reader.all(VERSION)}
+            versions = {row.version_num for row in await reader.all(VERSIONS)}
+            up_to_date = versions == await asyncio.to_thread(heads)
     except (SQLAlchemyError, TimeoutError):
-        raise HTTPException(
-            status.HTTP_503_SERVICE_UNAVAILABLE,
-            "The database does not answer, or has no schema yet.",
-        ) from None
-    if current != expected:
+        detail = "The database does not answer, or has no schema yet."
+        raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail) from None
+    if not up_to_date:
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, "The schema is not up to date.")
     return {"status": "ready"}
 
@@ -49,7 +46,7 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
 @cache
 def heads() -> set[str]:
     """Read the newest revisions from the migrations' files."""
-    # Alembic costs a tenth of the start and is asked once: import it then.
+    # Alembic would take a tenth of the start, and is asked once: import it then.
     from alembic.script import ScriptDirectory
 
     return set(ScriptDirectory(str(MIGRATIONS)).get_heads())

@@ -24,12 +24,11 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     Nothing connects here: a service whose database is away starts, says so at `/health/ready`,
     and heals by itself. Another resource joins the same stack and is released in reverse order.
     """
-    settings: Settings = app.state.settings
     async with AsyncExitStack() as stack:
+        settings: Settings = app.state.settings
         engine = create_async_engine(settings.driver_url, **settings.engine_options)
         stack.push_async_callback(dispose, engine)
         prepare(engine)
-
         app.state.engine = engine
         app.state.sessionmaker = async_sessionmaker(
             engine, expire_on_commit=False, close_resets_only=False
@@ -44,7 +43,6 @@ async def dispose(engine: AsyncEngine) -> None:
         # On a silent network each idle connection would wait for a time limit of its own.
         async with asyncio.timeout(DISPOSE_TIMEOUT):
             await engine.dispose()
+        logger.info("engine disposed of")
     except TimeoutError:
         logger.warning("the database did not answer; its connections were left to the system")
-    else:
-        logger.info("engine disposed of")

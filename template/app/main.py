@@ -5,11 +5,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app import DESCRIPTION, TITLE
-from app.errors import BodyLimitMiddleware, ErrorMiddleware, add_error_handlers
+from app.errors import add_error_handlers
 from app.health import router as health
 from app.items import router as items
 from app.lifespan import lifespan
-from app.observability import RequestLogMiddleware, configure_logging
+from app.middleware import limit_bodies, trace_requests
+from app.observability import configure_logging
 from app.settings import Settings, load_settings
 
 
@@ -31,19 +32,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.settings = settings
 
     # The last one added is the first to see a request.
-    app.add_middleware(BodyLimitMiddleware, max_body_size=settings.max_body_size)
-    app.add_middleware(ErrorMiddleware)
+    app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(trace_requests, silent=health.prefix)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
+            allow_methods=("*",),
+            allow_headers=("*",),
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
-    app.add_middleware(RequestLogMiddleware, silent=health.prefix)
+
     add_error_handlers(app)
 
     app.include_router(health)

@@ -1,13 +1,10 @@
 """The base of every model."""
 
 import datetime
-import importlib
-import pkgutil
 
 from sqlalchemy import MetaData
 from sqlalchemy.orm import DeclarativeBase
 
-import app
 from app.database import UTCDateTime
 
 
@@ -30,11 +27,3 @@ class Base(DeclarativeBase):
 
 def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
-
-
-def load_metadata() -> MetaData:
-    """Import the `models` of every feature, and return the tables of all of them."""
-    for module in pkgutil.walk_packages(app.__path__, "app."):
-        if module.name.endswith(".models"):
-            importlib.import_module(module.name)
-    return Base.metadata

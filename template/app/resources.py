@@ -9,11 +9,9 @@ from pydantic import BeforeValidator, Field, StringConstraints
 MAX_ID = 2**63 - 1
 
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
-"""A 64-bit key; a greater one would be an error in the driver."""
-
-Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
-"""Text that every database can store: PostgreSQL has no NUL."""
-
+Text = Annotated[
+    str, StringConstraints(pattern=r"^[^\x00]*$")
+]  # no NUL: not every database stores it
 IfMatch = Annotated[str | None, Header()]
 
 
@@ -28,12 +26,9 @@ def require_match(if_match: str | None, version: int) -> None:
     Raises:
         HTTPException: 412, if the client knows another version than the current one.
     """
-    if if_match is None or if_match.strip() == "*":
-        return
-    if etag(version) not in (tag.strip() for tag in if_match.split(",")):
-        raise HTTPException(
-            status.HTTP_412_PRECONDITION_FAILED, f"The version is {etag(version)} now."
-        )
+    tags = [tag.strip() for tag in (if_match or "*").split(",")]
+    if tags != ["*"] and etag(version) not in tags:
+        raise HTTPException(status.HTTP_412_PRECONDITION_FAILED)
 
 
 def encode_cursor(key: int) -> str:
@@ -41,7 +36,7 @@ def encode_cursor(key: int) -> str:
     return urlsafe_b64encode(key.to_bytes(8)).rstrip(b"=").decode()
 
 
-def decode_cursor(text: object) -> int:
+def decode_cursor(text: str) -> int:
     try:
         key = int.from_bytes(urlsafe_b64decode(f"{text}="))
     except ValueError:
@@ -52,4 +47,3 @@ def decode_cursor(text: object) -> int:
 
 
 Cursor = Annotated[int, BeforeValidator(decode_cursor, json_schema_input_type=str)]
-"""The key after which a page begins, from a `next_cursor`."""

@@ -1,24 +1,24 @@
 """Every environment variable of the service, read once at the start."""
 
 import sys
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, ValidationError
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from app.database_settings import DatabaseSettings
 
 
-def split(value: object) -> object:
-    """Turn `a, b` into a list, since a list in an environment variable is separated by commas."""
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return value
-
-
-def upper(value: object) -> object:
-    return value.upper() if isinstance(value, str) else value
+def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    items = value.split(",") if isinstance(value, str) else value
+    return tuple(item.strip() for item in items if item.strip())
 
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)]
@@ -36,33 +36,29 @@ class Settings(DatabaseSettings):
         hide_input_in_errors=True,
     )
 
-    log_level: Annotated[LogLevel, BeforeValidator(upper)] = "INFO"
-
+    log_level: Annotated[LogLevel, BeforeValidator(str.upper)] = "INFO"
     log_format: Literal["text", "json"] = "text"
 
     docs_enabled: bool = True
-
     cors_origins: CommaSeparated = ()
-
     allowed_hosts: CommaSeparated = ("*",)
-
     max_body_size: PositiveInt = 1_048_576  # bytes
 
-    # SQLAlchemy's defaults, until the observed load says otherwise.
+    # SQLAlchemy's defaults until observed load says otherwise, but for the pool's timeout: after
+    # SQLAlchemy's 30 s the client has gone, and its retry waits as well.
     database_pool_size: PositiveInt = 5
-
-    database_max_overflow: Annotated[int, Field(ge=0)] = 10
-
-    # SQLAlchemy waits 30 s; by then the client has gone, and its retry waits as well.
-    database_pool_timeout: Annotated[float, Field(gt=0)] = 5
-
+    database_max_overflow: NonNegativeInt = 10
+    database_pool_timeout: PositiveFloat = 5  # seconds
     database_pool_recycle: Annotated[int, Field(ge=-1)] = -1  # seconds; -1: never
-
     database_pool_pre_ping: bool = True
-
     database_echo: bool = False
 
-    @cached_property
+    @property
+    def database_capacity(self) -> int:
+        """The connections that this process opens at the most."""
+        return self.database_pool_size + self.database_max_overflow
+
+    @property
     def engine_options(self) -> dict[str, Any]:
         """What `create_async_engine` gets beside `driver_url`."""
         return {

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel
 
+from app.health import VERSIONS
 from app.main import create_app
 from app.sessions import ReaderDep
 from app.settings import Settings
@@ -142,9 +143,7 @@ async def test_an_exhausted_pool_is_unavailability(settings: Settings) -> None:
 
     @app.get("/read")
     async def read(reader: ReaderDep) -> None:
-        from app.health import VERSION
-
-        await reader.all(VERSION)
+        await reader.all(VERSIONS)
 
     async with (
         app.router.lifespan_context(app),

@@ -59,8 +59,7 @@ async def test_a_service_without_its_database_is_live_but_not_ready(cut_off: Asy
 async def test_an_exhausted_pool_is_load_and_not_unreadiness(
     app: FastAPI, client: AsyncClient, settings: Settings
 ) -> None:
-    capacity = settings.database_pool_size + settings.database_max_overflow
-    connections = [await app.state.engine.connect() for _ in range(capacity)]
+    connections = [await app.state.engine.connect() for _ in range(settings.database_capacity)]
 
     response = await client.get("/health/ready")
 

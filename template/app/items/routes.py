@@ -59,7 +59,7 @@ async def list_items(
 
 @router.get("/{item_id}", response_model=ItemRead, responses=problems(status.HTTP_404_NOT_FOUND))
 async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> Row[*tuple[Any, ...]]:
-    item = await reader.one_or_none(ITEM, id=item_id)
+    item = await reader.first(ITEM, id=item_id)
     if item is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND)
     response.headers["ETag"] = etag(item.version)

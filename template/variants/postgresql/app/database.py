@@ -3,7 +3,6 @@
 import datetime
 from typing import Any
 
-from fastapi import status
 from sqlalchemy import BigInteger, DateTime, Dialect, TypeDecorator, event
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -12,18 +11,20 @@ READ_OPTIONS: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
 """Execution options under which a statement runs outside a transaction: one round trip, not three."""
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
-INVALID = ("22", "23502", "23514")  # data exceptions; not-null and check constraints
-CONFLICT = ("23",)
-UNAVAILABLE = (
-    "08",  # connection lost
-    "25006",  # read-only: a demoted primary
-    "28",  # login refused
-    "3D000",  # no such database
-    "40",  # deadlock, serialization failure
-    "53",  # out of connections, memory or disk
-    "55P03",  # lock timeout
-    "57",  # statement timeout, shutdown
-)
+STATUSES = {
+    "22": 422,  # data exception
+    "23502": 422,  # not-null constraint
+    "23514": 422,  # check constraint
+    "23": 409,  # other constraints
+    "08": 503,  # connection lost
+    "25006": 503,  # read-only: a demoted primary
+    "28": 503,  # login refused
+    "3D000": 503,  # no such database
+    "40": 503,  # deadlock, serialization failure
+    "53": 503,  # out of connections, memory or disk
+    "55P03": 503,  # lock timeout
+    "57": 503,  # statement timeout, shutdown
+}
 
 
 class BigIntegerKey(BigInteger):
@@ -60,13 +61,7 @@ def prepare(engine: AsyncEngine) -> None:
 
 def status_of(error: DBAPIError) -> int:
     """Return the status of a response to a request whose statement failed with `error`."""
-    sqlstate = getattr(error.orig, "sqlstate", None) or ""
     if isinstance(error, OperationalError) or error.connection_invalidated:
-        return status.HTTP_503_SERVICE_UNAVAILABLE
-    if sqlstate.startswith(UNAVAILABLE):
-        return status.HTTP_503_SERVICE_UNAVAILABLE
-    if sqlstate.startswith(INVALID):
-        return status.HTTP_422_UNPROCESSABLE_CONTENT
-    if sqlstate.startswith(CONFLICT):
-        return status.HTTP_409_CONFLICT
-    return status.HTTP_500_INTERNAL_SERVER_ERROR
+        return 503
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    return next((code for state, code in STATUSES.items() if sqlstate.startswith(state)), 500)

@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, PositiveFloat, SecretStr, model_validator
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -20,32 +20,19 @@ class DatabaseSettings(BaseSettings):
     """`DATABASE_URL`, or its parts."""
 
     database_url: SecretStr | None = None
-
     database_host: str | None = None
-
     database_port: Annotated[int, Field(ge=1, le=65535)] = 5432
-
     database_user: str | None = None
-
     database_password: SecretStr | None = None
-
     database_name: str | None = None
 
     # asyncpg waits 60 s for a connection and for ever for an answer: on a silent network that is
-    # a request that never ends. Seconds, each.
-    database_connect_timeout: Annotated[float, Field(gt=0)] = 3
-
-    database_command_timeout: Annotated[float, Field(gt=0)] = 5
-
-    @field_validator("database_url")
-    @classmethod
-    def check_url(cls, secret: SecretStr | None) -> SecretStr | None:
-        if secret is not None:
-            parse(secret.get_secret_value())
-        return secret
+    # a request that never ends. Seconds.
+    database_connect_timeout: PositiveFloat = 3
+    database_command_timeout: PositiveFloat = 5
 
     @model_validator(mode="after")
-    def check_place(self) -> Self:
+    def check(self) -> Self:
         parts = (self.database_host, self.database_user, self.database_name)
         if self.database_url is None and None in parts:
             raise ValueError(
@@ -54,6 +41,7 @@ class DatabaseSettings(BaseSettings):
             )
         if self.database_url is not None and any((*parts, self.database_password)):
             raise ValueError("set together with its parts (DATABASE_HOST …); set one or the other")
+        _ = self.driver_url  # raises, if it can't be built
         return self
 
     @cached_property
@@ -61,18 +49,12 @@ class DatabaseSettings(BaseSettings):
         """`postgresql+asyncpg://…`; its `str()` and `repr()` mask the password."""
         if self.database_url is not None:
             return parse(self.database_url.get_secret_value())
-        host, port = self.database_host or "", self.database_port
-        password = self.database_password
-        socket = host.startswith("/")  # the folder of a Unix socket
-        return URL.create(
-            DRIVER,
-            username=self.database_user,
-            password=password.get_secret_value() if password else None,
-            host=None if socket else host,
-            port=None if socket else port,
-            database=self.database_name,
-            query={"host": host, "port": str(port)} if socket else {},
-        )
+        password = self.database_password.get_secret_value() if self.database_password else None
+        url = URL.create(DRIVER, self.database_user, password, database=self.database_name)
+        host, port = str(self.database_host), self.database_port
+        if host.startswith("/"):  # the folder of a Unix socket
+            return url.set(query={"host": host, "port": str(port)})
+        return url.set(host=host, port=port)
 
     @property
     def connect_args(self) -> dict[str, Any]:
@@ -90,9 +72,7 @@ class DatabaseSettings(BaseSettings):
 
 
 def parse(text: str) -> URL:
-    """Normalise a PostgreSQL URL to asyncpg's.
-
-    Takes `postgres://` and libpq's `sslmode` too, since providers hand them out.
+    """Make asyncpg's URL of one that a provider hands out (`postgres://`, libpq's `sslmode`).
 
     Raises:
         ValueError: with a reason that repeats nothing of `text` but its scheme and parameters.
@@ -103,9 +83,7 @@ def parse(text: str) -> URL:
         raise ValueError(f"not a URL; write {EXAMPLE}") from None
     if url.drivername not in {"postgres", "postgresql", DRIVER}:
         raise ValueError(f"{url.drivername} is not asyncpg; write {EXAMPLE}")
-    query = dict(url.query)
-    if "sslmode" in query:
-        query["ssl"] = query.pop("sslmode")
+    query = {"ssl" if name == "sslmode" else name: value for name, value in url.query.items()}
     if unknown := query.keys() - URL_PARAMETERS:
         raise ValueError(f"asyncpg knows no parameter {', '.join(sorted(unknown))}; remove it")
     return url.set(drivername=DRIVER, query=query)

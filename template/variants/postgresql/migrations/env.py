@@ -10,9 +10,9 @@ from sqlalchemy import Connection, NullPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.database import prepare
-from app.models import load_metadata
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
+from migrations.metadata import metadata
 
 LOCK = 5_390_771_402  # an arbitrary number, the same in every replica
 LOCK_TIMEOUT = "5s"
@@ -45,9 +45,7 @@ def migrate(connection: Connection) -> None:
     connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
     connection.commit()
 
-    context.configure(
-        connection=connection, target_metadata=load_metadata(), render_item=render_item
-    )
+    context.configure(connection=connection, target_metadata=metadata, render_item=render_item)
     with context.begin_transaction():
         context.run_migrations()
 
@@ -69,7 +67,7 @@ async def run_online(settings: Settings) -> None:
 def run_offline(settings: Settings) -> None:
     context.configure(
         url=settings.driver_url,
-        target_metadata=load_metadata(),
+        target_metadata=metadata,
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
     )

@@ -5,7 +5,6 @@ import logging
 import sqlite3
 from typing import Any
 
-from fastapi import status
 from sqlalchemy import Connection, DateTime, Dialect, Integer, TypeDecorator, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -14,17 +13,19 @@ READ_OPTIONS: dict[str, Any] = {"sqlite_begin": None}
 """Execution options under which a statement runs outside a transaction and takes no lock."""
 
 # Result codes, https://sqlite.org/rescode.html
-INVALID = {sqlite3.SQLITE_CONSTRAINT_NOTNULL, sqlite3.SQLITE_CONSTRAINT_CHECK}
-UNAVAILABLE = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_LOCKED,
-    sqlite3.SQLITE_NOMEM,
-    sqlite3.SQLITE_READONLY,
-    sqlite3.SQLITE_IOERR,
-    sqlite3.SQLITE_CORRUPT,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_NOTADB,
+STATUSES = {
+    sqlite3.SQLITE_CONSTRAINT_NOTNULL: 422,
+    sqlite3.SQLITE_CONSTRAINT_CHECK: 422,
+    sqlite3.SQLITE_CONSTRAINT: 409,
+    sqlite3.SQLITE_BUSY: 503,
+    sqlite3.SQLITE_LOCKED: 503,
+    sqlite3.SQLITE_NOMEM: 503,
+    sqlite3.SQLITE_READONLY: 503,
+    sqlite3.SQLITE_IOERR: 503,
+    sqlite3.SQLITE_CORRUPT: 503,
+    sqlite3.SQLITE_FULL: 503,
+    sqlite3.SQLITE_CANTOPEN: 503,
+    sqlite3.SQLITE_NOTADB: 503,
 }
 
 
@@ -78,11 +79,4 @@ def prepare(engine: AsyncEngine) -> None:
 def status_of(error: DBAPIError) -> int:
     """Return the status of a response to a request whose statement failed with `error`."""
     code = getattr(error.driver_exception, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    primary = code & 0xFF  # the low byte of an extended code
-    if primary in UNAVAILABLE:
-        return status.HTTP_503_SERVICE_UNAVAILABLE
-    if code in INVALID:
-        return status.HTTP_422_UNPROCESSABLE_CONTENT
-    if primary == sqlite3.SQLITE_CONSTRAINT:
-        return status.HTTP_409_CONFLICT
-    return status.HTTP_500_INTERNAL_SERVER_ERROR
+    return STATUSES.get(code) or STATUSES.get(code & 0xFF, 500)  # the low byte: the primary code

@@ -1,9 +1,9 @@
 """Where the SQLite file is, and how long to wait for it: the only builder of the driver URL."""
 
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Any, Self
 
-from pydantic import Field, field_validator
+from pydantic import PositiveFloat, model_validator
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -18,13 +18,12 @@ class DatabaseSettings(BaseSettings):
     database_url: str = EXAMPLE
 
     # Seconds that a statement waits for a file which another connection has locked.
-    database_command_timeout: Annotated[float, Field(gt=0)] = 5
+    database_command_timeout: PositiveFloat = 5
 
-    @field_validator("database_url")
-    @classmethod
-    def check_url(cls, text: str) -> str:
-        parse(text)
-        return text
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        _ = self.driver_url  # raises, if it can't be built
+        return self
 
     @cached_property
     def driver_url(self) -> URL:
@@ -38,7 +37,7 @@ class DatabaseSettings(BaseSettings):
 
 
 def parse(text: str) -> URL:
-    """Normalise a SQLite URL to aiosqlite's.
+    """Make aiosqlite's URL of a SQLite URL.
 
     Raises:
         ValueError: with a reason that repeats nothing of `text` but its scheme and parameters.

@@ -9,9 +9,9 @@ from sqlalchemy import Connection, NullPool, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.database import prepare
-from app.models import load_metadata
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
+from migrations.metadata import metadata
 
 
 def get_settings() -> Settings:
@@ -33,7 +33,7 @@ def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Liter
 def migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
-        target_metadata=load_metadata(),
+        target_metadata=metadata,
         render_item=render_item,
         render_as_batch=True,  # most changes of a table mean a new table and a copy of the rows
         transactional_ddl=True,
@@ -70,7 +70,7 @@ async def run_online(settings: Settings) -> None:
 def run_offline(settings: Settings) -> None:
     context.configure(
         url=settings.driver_url,
-        target_metadata=load_metadata(),
+        target_metadata=metadata,
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
         transactional_ddl=True,

@@ -1,0 +1,72 @@
+"""What surrounds every request: pure ASGI, since `BaseHTTPMiddleware` costs more than a route."""
+
+import logging
+import time
+
+from fastapi import HTTPException, status
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import problem
+from app.observability import identify, request_id
+
+access_logger = logging.getLogger("app.access")
+error_logger = logging.getLogger("app.errors")
+
+
+def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
+    """Give each request its id, log one line, and answer 500 to an error that nobody handled.
+
+    Paths below `silent` are not logged: an orchestrator asks for them all the time.
+    """
+
+    async def traced(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+
+        start = time.perf_counter()
+        # The path as it was sent: still encoded, so that it can't break the line. No query: people
+        # put secrets there.
+        line = {"method": scope["method"], "path": scope["raw_path"].decode("latin-1"), "status": 0}
+        current = identify(Headers(scope=scope))
+        request_id.set(current)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                line["status"] = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = current
+            await send(message)
+
+        try:
+            await app(scope, receive, send_with_id)
+        except Exception:
+            # Starlette would answer outside of every middleware, and the server log it once more.
+            error_logger.exception("unhandled error")
+            if line["status"]:
+                raise  # too late for an answer: the server cuts the connection
+            await problem(status.HTTP_500_INTERNAL_SERVER_ERROR)(scope, receive, send_with_id)
+        finally:
+            if not scope["path"].startswith(silent):
+                line["milliseconds"] = round((time.perf_counter() - start) * 1000, 1)
+                access_logger.info("%s %s %s %s ms", *line.values(), extra=line)
+
+    return traced
+
+
+def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
+    """Answer 413 when a request's body turns out to have more than `max_body_size` bytes."""
+
+    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+        size = 0
+
+        async def receive_counting() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > max_body_size:
+                raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE)
+            return message
+
+        await app(scope, receive_counting, send)
+
+    return limited
