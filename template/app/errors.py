@@ -59,7 +59,7 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, validation_error)
-    # The last is asyncpg's … and whatever else took too long.
+    # The last is the driver's, or that of whatever else took too long.
     for kind in (DBAPIError, StaleDataError, PoolTimeoutError, TimeoutError):
         app.add_exception_handler(kind, database_error)
 

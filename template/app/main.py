@@ -2,14 +2,13 @@
 
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app import DESCRIPTION, TITLE
 from app.errors import add_error_handlers
 from app.health import router as health
 from app.items import router as items
 from app.lifespan import lifespan
-from app.middleware import limit_bodies, trace_requests
+from app.middleware import check_hosts, limit_bodies, trace_requests
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
 
@@ -34,7 +33,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     # The last one added is the first to see a request.
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts)
+        app.add_middleware(check_hosts, allowed_hosts=settings.allowed_hosts, exempt=health.prefix)
     app.add_middleware(trace_requests, silent=health.prefix)
     if settings.cors_origins:
         app.add_middleware(

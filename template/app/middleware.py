@@ -2,9 +2,11 @@
 
 import logging
 import time
+from collections.abc import Collection
+from fnmatch import fnmatchcase
 
 from fastapi import HTTPException, status
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import URL, Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import problem
@@ -70,3 +72,19 @@ def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
         await app(scope, receive_counting, send)
 
     return limited
+
+
+def check_hosts(app: ASGIApp, allowed_hosts: Collection[str], exempt: str) -> ASGIApp:
+    """Answer 400 to a host name that matches no pattern; probes, below `exempt`, use addresses."""
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith(exempt):
+            host = URL(scope=scope).hostname or ""
+            if not any(fnmatchcase(host, allowed) for allowed in allowed_hosts):
+                response = problem(
+                    status.HTTP_400_BAD_REQUEST, "This host name is not served here."
+                )
+                return await response(scope, receive, send)
+        await app(scope, receive, send)
+
+    return checked

@@ -30,6 +30,7 @@ def configure_logging(level: str, log_format: Literal["text", "json"]) -> None:
     root.setLevel(level)
     root.handlers = [other for other in root.handlers if other.name != handler.name] + [handler]
 
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # app.access takes its place

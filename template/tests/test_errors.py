@@ -159,6 +159,49 @@ async def test_an_exhausted_pool_is_unavailability(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("api.example.com", 200),
+        ("API.example.com:8000", 200),
+        ("example.com", 400),
+        ("api.example.com.evil", 400),
+        ("evil", 400),
+        ("", 400),
+    ],
+)
+async def test_only_allowed_hosts_are_served_but_for_probes(
+    settings: Settings, host: str, status: int
+) -> None:
+    app = create_app(settings.model_copy(update={"allowed_hosts": ("*.example.com",)}))
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        response = await client.get("/openapi.json", headers={"Host": host})
+        probe = await client.get("/health/live", headers={"Host": host})
+
+    assert response.status_code == status
+    if status == 400:
+        check_problem(response, status)
+    assert probe.status_code == 200
+
+
+async def test_browsers_may_call_from_the_origins_that_are_named(settings: Settings) -> None:
+    origin = "https://app.example"
+    app = create_app(settings.model_copy(update={"cors_origins": (origin,)}))
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        allowed = await client.get("/nowhere", headers={"Origin": origin})
+        other = await client.get("/nowhere", headers={"Origin": "https://evil.example"})
+
+    assert allowed.headers["access-control-allow-origin"] == origin
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_the_documentation_can_be_turned_off(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"docs_enabled": False}))
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        for path in ("/docs", "/redoc", "/openapi.json"):
+            check_problem(await client.get(path), 404)
+
+
+@pytest.mark.parametrize(
     ("headers", "expected"),
     [
         ({"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}, TRACE_ID),

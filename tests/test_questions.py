@@ -1,0 +1,170 @@
+"""What Copier asks, accepts and refuses; and that an accepted answer comes out whole."""
+
+import ast
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tests.services import DATABASES, environment, render, text_files
+
+# Letters, marks, numbers, punctuation, symbols, spaces, and invisible formatting such as U+202E.
+LINE = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1)
+NAME = LINE.map(lambda text: text[:64].strip()).filter(bool)
+DESCRIPTION = LINE.map(lambda text: text[:200].strip()).filter(bool)
+
+
+def copy(template: Path, folder: Path, *answers: str) -> subprocess.CompletedProcess[str]:
+    """Call Copier as its user does."""
+    command = [sys.executable, "-m", "copier", "copy", "--defaults", str(template), str(folder)]
+    for answer in answers:
+        command += ["--data", answer]
+    return subprocess.run(
+        command, env=environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_no_answers_give_the_default_service(template: Path, tmp_path: Path) -> None:
+    done = copy(template, tmp_path / "service")
+
+    assert done.returncode == 0, done.stderr
+    assert "uv run poe dev" in done.stderr
+    answers = yaml.safe_load((tmp_path / "service/.copier-answers.yml").read_text())
+    assert answers == {
+        "_commit": "999.0.0",
+        "_src_path": str(template),
+        "database": "sqlite",
+        "description": "An HTTP service that keeps items in a database.",
+        "project_name": "My Service",
+        "project_slug": "my-service",
+    }
+
+
+def test_nobody_is_asked_to_trust(template: Path) -> None:
+    settings = yaml.safe_load((template / "copier.yml").read_text())
+
+    assert not settings.keys() & {"_tasks", "_migrations", "_jinja_extensions"}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "project_name=",
+        "project_name=   ",
+        "project_name= padded",
+        "project_name=two\nlines",
+        "project_name=nul\x01",
+        "project_name=separator\u2028",
+        f"project_name={'a' * 65}",
+        "description=",
+        "description=two\nlines",
+        f"description={'a' * 201}",
+        "database=oracle",
+        "database=",
+        "database=PostgreSQL",
+        "project_slug=",
+        "project_slug=My-Service",
+        "project_slug=my_service",
+        "project_slug=-service",
+        "project_slug=service-",
+        "project_slug=my--service",
+        "project_slug=7up",
+        "project_slug=../escape",
+        "project_slug=naïve",
+        "project_slug=service\n",
+        f"project_slug={'a' * 51}",
+        "project_slug=fastapi",
+        "project_slug=greenlet",
+        "project_slug=pytest",
+    ],
+)
+def test_a_bad_answer_is_refused_by_name_and_nothing_is_written(
+    template: Path, tmp_path: Path, answer: str
+) -> None:
+    folder = tmp_path / "service"
+
+    done = copy(template, folder, answer)
+
+    assert done.returncode != 0
+    assert answer.split("=")[0] in done.stderr
+    assert not folder.exists() or not any(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("Order Service", "order-service"),
+        ("  3D -- Printing!".strip(), "d-printing"),
+        ("FastAPI", "fastapi-service"),
+        ("Café", "caf"),
+        ("服务", "service"),
+        ("a" * 64, "a" * 42),
+        (f"{'a' * 41} b", "a" * 41),
+    ],
+)
+def test_any_name_makes_a_slug(template: Path, tmp_path: Path, name: str, slug: str) -> None:
+    folder = render(template, tmp_path / "service", project_name=name)
+
+    assert tomllib.loads((folder / "pyproject.toml").read_text())["project"]["name"] == slug
+
+
+def check_whole(folder: Path, answers: dict[str, Any]) -> None:
+    """Check that every file parses, and that the answers are in them as they were given."""
+    files = text_files(folder)
+    assert yaml.safe_load(files[".copier-answers.yml"]).items() >= answers.items()
+    project = tomllib.loads(files["pyproject.toml"])["project"]
+    assert project["description"] == answers["description"]
+    constants = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in ast.parse(files["app/__init__.py"]).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert constants["TITLE"] == answers["project_name"]
+    assert constants["DESCRIPTION"] == answers["description"]
+    title, _, description = files["README.md"].split("\n")[:3]
+    assert unescape(title.removeprefix("# ")) == answers["project_name"]
+    assert unescape(description) == answers["description"]
+    for name, text in files.items():
+        if name.endswith(".py"):
+            ast.parse(text)
+        elif name.endswith((".yml", ".yaml")):
+            yaml.safe_load(text)
+
+
+def unescape(markdown: str) -> str:
+    text = ""
+    characters = iter(markdown)
+    for character in characters:
+        text += next(characters) if character == "\\" else character
+    return text
+
+
+@pytest.mark.parametrize("database", DATABASES)
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(name=NAME, description=DESCRIPTION)
+@example(name="yes", description="1e3")
+@example(name="null", description="~")
+@example(name="{{ 7 * 7 }} {% raw %}", description="#{x} ${{ y }}")
+@example(name='"""', description="'''\\")
+@example(name="\\", description="\\n \\u0041")
+@example(name="\u202eabc", description="🛠️ שלום \ufeff\u200b")
+@example(name="- a", description="1. b")
+@example(name="# a #", description="<b>*c*</b> | `d` [e](f)")
+@example(name="a: b # c", description="%YAML &a *b !c")
+@example(name="\U0001f1f5\U0001f1f1", description="\ue000\U0010fffd")
+def test_an_accepted_answer_comes_out_whole(
+    template: Path, database: str, name: str, description: str
+) -> None:
+    answers = {"project_name": name, "description": description, "database": database}
+
+    with tempfile.TemporaryDirectory() as folder:
+        check_whole(render(template, Path(folder) / "service", **answers), answers)

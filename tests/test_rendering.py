@@ -1,0 +1,114 @@
+"""What the files of a fresh service say, and what they do not."""
+
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.services import DATABASES, Service, render, text_files
+
+OTHERS_WORDS = {
+    "sqlite": ["postgres", "asyncpg", "pgserver", "psql", "advisory"],
+    "postgresql": ["sqlite", "pragma", "app.db"],
+}
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def files(
+    request: pytest.FixtureRequest, template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, str]]:
+    database: str = request.param
+    folder = render(template, tmp_path_factory.mktemp("fresh") / "service", database=database)
+    return database, text_files(folder)
+
+
+def test_a_service_says_nothing_of_the_other_database(files: tuple[str, dict[str, str]]) -> None:
+    database, texts = files
+    for name, text in texts.items():
+        for word in OTHERS_WORDS[database]:
+            assert word not in (name + text).lower(), name
+
+
+def test_both_services_have_the_same_files(template: Path, tmp_path: Path) -> None:
+    sqlite, postgresql = (
+        set(text_files(render(template, tmp_path / name, database=name))) for name in DATABASES
+    )
+
+    assert sqlite == postgresql
+
+
+def test_a_service_says_nothing_of_its_template_but_how_to_update(
+    files: tuple[str, dict[str, str]],
+) -> None:
+    _, texts = files
+    telling = {name for name, text in texts.items() if "copier" in text.lower()}
+
+    assert telling == {".copier-answers.yml", "README.md"}
+    before, _, _ = texts["README.md"].partition("\n## Update\n")
+    assert "copier" not in before.lower()
+
+
+def test_no_file_looks_generated(files: tuple[str, dict[str, str]]) -> None:
+    _, texts = files
+    for name, text in texts.items():
+        assert "{%" not in text, name
+        if text:
+            assert text.endswith("\n"), name
+            assert not text.endswith("\n\n"), name
+            assert not text.startswith("\n"), name
+        assert "\n\n\n\n" not in text, name
+        assert all(line == line.rstrip() for line in text.split("\n")), name
+
+
+def test_the_service_is_read_in_one_sitting(files: tuple[str, dict[str, str]]) -> None:
+    _, texts = files
+    lines = [
+        line
+        for name, text in texts.items()
+        if name.startswith("app/") and not name.startswith("app/items/")
+        for line in text.splitlines()
+        if line.strip()
+    ]
+
+    assert len(lines) <= 700
+    assert len(texts["README.md"].splitlines()) < 120
+
+
+def test_few_packages_run_in_production(service: Service) -> None:
+    exported = service.run("uv", "export", "--quiet", "--no-dev", "--no-hashes").stdout
+
+    packages = [line for line in exported.splitlines() if "==" in line and line[0].isalpha()]
+    assert 0 < len(packages) <= 26
+
+
+def test_no_slug_can_be_the_name_of_a_dependency(template: Path, service: Service) -> None:
+    lock = tomllib.loads((service.folder / "uv.lock").read_text())
+    questions = yaml.safe_load((template / "copier.yml").read_text())
+
+    locked = {package["name"] for package in lock["package"]}
+    assert locked - {"my-service"} <= set(questions["reserved_slugs"]["default"])
+
+
+def test_the_example_environment_names_every_setting(service: Service) -> None:
+    program = "from app.settings import Settings; print(*Settings.model_fields)"
+    names = service.run("uv", "run", "--no-sync", "python", "-c", program).stdout.split()
+    example = (service.folder / ".env.example").read_text()
+
+    listed = {
+        line[1:].split("=")[0]
+        for line in example.splitlines()
+        if line.startswith("#") and "=" in line
+    }
+    assert {name.upper() for name in names} == {name for name in listed if name.isupper()}
+
+
+def test_git_ignores_what_running_a_service_leaves_behind(service: Service, tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "--quiet", service.folder], check=True)
+    listed = service.run("git", "status", "--porcelain", "--untracked-files=all").stdout
+
+    (service.folder / ".git").rename(tmp_path / ".git")
+    untracked = {line.removeprefix("?? ").strip('"') for line in listed.splitlines()}
+    assert not {name for name in untracked if "__pycache__" in name or ".venv" in name}
+    assert "uv.lock" in untracked

@@ -1,0 +1,149 @@
+"""Both services as real processes on real databases, driven over HTTP and stopped by signals."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.services import Database, Server, Service, open_database
+
+UVICORN = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
+
+
+@pytest.fixture(scope="module")
+def running(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for requests that store nothing."""
+    with open_database(service.database, tmp_path_factory.mktemp("running")) as database:
+        service.migrate(database)
+        with service.serve(**database.variables) as server:
+            yield server
+
+
+def stop_cleanly(server: Server) -> None:
+    assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+    log = server.log()
+    assert "engine disposed of" in log
+    assert "Traceback" not in log
+    assert "Warning" not in log
+
+
+def test_every_endpoint_answers(service: Service, migrated: Database) -> None:
+    with service.serve(PYTHONWARNINGS="default", **migrated.variables) as server:
+        http = server.client
+        assert http.get("/health/ready").json() == {"status": "ready"}
+        assert http.get("/docs").status_code == 200
+        assert http.get("/openapi.json").json()["info"]["title"] == "My Service"
+
+        created = http.post("/items", json={"name": "Spanner"})
+        url = created.headers["location"]
+        assert (created.status_code, created.headers["etag"]) == (201, '"1"')
+        assert http.get(url).json() == created.json()
+        assert http.get("/items").json()["items"] == [created.json()]
+        assert http.post("/items", json={"name": "Spanner"}).status_code == 409
+        changed = http.patch(url, json={"name": "Hammer"}, headers={"If-Match": '"1"'})
+        assert (changed.status_code, changed.headers["etag"]) == (200, '"2"')
+        assert http.delete(url, headers={"If-Match": '"1"'}).status_code == 412
+        assert http.delete(url).status_code == 204
+        assert http.get(url).status_code == 404
+
+        stop_cleanly(server)
+    assert migrated.connections() == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "PATCH", "DELETE"])
+@pytest.mark.parametrize("item_id", ["0", "-1", str(2**63), str(2**70), "%00", "x", "1.5"])
+def test_bad_ids_are_the_clients_error(running: Server, method: str, item_id: str) -> None:
+    response = running.client.request(method, f"/items/{item_id}", json={"name": "a"})
+
+    assert response.status_code == 422
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "status"),
+    [
+        (b'{"name": "a\\u0000b"}', "application/json", 422),
+        (b'{"name": "\\ud800"}', "application/json", 422),
+        (b'{"name": "%s"}' % (b"a" * 201), "application/json", 422),
+        (b'{"name": "a", "more": "hunter2"}', "application/json", 422),
+        (b'{"name": "hunter2"', "application/json", 422),
+        (b'{"name": "hunter2"}', "text/plain", 422),
+        (b"name=hunter2", "application/x-www-form-urlencoded", 422),
+        (b"\xff\xfe", "application/json", 422),
+        (b" " * 2_000_000, "application/json", 413),
+    ],
+)
+def test_bad_bodies_are_the_clients_error(
+    running: Server, content: bytes, content_type: str, status: int
+) -> None:
+    response = running.client.post(
+        "/items", content=content, headers={"Content-Type": content_type}
+    )
+
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "hunter2" not in response.text
+
+
+@pytest.mark.parametrize("cursor", ["", "1", "x" * 5000, "AAAAAAAAAAA", "%00", "é"])
+def test_a_cursor_that_nobody_issued_is_the_clients_error(running: Server, cursor: str) -> None:
+    assert running.client.get("/items", params={"cursor": cursor}).status_code == 422
+
+
+def test_a_request_that_runs_when_sigterm_comes_is_answered(
+    service: Service, migrated: Database
+) -> None:
+    with (
+        service.serve(*UVICORN, **migrated.variables) as server,
+        ThreadPoolExecutor() as pool,
+        migrated.block_writes(seconds=2),
+    ):
+        posted = pool.submit(server.client.post, "/items", json={"name": "Spanner"})
+        time.sleep(0.5)
+
+        stop_cleanly(server)
+
+        assert posted.result().status_code == 201
+    assert migrated.connections() == 0
+
+
+def test_a_service_without_its_database_starts_and_heals(
+    service: Service, migrated: Database
+) -> None:
+    migrated.take_away()
+    with service.serve(**migrated.variables) as server:
+        http = server.client
+        assert http.get("/health/live").status_code == 200
+        assert http.get("/health/ready").status_code == 503
+        for response in (http.get("/items"), http.post("/items", json={"name": "a"})):
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+
+        migrated.give_back()
+
+        assert http.get("/health/ready").status_code == 200
+        assert http.post("/items", json={"name": "a"}).status_code == 201
+        stop_cleanly(server)
+
+
+def test_a_service_is_ready_once_it_is_migrated(service: Service, database: Database) -> None:
+    with service.serve(**database.variables) as server:
+        assert server.client.get("/health/ready").status_code == 503
+
+        service.migrate(database)
+
+        assert server.client.get("/health/ready").status_code == 200
+
+
+def test_the_log_is_json_when_asked(service: Service, migrated: Database) -> None:
+    with service.serve(LOG_FORMAT="json", **migrated.variables) as server:
+        server.client.get("/items?token=hunter2", headers={"X-Request-ID": "order-7"})
+        server.stop(signal.SIGTERM)
+
+    lines = [json.loads(line) for line in server.log().splitlines()]
+    [access] = [line for line in lines if line["logger"] == "app.access"]
+    assert (access["request_id"], access["path"], access["status"]) == ("order-7", "/items", 200)
+    assert "hunter2" not in server.log()
