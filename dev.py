@@ -36,7 +36,6 @@ def find_uv() -> str:
 def replace_this_process(*command: str, folder: Path) -> NoReturn:
     """Run `command` in `folder` in place of this process, so that signals reach it."""
     os.chdir(folder)
-    os.environ.pop("VIRTUAL_ENV", None)
     if os.name == "posix":
         os.execv(command[0], command)
     sys.exit(subprocess.call(command))
@@ -75,6 +74,8 @@ if __name__ == "__main__":
     create.add_argument("--port", type=int, default=8000)
     commands.add_parser("test", help="run all tests")
     arguments, further = parser.parse_known_args()
+    os.environ.pop("VIRTUAL_ENV", None)
+    os.environ["UV_PYTHON"] = sys.executable  # and not one that uv would download
     if arguments.command == "test":
         test(further)
     if further:

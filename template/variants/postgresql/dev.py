@@ -37,8 +37,9 @@ def find_database() -> None:
     """Unless the environment names a database, name the one in `.postgres/`."""
     try:
         Settings()
-    except ValidationError:
-        os.environ["DATABASE_URL"] = start_postgres(DATA)
+    except ValidationError as error:
+        if "database_missing" in [problem["type"] for problem in error.errors()]:
+            os.environ["DATABASE_URL"] = start_postgres(DATA)
 
 
 if __name__ == "__main__":

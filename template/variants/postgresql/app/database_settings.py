@@ -4,6 +4,7 @@ from functools import cached_property
 from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveFloat, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -35,9 +36,10 @@ class DatabaseSettings(BaseSettings):
     def check(self) -> Self:
         parts = (self.database_host, self.database_user, self.database_name)
         if self.database_url is None and None in parts:
-            raise ValueError(
+            raise PydanticCustomError(
+                "database_missing",
                 f"missing; set it to {EXAMPLE}, or set DATABASE_HOST, DATABASE_USER, "
-                "DATABASE_PASSWORD and DATABASE_NAME"
+                "DATABASE_PASSWORD and DATABASE_NAME",
             )
         if self.database_url is not None and any((*parts, self.database_password)):
             raise ValueError("set together with its parts (DATABASE_HOST …); set one or the other")
