@@ -1,7 +1,7 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response, status
-from sqlalchemy import Integer, Row, bindparam, select
+from sqlalchemy import Integer, bindparam, select
 
 from app.errors import problems
 from app.items.models import Item
@@ -58,7 +58,7 @@ async def list_items(
 
 
 @router.get("/{item_id}", response_model=ItemRead, responses=problems(status.HTTP_404_NOT_FOUND))
-async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> Row[*tuple[Any, ...]]:
+async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> object:
     item = await reader.first(ITEM, id=item_id)
     if item is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND)

@@ -63,5 +63,7 @@ def status_of(error: DBAPIError) -> int:
     """Return the status of a response to a request whose statement failed with `error`."""
     if isinstance(error, OperationalError) or error.connection_invalidated:
         return 503
+    if isinstance(error.driver_exception, ValueError):  # asyncpg's, for a value it can't encode
+        return 422
     sqlstate = getattr(error.orig, "sqlstate", None) or ""
     return next((code for state, code in STATUSES.items() if sqlstate.startswith(state)), 500)

@@ -101,6 +101,7 @@ async def test_the_time_limits_reach_the_server(app: FastAPI) -> None:
         ("SELECT pg_sleep(1)", 503),  # with a statement timeout of 10 ms
         ("SELECT 'x'::integer", 422),
         ("SELECT 1 / 0", 422),
+        ("SELECT CAST(:value AS integer)", 422),  # refused by the driver
         ("SELECT * FROM nothing", 500),
     ],
 )
@@ -108,7 +109,7 @@ async def test_an_error_has_a_status(app: FastAPI, statement: str, status: int) 
     async with app.state.engine.connect() as connection:
         await connection.execute(text("SET statement_timeout = 10"))
         with pytest.raises(DBAPIError) as failed:
-            await connection.execute(text(statement))
+            await connection.execute(text(statement), {"value": 2**40})
 
     assert status_of(failed.value) == status
 
