@@ -76,6 +76,7 @@ if __name__ == "__main__":
     arguments, further = parser.parse_known_args()
     os.environ.pop("VIRTUAL_ENV", None)
     os.environ["UV_PYTHON"] = sys.executable  # and not one that uv would download
+    os.environ.setdefault("UV_SYSTEM_CERTS", "true")  # a company's own, where it has some
     if arguments.command == "test":
         test(further)
     if further:
