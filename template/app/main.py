@@ -20,7 +20,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         SystemExit: if the environment is not valid; the message says what to mend.
     """
     settings = settings or load_settings()
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings)
 
     app = FastAPI(
         title=TITLE,

@@ -6,9 +6,10 @@ import re
 import secrets
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
 
 from starlette.datastructures import Headers
+
+from app.settings import Settings
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
@@ -19,18 +20,22 @@ TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
 
 
-def configure_logging(level: str, log_format: Literal["text", "json"]) -> None:
+def configure_logging(settings: Settings) -> None:
     """Send the records of all loggers to stderr, uvicorn's too, a line each."""
     handler = logging.StreamHandler()
     handler.name = "service"
     handler.addFilter(add_request_id)
-    handler.setFormatter(JSONFormatter() if log_format == "json" else logging.Formatter(TEXT))
+    handler.setFormatter(
+        JSONFormatter() if settings.log_format == "json" else logging.Formatter(TEXT)
+    )
 
     root = logging.getLogger()
-    root.setLevel(level)
+    root.setLevel(settings.log_level)
     root.handlers = [other for other in root.handlers if other.name != handler.name] + [handler]
 
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
+    if settings.database_echo:  # the engine's own `echo` would add a handler of its own
+        logging.getLogger("sqlalchemy.engine").setLevel(logging.INFO)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # app.access takes its place

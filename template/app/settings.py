@@ -7,13 +7,12 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     ValidationError,
 )
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from app.database_settings import DatabaseSettings
+from app.database_settings import DatabaseSettings, Seconds
 
 
 def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -48,7 +47,7 @@ class Settings(DatabaseSettings):
     # SQLAlchemy's 30 s the client has gone, and its retry waits as well.
     database_pool_size: PositiveInt = 5
     database_max_overflow: NonNegativeInt = 10
-    database_pool_timeout: PositiveFloat = 5  # seconds
+    database_pool_timeout: Seconds = 5
     database_pool_recycle: Annotated[int, Field(ge=-1)] = -1  # seconds; -1: never
     database_pool_pre_ping: bool = True
     database_echo: bool = False
@@ -67,7 +66,6 @@ class Settings(DatabaseSettings):
             "pool_timeout": self.database_pool_timeout,
             "pool_recycle": self.database_pool_recycle,
             "pool_pre_ping": self.database_pool_pre_ping,
-            "echo": self.database_echo,
             "hide_parameters": True,
             "connect_args": self.connect_args,
         }

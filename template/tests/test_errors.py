@@ -7,6 +7,7 @@ import pytest
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel
+from sqlalchemy import literal, select
 
 from app.health import VERSIONS
 from app.main import create_app
@@ -181,6 +182,23 @@ async def test_only_allowed_hosts_are_served_but_for_probes(
     if status == 400:
         check_problem(response, status)
     assert probe.status_code == 200
+
+
+async def test_statements_are_logged_once_and_without_values_when_asked(
+    settings: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = create_app(settings.model_copy(update={"database_echo": True}))
+    statement = select(literal("hunter2"))
+
+    try:
+        async with app.router.lifespan_context(app):
+            await app.state.reader.all(statement)
+    finally:
+        logging.getLogger("sqlalchemy.engine").setLevel(logging.NOTSET)
+
+    log = capsys.readouterr().err
+    assert log.count("SELECT ") == 1
+    assert "hunter2" not in log
 
 
 async def test_browsers_may_call_from_the_origins_that_are_named(settings: Settings) -> None:

@@ -5,6 +5,7 @@ import pytest
 from alembic import command
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
+from sqlalchemy import text
 
 from app.main import create_app
 from app.settings import Settings
@@ -45,6 +46,16 @@ async def test_a_service_is_not_ready_before_its_migrations(
     await asyncio.to_thread(command.upgrade, alembic(empty), "head")
 
     assert (await unmigrated.get("/health/ready")).status_code == 200
+
+
+async def test_a_service_stays_ready_when_a_newer_release_has_migrated(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    async with app.state.engine.begin() as connection:
+        await connection.execute(text("DELETE FROM alembic_version"))
+        await connection.execute(text("INSERT INTO alembic_version VALUES ('newer')"))
+
+    assert (await client.get("/health/ready")).status_code == 200
 
 
 async def test_a_service_without_its_database_is_live_but_not_ready(cut_off: AsyncClient) -> None:

@@ -185,6 +185,7 @@ async def test_a_deleted_item_is_gone(client: AsyncClient) -> None:
     response = await client.delete(url)
 
     assert (response.status_code, response.content) == (204, b"")
+    assert "content-type" not in response.headers
     assert (await client.get(url)).status_code == 404
 
 

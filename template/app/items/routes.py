@@ -90,6 +90,7 @@ async def update_item(
 @router.delete(
     "/{item_id}",
     status_code=status.HTTP_204_NO_CONTENT,
+    response_class=Response,
     responses=problems(status.HTTP_404_NOT_FOUND, status.HTTP_412_PRECONDITION_FAILED),
 )
 async def delete_item(item_id: Id, session: SessionDep, if_match: IfMatch = None) -> None:

@@ -3,7 +3,7 @@
 from functools import cached_property
 from typing import Annotated, Any, Self
 
-from pydantic import Field, PositiveFloat, SecretStr, model_validator
+from pydantic import Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
@@ -15,6 +15,8 @@ EXAMPLE = "postgresql://user:password@host:5432/name"
 DRIVER = "postgresql+asyncpg"
 # What asyncpg takes as text; anything else in a URL would fail at the first connection.
 URL_PARAMETERS = {"host", "port", "ssl", "passfile", "target_session_attrs", "krbsrvname"}
+
+Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 
 
 class DatabaseSettings(BaseSettings):
@@ -29,20 +31,20 @@ class DatabaseSettings(BaseSettings):
 
     # asyncpg waits 60 s for a connection and for ever for an answer: on a silent network that is
     # a request that never ends. Seconds.
-    database_connect_timeout: PositiveFloat = 3
-    database_command_timeout: PositiveFloat = 5
+    database_connect_timeout: Seconds = 3
+    database_command_timeout: Seconds = 5
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        parts = (self.database_host, self.database_user, self.database_name)
-        if self.database_url is None and None in parts:
-            raise PydanticCustomError(
-                "database_missing",
-                f"missing; set it to {EXAMPLE}, or set DATABASE_HOST, DATABASE_USER, "
-                "DATABASE_PASSWORD and DATABASE_NAME",
-            )
-        if self.database_url is not None and any((*parts, self.database_password)):
+        parts = ("database_host", "database_user", "database_name", "database_password")
+        given = [part for part in parts if getattr(self, part)]
+        if self.database_url is not None and given:
             raise ValueError("set together with its parts (DATABASE_HOST …); set one or the other")
+        if self.database_url is None and not set(parts[:3]) <= set(given):
+            message = f"missing; set it to {EXAMPLE}, or set DATABASE_HOST, _USER, _PASSWORD, _NAME"
+            raise PydanticCustomError(
+                "database_incomplete" if given else "database_missing", message
+            )
         _ = self.driver_url  # raises, if it can't be built
         return self
 

@@ -26,7 +26,7 @@ def get_settings() -> Settings:
 
             find_database()
         settings = load_settings()
-        configure_logging(settings.log_level, settings.log_format)
+        configure_logging(settings)
     return settings
 
 

@@ -1,15 +1,17 @@
 """Where the SQLite file is, and how long to wait for it: the only builder of the driver URL."""
 
 from functools import cached_property
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import PositiveFloat, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 EXAMPLE = "sqlite+aiosqlite:///./app.db"
 DRIVER = "sqlite+aiosqlite"
+
+Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 
 
 class DatabaseSettings(BaseSettings):
@@ -18,7 +20,7 @@ class DatabaseSettings(BaseSettings):
     database_url: str = EXAMPLE
 
     # Seconds that a statement waits for a file which another connection has locked.
-    database_command_timeout: PositiveFloat = 5
+    database_command_timeout: Seconds = 5
 
     @model_validator(mode="after")
     def check(self) -> Self:

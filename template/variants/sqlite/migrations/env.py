@@ -18,7 +18,7 @@ def get_settings() -> Settings:
     settings: Settings | None = context.config.attributes.get("settings")
     if settings is None:  # called from the command line
         settings = load_settings()
-        configure_logging(settings.log_level, settings.log_format)
+        configure_logging(settings)
     return settings
 
 
