@@ -1,0 +1,193 @@
+"""The documentation says what is so: its tables are compared with the code, its tutorial is typed."""
+
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+import yaml
+
+from tests.services import (
+    REPOSITORY,
+    START_TIMEOUT,
+    Service,
+    environment,
+    free_port,
+    render,
+    text_files,
+    wait_until_served,
+)
+
+DOCS = REPOSITORY / "docs"
+BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def table(page: str, column: int = 0) -> dict[str, list[str]]:
+    """Return the rows of a page's tables by what stands in backticks in the first column."""
+    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", (DOCS / page).read_text(), re.MULTILINE)
+    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
+
+
+def test_every_setting_is_documented_with_its_default(service: Service) -> None:
+    program = (
+        "from app.settings import Settings\n"
+        "for name, field in Settings.model_fields.items():\n"
+        "    value = field.default\n"
+        "    print(name.upper(), value if not isinstance(value, tuple) else ','.join(value))\n"
+    )
+    printed = service.run("uv", "run", "--no-sync", "python", "-c", program).stdout
+    defaults = dict(line.split(" ", 1) for line in printed.splitlines())
+    other = {"sqlite": "PostgreSQL", "postgresql": "SQLite"}[service.database]
+    rows = {name: cells for name, cells in table("reference/settings.md").items() if name.isupper()}
+
+    assert {name for name, cells in rows.items() if cells[0] != other} == defaults.keys()
+    for name, default in defaults.items():
+        documented = rows[name][3].strip("`").lower()
+        if name != "DATABASE_URL":
+            assert documented.replace("empty", "") == default.lower(), name
+        elif service.database == "sqlite":
+            assert default in documented
+
+
+def test_every_file_is_documented_with_its_owner(template: Path, tmp_path: Path) -> None:
+    files = text_files(render(template, tmp_path / "service"))
+    owners = {name: cells[0] for name, cells in table("reference/files.md").items()}
+
+    assert owners.keys() == files.keys()
+    excluded = yaml.safe_load((template / "copier.yml").read_text())["_exclude"]
+    copied_once = tuple(
+        match[1] for pattern in excluded if (match := re.search(r"%}/(.*){%", pattern))
+    )
+    assert {name for name, owner in owners.items() if owner == "service"} == {
+        name for name in files if name.startswith(copied_once)
+    }
+
+
+def test_every_question_is_documented_with_its_default(template: Path) -> None:
+    questions = yaml.safe_load((template / "copier.yml").read_text())
+    rows = table("reference/questions.md")
+
+    asked = {
+        name
+        for name, question in questions.items()
+        if not name.startswith("_") and question.get("when") is not False
+    }
+    assert asked <= rows.keys()
+    for name in asked - {"project_slug"}:
+        assert rows[name][0] == f"`{questions[name]['default']}`"
+
+
+@pytest.mark.parametrize(
+    "page", sorted([*DOCS.rglob("*.md"), *REPOSITORY.glob("*.md")]), ids=lambda page: page.name
+)
+def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
+
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def edit(file: Path, text: str) -> None:
+    """Put `text` where its first or last line stands in the file."""
+    first, *_, last = text.splitlines(keepends=True)
+    content = file.read_text()
+    start = content.index(first if first in content else last)
+    end = content.index(last, start) + len(last)
+    file.write_text(content[:start] + text + content[end:])
+
+
+class Reader:
+    """Somebody who types what a page says, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.log = folder / "log"
+        self.port = str(free_port())
+        self.server: subprocess.Popen[bytes] | None = None
+        self.commands: list[str] = []
+
+    def type(self, commands: list[str]) -> str:
+        """Type commands, and return what they print; `poe dev` gets a terminal of its own."""
+        self.commands = commands
+        return "".join(self.type_one(command) for command in commands)
+
+    def type_one(self, command: str) -> str:
+        if command.startswith("cd "):
+            self.folder /= command.removeprefix("cd ")
+            return ""
+        command = command.replace("8000", self.port).replace("uvx copier", "copier")
+        names = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
+        variables = environment(**dict.fromkeys(names, "reader@example.com"))
+        if command == "uv run poe dev":
+            self.serve(variables)
+            return ""
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=self.folder,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=START_TIMEOUT,
+        )
+        assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def serve(self, variables: dict[str, str]) -> None:
+        command = ["uv", "run", "poe", "dev", "--port", self.port]
+        with self.log.open("wb") as output:
+            self.server = subprocess.Popen(
+                command, cwd=self.folder, env=variables, stdout=output, stderr=output
+            )
+        with httpx2.Client(base_url=f"http://127.0.0.1:{self.port}") as client:
+            wait_until_served(client, self.server, self.log)
+
+    def compare(self, printed: str, expected: str) -> None:
+        """Compare with the page; until it fits, type again: as it says, or while a server reloads."""
+        parts = re.split(r"(…|\s+)", expected.strip())
+        pattern = "".join(
+            ".*?" if part == "…" else r"\s*" if part.isspace() else re.escape(part)
+            for part in parts
+        )
+        end = time.monotonic() + 10
+        while not re.search(pattern, printed, re.DOTALL):
+            assert time.monotonic() < end, f"{printed}\n\nis not\n\n{expected}"
+            time.sleep(0.5)
+            printed = self.type(self.commands)
+
+
+def test_the_tutorial_works_as_it_stands_on_the_page(
+    template: Path, database_name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "copier-fastapi-sqlalchemy").symlink_to(template)
+    reader = Reader(tmp_path)
+    printed = ""
+
+    try:
+        for language, title, text in BLOCK.findall(
+            (DOCS / "tutorial/first-feature.md").read_text()
+        ):
+            file = re.search(r'title="([^"]+)"', title)
+            if language == "sh":
+                if "copier copy" in text and ("postgresql" in text) != (
+                    database_name == "postgresql"
+                ):
+                    continue
+                printed = reader.type(text.strip().splitlines())
+            elif language == "text":
+                reader.compare(printed, text)
+            elif file and file[1] == "app/main.py":
+                edit(reader.folder / file[1], text)
+            elif file:
+                (reader.folder / file[1]).write_text(text)
+            else:
+                [migration] = (reader.folder / "migrations/versions").glob("*_create_notes.py")
+                assert text.strip() in re.sub(r" +# ###.*\n", "", migration.read_text())
+        assert httpx2.get(f"http://127.0.0.1:{reader.port}/health/ready").status_code == 200
+    finally:
+        if reader.server is not None:
+            reader.server.send_signal(signal.SIGINT)
+            reader.server.wait(START_TIMEOUT)
