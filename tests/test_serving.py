@@ -147,3 +147,13 @@ def test_the_log_is_json_when_asked(service: Service, migrated: Database) -> Non
     [access] = [line for line in lines if line["logger"] == "app.access"]
     assert (access["request_id"], access["path"], access["status"]) == ("order-7", "/items", 200)
     assert "hunter2" not in server.log()
+
+
+def test_each_worker_has_an_engine_of_its_own(service: Service, migrated: Database) -> None:
+    with service.serve(*UVICORN, "--workers", "2", **migrated.variables) as server:
+        assert server.client.get("/health/ready").status_code == 200
+
+        server.stop(signal.SIGTERM)
+
+    assert server.log().count("engine disposed of") == 2
+    assert migrated.connections() == 0

@@ -1,11 +1,16 @@
+import asyncio
 import logging
+import os
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import event, text
+from httpx2 import ASGITransport, AsyncClient
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.lifespan import lifespan
@@ -52,12 +57,94 @@ async def test_the_engine_is_disposed_of_when_the_service_fails(settings: Settin
     assert seen == ["open", "close"]
 
 
+async def test_one_engine_serves_every_request(settings: Settings) -> None:
+    app = create_app(settings)
+    assert not hasattr(app.state, "engine")
+    pools: set[int] = set()
+
+    def note(connection: Connection) -> None:
+        pools.add(id(connection.engine.pool))
+
+    event.listen(Engine, "engine_connect", note)
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        for _ in range(1000):
+            assert (await client.get("/health/ready")).status_code == 200
+        assert pools == {id(app.state.engine.pool)}
+    event.remove(Engine, "engine_connect", note)
+
+
+async def test_resources_are_released_in_reverse_order(settings: Settings) -> None:
+    app = create_app(settings)
+    released: list[str] = []
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(app.router.lifespan_context(app))
+        event.listen(app.state.engine.sync_engine, "close", lambda *_: released.append("engine"))
+        stack.callback(released.append, "later resource")
+        async with app.state.engine.connect() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    assert released == ["later resource", "engine"]
+
+
 async def test_the_settings_reach_the_pool(settings: Settings) -> None:
-    changes: dict[str, Any] = {"database_pool_size": 2, "database_pool_recycle": 60}
-    app = create_app(settings.model_copy(update=changes))
+    changes: dict[str, Any] = {"database_pool_size": 1, "database_max_overflow": 1}
+    app = create_app(settings.model_copy(update=changes | {"database_pool_timeout": 0.05}))
 
     async with app.router.lifespan_context(app):
-        assert app.state.engine.pool.size() == 2
+        engine = app.state.engine
+        assert type(engine.pool).__name__ == "AsyncAdaptedQueuePool"
+        async with engine.connect(), engine.connect():
+            with pytest.raises(PoolTimeoutError, match=r"size 1 overflow 1 .* timeout 0\.05"):
+                await engine.connect()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
+async def test_a_forked_child_leaves_its_parents_connections_alone(settings: Settings) -> None:
+    program = """
+import asyncio, os
+from fastapi import FastAPI
+from sqlalchemy import event, text
+from app.lifespan import lifespan
+from app.settings import load_settings
+
+app, opened = FastAPI(), []
+app.state.settings = load_settings()
+runner = asyncio.Runner()
+context = lifespan(app)
+runner.run(context.__aenter__())
+engine = app.state.engine
+event.listen(engine.sync_engine, "connect", lambda *_: opened.append(os.getpid()))
+
+async def query():
+    async with engine.connect() as connection:
+        await connection.execute(text("SELECT 1"))
+
+runner.run(query())
+child = os.fork()
+if child == 0:
+    # Kept, or the driver may say goodbye on its parent's sockets when it is collected.
+    inherited = engine.pool
+    async def use():
+        await engine.dispose(close=False)
+        await query()
+    asyncio.run(use())
+    os._exit(len(opened) - 2)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+runner.run(query())
+assert opened == [os.getpid()], opened
+runner.run(context.__aexit__(None, None, None))
+"""
+    url = settings.driver_url.render_as_string(hide_password=False)
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, env=os.environ | {"DATABASE_URL": url}
+    )
+
+    assert await process.wait() == 0
 
 
 def test_importing_the_service_opens_nothing() -> None:

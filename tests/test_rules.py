@@ -1,0 +1,139 @@
+"""Each engine rule that source code can break is refused by the services' own lint, by its number."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.services import REPOSITORY, Service
+
+ASYNC = "from sqlalchemy.ext.asyncio import create_async_engine"
+HANDLER = """
+from fastapi import APIRouter, Request
+
+router = APIRouter()
+
+
+@router.get("/")
+async def read(request: Request) -> None:
+    {}
+"""
+OWN_SESSION = """
+from fastapi import Depends, Request
+
+
+async def connect(request: Request):
+    async with request.app.state.sessionmaker() as session:
+        yield session
+
+
+Session = Depends(connect)
+"""
+LIFESPAN = "app/lifespan.py"
+
+# The rule, the file, and what is written there: a whole file, or (old, new) in the one that is.
+VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
+    ("E1", LIFESPAN, ("        yield\n", "        create_async_engine(settings.driver_url)\n        yield\n")),
+    ("E2", LIFESPAN, ("create_async_engine(settings", "build(settings")),
+    ("E2", "app/orders.py", f"{ASYNC}\n"),
+    ("E3", "app/orders.py", f"{ASYNC} as make\n" + HANDLER.format('make("x")')),
+    ("E3", "app/orders.py", "import sqlalchemy.ext.asyncio as sa\n" + HANDLER.format('sa.create_async_engine("x")')),
+    ("E3", "app/items/repository.py", f"{ASYNC}\n\n\nclass Items:\n    engine = create_async_engine('x')\n"),
+    ("E4", "app/orders.py", f"{ASYNC}\n\nengine = create_async_engine('x')\n"),
+    ("E4", LIFESPAN, ("DISPOSE_TIMEOUT = ", "engine = create_async_engine('x')\nDISPOSE_TIMEOUT = ")),
+    ("E5", "app/main.py", ("    return app\n", "    app.on_event('startup')\n    return app\n")),
+    ("E5", "app/main.py", ("        lifespan=lifespan,\n", "        on_startup=[],\n")),
+    ("E5", "app/main.py", ("    return app\n", "    app.router.add_event_handler('shutdown', print)\n    return app\n")),
+    ("E6", LIFESPAN, ("        stack.push_async_callback(dispose, engine)\n", "")),
+    ("E6", LIFESPAN, ("        stack.push_async_callback(dispose, engine)\n        prepare(engine)\n", "        prepare(engine)\n        stack.push_async_callback(dispose, engine)\n")),
+    ("E7", LIFESPAN, ("        app.state.engine = engine\n", "")),
+    ("E8", "app/orders.py", HANDLER.format("await request.app.state.engine.dispose()")),
+    ("E9", "app/orders.py", 'URL = "{dialect}://user@host/name"\n'),
+    ("E10", "app/orders.py", "from sqlalchemy import create_engine\n"),
+    ("E10", "app/orders.py", "import sqlalchemy as sa\n\nengine = sa.create_engine('x')\n"),
+    ("E11", "app/orders.py", 'URL = f"{dialect}://{{1}}@host/name"\n'),
+    ("E11", "migrations/versions/x.py", 'URL = "{driver}:///name"\n'),
+    ("E11", "tests/test_orders.py", 'URL = "{driver}:///name"\n'),
+    ("E11", "app/orders.py", "from sqlalchemy import URL\n"),
+    ("E11", "tests/test_orders.py", "from sqlalchemy.engine.url import make_url\n"),
+    ("E12", "app/orders.py", "from sqlalchemy import StaticPool\n"),
+    ("E13", "app/orders.py", "from sqlalchemy.pool import NullPool\n"),
+    ("E13", "app/orders.py", "from sqlalchemy import NullPool as NoPool\n"),
+    ("E14", "app/orders.py", "import asyncio\n" + HANDLER.format("asyncio.run(read(request))")),
+    ("E14", "app/orders.py", "from asyncio import new_event_loop\n"),
+    ("E15", "app/orders.py", "import os\n\nos.fork()\n"),
+    ("E15", "app/orders.py", "from multiprocessing import Process\n"),
+    ("E16", LIFESPAN, ("**settings.engine_options", "poolclass=None, **settings.engine_options")),
+    ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.sessions import get_session\n\nSession = Depends(get_session)\n"),
+    (
+        "commit before the response",
+        "app/orders.py",
+        OWN_SESSION,
+    ),
+    ("pure ASGI", "app/orders.py", "from starlette.middleware.base import BaseHTTPMiddleware\n"),
+    ("pure ASGI", "app/main.py", ("    return app\n", '    app.middleware("http")(print)\n    return app\n')),
+]  # fmt: skip
+RULES = [f"E{number}" for number in range(1, 17)]
+
+
+def lint(folder: Path, service: Service) -> str:
+    """Run the two steps of `poe check` that know the rules, with the service's own tools."""
+    here = Service(folder, service.database)
+    scripts = service.folder / ".venv" / "bin"
+    ruff = here.run(
+        str(scripts / "ruff"), "check", "--output-format", "concise", "--no-cache", check=False
+    )
+    rules = here.run(str(scripts / "python"), "engine_rules.py", check=False)
+    if ruff.returncode == rules.returncode == 0:
+        return ""
+    return ruff.stdout + rules.stdout
+
+
+@pytest.fixture
+def copy(service: Service, tmp_path: Path) -> Path:
+    ignored = shutil.ignore_patterns(".venv", "__pycache__", ".postgres", "app.db*", ".*cache")
+    return Path(shutil.copytree(service.folder, tmp_path / "service", ignore=ignored))
+
+
+def test_a_fresh_service_keeps_every_rule(service: Service, copy: Path) -> None:
+    assert lint(copy, service) == ""
+
+
+@pytest.mark.parametrize(
+    ("rule", "file", "written"),
+    VIOLATIONS,
+    ids=[f"{number}-{violation[0]}" for number, violation in enumerate(VIOLATIONS)],
+)
+def test_a_broken_rule_is_refused_by_its_number(
+    service: Service, copy: Path, rule: str, file: str, written: str | tuple[str, str]
+) -> None:
+    path = copy / file
+    if isinstance(written, tuple):
+        old, new = written
+        assert path.read_text().count(old) == 1
+        path.write_text(path.read_text().replace(old, new))
+    else:
+        driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+        dialect = service.database
+        text = written.replace("{dialect}", dialect).replace("{driver}", driver[dialect])
+        path.write_text(text.replace("{{", "{").replace("}}", "}"))
+
+    lines = lint(copy, service).splitlines()
+
+    told = [line for line in lines if line.startswith(f"{file}:")]
+    assert [line for line in told if re.search(rf"(?<!\w){rule}(?!\w)", line)], lines
+
+
+def test_every_rule_is_broken_here_and_explained_in_the_reference() -> None:
+    page = (REPOSITORY / "docs/reference/engine-rules.md").read_text()
+    tests = "".join(path.read_text() for path in (REPOSITORY / "tests").glob("test_*.py"))
+    tests += "".join(path.read_text() for path in (REPOSITORY / "template").rglob("test_*.py"))
+
+    assert {rule for rule, _, _ in VIOLATIONS} >= set(RULES)
+    rows = dict(re.findall(r"^\| (E\d+) \|(.*)\|$", page, re.MULTILINE))
+    assert sorted(rows) == sorted(RULES)
+    for rule, cells in rows.items():
+        named = re.findall(r"`(test_\w+)`", cells.split("|")[-1])
+        assert named, f"{rule} names no test that observes it"
+        assert [name for name in named if f"def {name}(" not in tests] == []
