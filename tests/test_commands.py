@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.services import (
+    REPOSITORY,
     START_TIMEOUT,
     Database,
     Service,
@@ -109,6 +110,34 @@ def test_only_a_postgresql_service_must_be_told_where_its_database_is(service: S
         assert done.returncode == 1
         assert "DATABASE_URL: missing" in done.stdout
         assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["new", "--folder", "{full}"], "is not empty"),
+        (["new", "oracle"], "invalid choice: 'oracle'"),
+        (["new", "--prot=8001"], "unknown: --prot=8001"),
+        ([], "required: command"),
+    ],
+)
+def test_a_wrong_word_is_told_and_nothing_is_written(
+    tmp_path: Path, words: list[str], told: str
+) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    words = [word.replace("{full}", str(tmp_path)) for word in words]
+
+    done = subprocess.run(
+        [sys.executable, REPOSITORY / "dev.py", *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_one_command_generates_and_serves_a_service(
