@@ -58,7 +58,8 @@ def test_poe_dev_serves_a_migrated_database_and_leaves_nothing_running(
 
     with service.serve("uv", "run", "poe", "dev") as server:
         names = [item["name"] for item in server.client.get("/items").json()["items"]]
-        server.stop(stop)
+        server.process.send_signal(stop)
+        server.stop(stop)  # an impatient second one
     assert name in names
     wait_until_nothing_runs(service.folder)
 

@@ -6,6 +6,7 @@ Options are uvicorn's: `uv run poe dev --port 8001`.
 
 import logging
 import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -45,4 +46,8 @@ def find_database() -> None:
 if __name__ == "__main__":
     find_database()
     command.upgrade(Config(toml_file="pyproject.toml"), "head")
-    uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])
+    try:
+        uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])
+    finally:
+        # PostgreSQL is stopped next, and a second Ctrl-C would only stop that.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
