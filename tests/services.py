@@ -271,6 +271,7 @@ class Service:
                 env=environment(**variables),
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             ) as process,
         ):
             try:

@@ -58,9 +58,11 @@ def test_poe_dev_serves_a_migrated_database_and_leaves_nothing_running(
 
     with service.serve("uv", "run", "poe", "dev") as server:
         names = [item["name"] for item in server.client.get("/items").json()["items"]]
-        server.process.send_signal(stop)
-        server.stop(stop)  # an impatient second one
+        # As a terminal's Ctrl-C, which reaches every process of the group.
+        os.killpg(server.process.pid, signal.SIGINT)
+        server.process.wait(START_TIMEOUT)
     assert name in names
+    assert "ERROR" not in server.log()
     wait_until_nothing_runs(service.folder)
 
 
