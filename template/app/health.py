@@ -13,7 +13,7 @@ from app.sessions import ReaderDep
 
 router = APIRouter(prefix="/health", tags=["health"])
 
-READY_TIMEOUT = 2.0  # seconds
+READY_TIMEOUT = 4.0  # seconds; a first connection takes a dozen round trips
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
 VERSIONS = select(column("version_num", String)).select_from(table("alembic_version"))
 

@@ -4,7 +4,7 @@ import datetime
 from typing import Any
 
 from sqlalchemy import BigInteger, DateTime, Dialect, TypeDecorator, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, NotSupportedError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 READ_OPTIONS: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
@@ -58,10 +58,19 @@ def prepare(engine: AsyncEngine) -> None:
             reason = str(error) or "timed out"
             raise dialect.loaded_dbapi.OperationalError(reason, error) from error
 
+    @event.listens_for(engine.sync_engine, "invalidate")
+    def abandon(connection: Any, record: Any, error: Any) -> None:
+        # SQLAlchemy would first say goodbye, and wait 2 s for a server that does not answer.
+        connection.driver_connection.terminate()
+
 
 def status_of(error: DBAPIError) -> int:
     """Return the status of a response to a request whose statement failed with `error`."""
     if isinstance(error, OperationalError) or error.connection_invalidated:
+        return 503
+    # Prepared before a migration changed the table: the next attempt prepares it anew. It is this
+    # error's only cause, and it has no `driver_exception`.
+    if isinstance(error, NotSupportedError):
         return 503
     if isinstance(error.driver_exception, ValueError):  # asyncpg's, for a value it can't encode
         return 422

@@ -1,0 +1,120 @@
+"""A TCP proxy on loopback, between a service and its PostgreSQL: it counts, delays and breaks."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+# https://www.postgresql.org/docs/current/protocol-message-formats.html
+PROTOCOL = b"\x00\x03\x00\x00"  # in the message that begins a session
+TERMINATE = b"X\x00\x00\x00\x04"
+
+
+class Proxy:
+    """What passes between its clients and the PostgreSQL on the Unix socket `upstream`."""
+
+    def __init__(self, upstream: str) -> None:
+        self.sessions = 0  # connections of clients, without those that only cancel a statement
+        self.round_trips = 0
+        self.goodbyes = 0  # sessions that the client ended as the protocol asks for
+        self.delay = 0.0  # seconds, on the way to the server
+        self.silent = False  # sockets stay open, and nothing gets through
+        self.port = 0
+        self._upstream = upstream
+        self._listener: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def accept(self) -> None:
+        """Listen, on the same port as before."""
+        self._run(self._accept())
+
+    def refuse(self) -> None:
+        """Cut all connections, and let no new one in."""
+        self._run(self._refuse())
+
+    def cut(self) -> None:
+        self._run(self._cut())
+
+    def close(self) -> None:
+        self.refuse()
+        self._run(self._finish())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _run(self, step: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(step, self._loop).result(10)
+
+    async def _accept(self) -> None:
+        self._listener = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    async def _refuse(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        await self._cut()
+
+    async def _cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _finish(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers = {writer}
+        self._writers |= writers
+        # Bytes that were swallowed don't come back: such a connection stays silent, as behind a
+        # firewall that has forgotten it.
+        state = {"lost": False, "asked": False}
+        with suppress(OSError):
+            server_reader, server_writer = await asyncio.open_unix_connection(self._upstream)
+            writers.add(server_writer)
+            self._writers |= writers
+            ways = [
+                asyncio.create_task(self._pass(reader, server_writer, state, to_server=True)),
+                asyncio.create_task(self._pass(server_reader, writer, state, to_server=False)),
+            ]
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+            for way in ways:
+                way.cancel()
+        for opened in writers:
+            opened.close()
+        self._writers -= writers
+
+    async def _pass(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        state: dict[str, bool],
+        *,
+        to_server: bool,
+    ) -> None:
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                if to_server:
+                    self.sessions += data[4:8] == PROTOCOL
+                    self.goodbyes += data.endswith(TERMINATE)
+                    self.round_trips += not state["asked"]
+                    await asyncio.sleep(self.delay)
+                state["asked"] = to_server
+                state["lost"] |= self.silent
+                if not state["lost"]:
+                    writer.write(data)
+
+
+@contextmanager
+def open_proxy(upstream: str) -> Iterator[Proxy]:
+    proxy = Proxy(upstream)
+    proxy.accept()
+    try:
+        yield proxy
+    finally:
+        proxy.close()

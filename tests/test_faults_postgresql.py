@@ -1,0 +1,507 @@
+"""A service that loses its PostgreSQL answers soon and honestly, heals by itself, loses nothing."""
+
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from urllib.parse import parse_qs, quote, urlsplit
+
+import httpx2
+import pytest
+
+from tests.proxy import Proxy, open_proxy
+from tests.services import PostgreSQLDatabase, Server, Service, environment, open_database
+
+# The service that the other modules use, in the same worker.
+pytestmark = pytest.mark.parametrize(
+    "database_name",
+    [pytest.param("postgresql", marks=pytest.mark.xdist_group("postgresql"))],
+    indirect=True,
+)
+
+UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
+PASSWORD = "p@ss:w/o#r?d%41&é 'x"
+MARGIN = 1.5  # seconds that a busy machine may take on top of a promised limit
+
+
+@dataclass
+class Place:
+    """A database of its own for one test, reached through a proxy."""
+
+    server: PostgreSQLDatabase
+    name: str
+    proxy: Proxy
+
+    @property
+    def url(self) -> str:
+        user = f"guarded:{quote(PASSWORD, safe='')}"
+        return f"postgresql://{user}@127.0.0.1:{self.proxy.port}/{self.name}"
+
+    def query(self, statement: str) -> str:
+        return self.server.query(f"\\connect {self.name}\n{statement}")
+
+    def number(self, expression: str) -> int:
+        return int(self.query(f"SELECT 'number=' || ({expression})").split("number=")[1].split()[0])
+
+    def connections(self) -> int:
+        return self.number(
+            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'guarded'"
+            f" AND datname = '{self.name}'"
+        )
+
+    def waiting(self) -> int:
+        """Return how many statements wait for a lock."""
+        return self.number("SELECT count(*) FROM pg_locks WHERE NOT granted")
+
+    def terminate(self) -> None:
+        self.server.query(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guarded'"
+        )
+        wait_for(lambda: self.connections() == 0)
+
+    @contextmanager
+    def holding(self, statement: str) -> Iterator[None]:
+        """Keep the locks of `statement` meanwhile."""
+        server = self.server.server
+        command = [str(server.bin_path / "psql"), str(server.get_uri()), "--quiet"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as psql:
+            assert psql.stdin is not None
+            assert psql.stdout is not None
+            psql.stdin.write(f"\\connect {self.name}\nBEGIN; {statement};\n\\echo held\n")
+            psql.stdin.flush()
+            while "held" not in psql.stdout.readline():
+                assert psql.poll() is None
+            try:
+                yield
+            finally:
+                psql.stdin.close()  # psql ends, and its transaction with it
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.05)
+
+
+def unavailable(response: httpx2.Response) -> bool:
+    return response.status_code == 503 and response.headers.get("retry-after") == "1"
+
+
+def upstream(server: PostgreSQLDatabase) -> str:
+    [folder] = parse_qs(urlsplit(server.server.get_uri()).query)["host"]
+    return f"{folder}/.s.PGSQL.5432"
+
+
+@pytest.fixture(scope="module")
+def server(
+    service: Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PostgreSQLDatabase]:
+    """A PostgreSQL that asks for a password, with a migrated database to clone."""
+    with open_database("postgresql", tmp_path_factory.mktemp("faults")) as server:
+        assert isinstance(server, PostgreSQLDatabase)
+        rules = Path(server.server.pgdata) / "pg_hba.conf"
+        rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
+        quoted = PASSWORD.replace("'", "''")
+        server.query(f"SELECT pg_reload_conf(); CREATE ROLE guarded LOGIN PASSWORD '{quoted}'")
+        server.query("CREATE DATABASE pattern OWNER guarded")
+        with open_proxy(upstream(server)) as proxy:
+            place = Place(server, "pattern", proxy)
+            service.run(
+                ".venv/bin/alembic", "upgrade", "head", variables={"DATABASE_URL": place.url}
+            )
+        yield server
+
+
+numbers = count()
+
+
+@contextmanager
+def open_place(server: PostgreSQLDatabase, template: str) -> Iterator[Place]:
+    name = f"place_{next(numbers)}"
+    server.query(f"CREATE DATABASE {name} TEMPLATE {template} OWNER guarded")
+    with open_proxy(upstream(server)) as proxy:
+        yield Place(server, name, proxy)
+
+
+@pytest.fixture
+def place(server: PostgreSQLDatabase) -> Iterator[Place]:
+    """A migrated database without rows."""
+    with open_place(server, "pattern") as place:
+        yield place
+
+
+@pytest.fixture
+def empty(server: PostgreSQLDatabase) -> Iterator[Place]:
+    """A database without a schema."""
+    with open_place(server, "template0") as place:
+        yield place
+
+
+@contextmanager
+def serve(service: Service, place: Place, **variables: str) -> Iterator[Server]:
+    """Run the service; whatever happens, it logs no traceback and no warning of Python's."""
+    with service.serve(
+        *UVICORN, DATABASE_URL=place.url, PYTHONWARNINGS="default", **variables
+    ) as server:
+        yield server
+    log = server.log()
+    for sign in ("Traceback", "Warning", "garbage collector", PASSWORD, quote(PASSWORD, safe="")):
+        assert sign not in log, log
+
+
+def stop(server: Server) -> None:
+    assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+
+
+def test_a_database_that_comes_up_later_is_found_within_two_seconds(
+    service: Service, place: Place
+) -> None:
+    place.proxy.refuse()
+    with serve(service, place) as server:
+        http = server.client
+        start = time.monotonic()
+        assert http.get("/health/live").status_code == 200
+        assert http.get("/health/ready").status_code == 503
+        assert unavailable(http.get("/items"))
+        assert unavailable(http.post("/items", json={"name": "a"}))
+        assert time.monotonic() - start < 4
+
+        place.proxy.accept()
+
+        wait_for(lambda: http.get("/health/ready").status_code == 200, seconds=2)
+        assert http.post("/items", json={"name": "a"}).status_code == 201
+
+
+def test_connections_that_the_server_ended_are_replaced_unnoticed(
+    service: Service, place: Place
+) -> None:
+    with serve(service, place) as server, ThreadPoolExecutor(20) as pool:
+
+        def request(number: int) -> int:
+            if number % 2:
+                return server.client.get("/items").status_code
+            return server.client.post("/items", json={"name": f"item {number}"}).status_code
+
+        assert set(pool.map(request, range(100, 140))) == {200, 201}
+        place.terminate()
+        assert {request(number) for number in range(50)} == {200, 201}
+        place.terminate()
+        assert set(pool.map(request, range(50, 100))) == {200, 201}
+        place.proxy.cut()
+        assert set(pool.map(request, range(140, 150))) == {200, 201}
+
+
+def test_a_restart_of_the_server_under_load_is_503_only_while_it_lasts(
+    service: Service, place: Place
+) -> None:
+    acknowledged: list[str] = []
+    answers: list[tuple[float, float, int]] = []
+    over = threading.Event()
+    folder = upstream(place.server).removesuffix("/.s.PGSQL.5432")
+    user = f"guarded:{quote(PASSWORD, safe='')}"
+    url = f"postgresql://{user}@/{place.name}?host={folder}"
+
+    with service.serve(*UVICORN, DATABASE_URL=url) as server, ThreadPoolExecutor(4) as pool:
+
+        def load(worker: int) -> None:
+            for number in range(2000):
+                if over.is_set():
+                    return
+                name, start = f"{worker}-{number}", time.monotonic()
+                status = server.client.post("/items", json={"name": name}).status_code
+                answers.append((start, time.monotonic(), status))
+                if status == 201:
+                    acknowledged.append(name)
+                time.sleep(0.01)
+
+        for worker in range(4):
+            pool.submit(load, worker)
+        wait_for(lambda: len(acknowledged) > 20)
+        down = time.monotonic()
+        place.server.take_away()
+        time.sleep(0.3)
+        place.server.give_back()
+        up = time.monotonic()
+        before = len(acknowledged)
+        wait_for(lambda: len(acknowledged) > before + 20)
+        over.set()
+
+    assert {status for _, _, status in answers} == {201, 503}
+    assert {status for start, end, status in answers if end < down or start > up} == {201}
+    stored = place.query("SELECT 'name=' || name FROM items")
+    assert all(f"name={name}\n" in stored for name in acknowledged)
+    assert "Traceback" not in server.log()
+
+
+def test_a_silent_network_is_503_within_the_time_limits(service: Service, place: Place) -> None:
+    limits = {"DATABASE_CONNECT_TIMEOUT": "1", "DATABASE_COMMAND_TIMEOUT": "1.5"}
+    with serve(service, place, **limits) as server, ThreadPoolExecutor(10) as pool:
+        http = server.client
+
+        def answered(method: str, path: str, limit: float) -> bool:
+            start = time.monotonic()
+            response = http.request(method, path, json={"name": "a"} if method == "POST" else None)
+            assert unavailable(response)
+            assert time.monotonic() - start < limit + MARGIN
+            return True
+
+        # Connections that are in the pool wait for an answer, new ones for the connection.
+        for method, path in (("GET", "/health/ready"), ("GET", "/items"), ("POST", "/items")):
+            assert http.get("/items").status_code == 200
+            place.proxy.silent = True
+            assert answered(method, path, 1.5)
+            assert answered(method, path, 1)
+            place.proxy.silent = False
+        start = time.monotonic()
+        assert http.post("/items", json={"name": "a"}).status_code == 201
+        assert time.monotonic() - start < MARGIN
+
+        place.proxy.silent = True
+        waiting = [pool.submit(answered, method, "/items", 2) for method in ["GET", "POST"] * 5]
+        time.sleep(0.5)
+        start = time.monotonic()
+        stop(server)
+        assert time.monotonic() - start < 10
+        assert all(request.result() for request in waiting)
+
+
+@pytest.mark.parametrize(("path", "limit"), [("/items", 5), ("/health/ready", 4)])
+def test_a_silent_network_is_503_within_the_default_limits(
+    service: Service, place: Place, path: str, limit: float
+) -> None:
+    with serve(service, place) as server:
+        assert server.client.get("/items").status_code == 200
+        place.proxy.silent = True
+        start = time.monotonic()
+        assert unavailable(server.client.get(path))
+        assert time.monotonic() - start < limit + MARGIN
+
+
+def test_a_slow_network_works(service: Service, place: Place) -> None:
+    place.proxy.delay = 0.2
+    with serve(service, place) as server:
+        http = server.client
+        assert http.get("/health/ready").status_code == 200
+        assert http.post("/items", json={"name": "a"}).status_code == 201
+        assert len(http.get("/items").json()["items"]) == 1
+        stop(server)
+    assert place.proxy.goodbyes == place.proxy.sessions
+
+
+def test_a_full_pool_is_503_within_its_timeout_and_loses_no_connection(
+    service: Service, place: Place
+) -> None:
+    limits = {
+        "DATABASE_POOL_SIZE": "1",
+        "DATABASE_MAX_OVERFLOW": "0",
+        "DATABASE_POOL_TIMEOUT": "0.5",
+    }
+    with serve(service, place, **limits) as server, ThreadPoolExecutor() as pool:
+        http = server.client
+        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+            posted = pool.submit(http.post, "/items", json={"name": "a"})
+            wait_for(lambda: place.waiting() == 1)
+            start = time.monotonic()
+            assert unavailable(http.get("/items"))
+            assert time.monotonic() - start < 0.5 + MARGIN
+            assert http.get("/health/ready").json() == {"status": "busy"}
+        assert posted.result().status_code == 201
+        assert http.get("/items").status_code == 200
+        assert place.proxy.sessions == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "mended", "cause"),
+    [
+        (
+            "ALTER ROLE guarded CONNECTION LIMIT 0",
+            "ALTER ROLE guarded CONNECTION LIMIT -1",
+            "too many connections",
+        ),
+        ("ALTER ROLE guarded NOLOGIN", "ALTER ROLE guarded LOGIN", "not permitted to log in"),
+        ("ALTER ROLE guarded RENAME TO other", "", "password authentication failed"),
+        ("ALTER ROLE guarded PASSWORD 'other'", "", "password authentication failed"),
+        (
+            "ALTER DATABASE {0} RENAME TO other",
+            "ALTER DATABASE other RENAME TO {0}",
+            'database "{0}" does not exist',
+        ),
+        (
+            "ALTER DATABASE {0} SET default_transaction_read_only = on",
+            "ALTER DATABASE {0} RESET default_transaction_read_only",
+            "read-only transaction",
+        ),
+    ],
+    ids=["full", "locked out", "role missing", "password", "database missing", "read-only"],
+)
+def test_the_log_says_once_why_the_database_is_refused(
+    service: Service, place: Place, fault: str, mended: str, cause: str
+) -> None:
+    quoted = PASSWORD.replace("'", "''")
+    mended = mended or f"ALTER ROLE guarded PASSWORD '{quoted}'"
+    if "RENAME TO other" in fault and "ROLE" in fault:
+        mended = f"ALTER ROLE other RENAME TO guarded; {mended}"
+    with serve(service, place) as server:
+        http = server.client
+        assert http.post("/items", json={"name": "a"}).status_code == 201
+        place.terminate()
+        place.server.query(fault.format(place.name))
+        try:
+            assert unavailable(http.post("/items", json={"name": "b"}))
+        finally:
+            place.server.query(mended.format(place.name))
+        [line] = [line for line in server.log().splitlines() if "not available" in line]
+        assert cause.format(place.name) in line
+        place.terminate()
+        assert http.post("/items", json={"name": "b"}).status_code == 201
+
+
+def test_a_lock_that_is_not_to_be_had_is_503_and_the_connection_goes_on(
+    service: Service, place: Place
+) -> None:
+    place.server.query(f"ALTER DATABASE {place.name} SET lock_timeout = '300ms'")
+    with serve(service, place) as server:
+        http = server.client
+        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+            start = time.monotonic()
+            assert unavailable(http.post("/items", json={"name": "a"}))
+            assert time.monotonic() - start < 0.3 + MARGIN
+        assert "lock timeout" in server.log()
+        assert http.post("/items", json={"name": "a"}).status_code == 201
+        assert place.number("SELECT count(*) FROM items") == 1
+        assert place.proxy.sessions == 1
+
+
+def test_a_statement_that_takes_too_long_is_503_and_rolled_back(
+    service: Service, place: Place
+) -> None:
+    limits = {"DATABASE_COMMAND_TIMEOUT": "0.5"}
+    with serve(
+        service, place, DATABASE_POOL_SIZE="1", DATABASE_MAX_OVERFLOW="0", **limits
+    ) as server:
+        http = server.client
+        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+            start = time.monotonic()
+            assert unavailable(http.post("/items", json={"name": "a"}))
+            assert time.monotonic() - start < 0.5 + MARGIN
+            wait_for(lambda: place.waiting() == 0, seconds=MARGIN)
+        assert http.post("/items", json={"name": "a"}).status_code == 201
+        assert place.number("SELECT count(*) FROM items") == 1
+        assert place.connections() == 1
+
+
+def test_a_client_that_goes_away_keeps_no_connection(service: Service, place: Place) -> None:
+    limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
+    with serve(service, place, **limits) as server:
+        http = server.client
+        address = (http.base_url.host, http.base_url.port)
+        request = (
+            b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b'Content-Length: 13\r\n\r\n{"name": "a"}'
+        )
+        with (
+            place.holding("LOCK TABLE items IN EXCLUSIVE MODE"),
+            socket.create_connection(address) as client,
+        ):
+            client.sendall(request)
+            wait_for(lambda: place.waiting() == 1)
+        assert http.post("/items", json={"name": "b"}).status_code == 201
+        assert http.get("/items").status_code == 200
+        assert place.proxy.sessions == 1
+        stop(server)
+    assert place.connections() == 0
+
+
+def test_a_killed_service_leaves_no_connection_behind(service: Service, place: Place) -> None:
+    limits = {"DATABASE_COMMAND_TIMEOUT": "1.5"}
+    with (
+        serve(service, place, **limits) as server,
+        ThreadPoolExecutor() as pool,
+        place.holding("LOCK TABLE items IN EXCLUSIVE MODE"),
+    ):
+        posted = pool.submit(server.client.post, "/items", json={"name": "a"})
+        wait_for(lambda: place.waiting() == 1)
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+        assert isinstance(posted.exception(), httpx2.TransportError)
+        # A server that waits for a lock sees no socket; its statement's time limit ends it.
+        wait_for(lambda: place.connections() == 0, seconds=1.5 + MARGIN)
+    assert place.number("SELECT count(*) FROM items") == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "ADD COLUMN colour text NOT NULL DEFAULT 'red'",
+        "ALTER COLUMN description TYPE text",
+        "ALTER COLUMN version TYPE bigint",
+    ],
+)
+def test_a_schema_that_changes_under_the_service_gives_no_wrong_data(
+    service: Service, place: Place, change: str
+) -> None:
+    with serve(service, place) as server, ThreadPoolExecutor(4) as pool:
+        http = server.client
+
+        def read(_: int) -> httpx2.Response:
+            return http.get("/items")
+
+        created = http.post("/items", json={"name": "a", "description": "b"}).json()
+        list(pool.map(read, range(20)))
+
+        place.query(f"ALTER TABLE items {change}")
+
+        responses = list(pool.map(read, range(20)))
+        wrong = [answer.status_code for answer in responses if answer.status_code != 200]
+        assert set(wrong) <= {503}
+        assert all(answer.json()["items"] == [created] for answer in responses if answer.is_success)
+        patched = http.patch(f"/items/{created['id']}", json={"name": "c"})
+        assert patched.status_code in (200, 503)
+        assert http.patch(f"/items/{created['id']}", json={"name": "d"}).json()["name"] == "d"
+        assert http.get("/items").json()["items"][0]["name"] == "d"
+
+
+def test_every_connection_is_said_goodbye_to(service: Service, place: Place) -> None:
+    with serve(service, place) as server, ThreadPoolExecutor(20) as pool:
+        place.proxy.delay = 0.02  # so that requests need connections at the same time
+        assert set(pool.map(lambda _: server.client.get("/items").status_code, range(40))) == {200}
+        stop(server)
+    assert place.proxy.sessions > 5
+    assert place.proxy.goodbyes == place.proxy.sessions
+
+
+def test_migrations_survive_one_that_is_killed(service: Service, empty: Place) -> None:
+    def migrate() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [".venv/bin/alembic", "upgrade", "head"],
+            cwd=service.folder,
+            env=environment(DATABASE_URL=empty.url),
+        )
+
+    def waiting(kind: str) -> bool:
+        found = f"SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype {kind} 'advisory'"
+        return empty.number(found) > 0
+
+    # The first is killed in the middle of its transaction: a table of that name is being made.
+    with empty.holding("CREATE TABLE items (id integer)"), migrate() as killed:
+        wait_for(lambda: waiting("<>"))
+        others = [migrate() for _ in range(3)]
+        try:
+            wait_for(lambda: waiting("="))
+        finally:
+            killed.kill()
+    assert killed.returncode == -signal.SIGKILL
+    assert [process.wait(60) for process in others] == [0, 0, 0]
+    assert empty.connections() == 0
+
+    with serve(service, empty) as server:
+        assert server.client.get("/health/ready").status_code == 200
