@@ -31,10 +31,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return snapshot(tmp_path_factory.mktemp("template") / "template")
 
 
-@pytest.fixture(
-    scope="session",
-    params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in DATABASES],
-)
+@pytest.fixture(scope="session", params=DATABASES)
 def database_name(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name

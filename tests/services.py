@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -218,6 +218,17 @@ def wait_until_served(client: httpx2.Client, process: subprocess.Popen[bytes], l
             return
     process.kill()
     raise AssertionError(f"the service did not start:\n{log.read_text(encoding='utf-8')}")
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
+
+
+def unavailable(response: httpx2.Response) -> bool:
+    return response.status_code == 503 and response.headers.get("retry-after") == "1"
 
 
 def free_port() -> int:

@@ -5,7 +5,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,14 +17,17 @@ import httpx2
 import pytest
 
 from tests.proxy import Proxy, open_proxy
-from tests.services import PostgreSQLDatabase, Server, Service, environment, open_database
-
-# The service that the other modules use, in the same worker.
-pytestmark = pytest.mark.parametrize(
-    "database_name",
-    [pytest.param("postgresql", marks=pytest.mark.xdist_group("postgresql"))],
-    indirect=True,
+from tests.services import (
+    PostgreSQLDatabase,
+    Server,
+    Service,
+    environment,
+    open_database,
+    unavailable,
+    wait_for,
 )
+
+pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
 UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 PASSWORD = "p@ss:w/o#r?d%41&é 'x"
@@ -84,17 +87,6 @@ class Place:
                 yield
             finally:
                 psql.stdin.close()  # psql ends, and its transaction with it
-
-
-def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.05)
-
-
-def unavailable(response: httpx2.Response) -> bool:
-    return response.status_code == 503 and response.headers.get("retry-after") == "1"
 
 
 def upstream(server: PostgreSQLDatabase) -> str:

@@ -1,27 +1,24 @@
 """A service that loses its SQLite file answers soon and honestly, heals by itself, loses nothing."""
 
 import os
+import resource
 import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx2
 import pytest
 
-from tests.services import Server, Service, SQLiteDatabase
+from tests.services import Server, Service, SQLiteDatabase, unavailable, wait_for
 
-# The service that the other modules use, in the same worker.
-pytestmark = pytest.mark.parametrize(
-    "database_name",
-    [pytest.param("sqlite", marks=pytest.mark.xdist_group("sqlite"))],
-    indirect=True,
-)
+pytestmark = pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
 
 UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 # A user whom the file's mode binds, as it does not bind root.
@@ -81,17 +78,6 @@ def names(file: Path) -> set[object]:
     return {name for (name,) in rows(file, "SELECT name FROM items")}
 
 
-def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.01)
-
-
-def unavailable(response: httpx2.Response) -> bool:
-    return response.status_code == 503 and response.headers.get("retry-after") == "1"
-
-
 def post(server: Server, name: str, description: str = "") -> httpx2.Response:
     return server.client.post("/items", json={"name": name, "description": description})
 
@@ -141,6 +127,26 @@ def test_a_long_write_of_another_process_lets_reads_through_and_ends_writes_in_t
     assert names(file) == {"before", "after"}
 
 
+def test_reads_do_not_queue_behind_writers(service: Service, file: Path) -> None:
+    limits = {"DATABASE_COMMAND_TIMEOUT": "2", "DATABASE_POOL_TIMEOUT": "2"}
+    with serve(service, file, **limits) as server, ThreadPoolExecutor(40) as pool:
+        with writing(file):
+            start = time.monotonic()
+            waiting = [pool.submit(post, server, f"item {number}") for number in range(40)]
+            while time.monotonic() - start < 1.5:
+                begun = time.monotonic()
+                assert server.client.get("/items").status_code == 200
+                assert server.client.get("/health/ready").json() == {"status": "ready"}
+                assert time.monotonic() - begun < 1
+                time.sleep(0.1)
+            assert all(unavailable(answer.result()) for answer in waiting)
+            assert time.monotonic() - start < 2 + 2 + MARGIN
+        assert names(file) == set()
+
+        waiting = [pool.submit(post, server, f"item {number}") for number in range(40)]
+        assert {answer.result().status_code for answer in waiting} == {201}
+
+
 def test_a_client_that_goes_away_keeps_no_writer_waiting(service: Service, file: Path) -> None:
     limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
     with serve(service, file, **limits) as server:
@@ -177,8 +183,10 @@ def test_writers_that_wait_do_not_keep_a_server_from_stopping(service: Service, 
 def missing(file: Path) -> Iterator[None]:
     """The folder is away."""
     away = file.parent.rename(file.parent.with_name("away"))
-    yield
-    away.rename(file.parent)
+    try:
+        yield
+    finally:
+        away.rename(file.parent)
 
 
 @contextmanager
@@ -187,8 +195,10 @@ def garbage(file: Path) -> Iterator[None]:
     with missing(file):
         file.parent.mkdir()
         file.write_bytes(b"This is not a database. " * 1000)
-        yield
-        shutil.rmtree(file.parent)
+        try:
+            yield
+        finally:
+            shutil.rmtree(file.parent)
 
 
 @contextmanager
@@ -196,8 +206,10 @@ def directory(file: Path) -> Iterator[None]:
     """A folder is in its place."""
     with missing(file):
         file.mkdir(parents=True)
-        yield
-        shutil.rmtree(file.parent)
+        try:
+            yield
+        finally:
+            shutil.rmtree(file.parent)
 
 
 @contextmanager
@@ -206,9 +218,11 @@ def unwritable(file: Path) -> Iterator[None]:
     paths = [*file.parent.iterdir(), file.parent]
     for path in paths:
         path.chmod(0o555)
-    yield
-    for path in paths:
-        path.chmod(0o755)
+    try:
+        yield
+    finally:
+        for path in paths:
+            path.chmod(0o755)
 
 
 FAULTS = pytest.mark.parametrize("fault", [missing, garbage, directory, unwritable])
@@ -234,9 +248,101 @@ def test_a_service_that_starts_without_its_file_heals(
     assert names(file) == {"after"}
 
 
+@pytest.mark.parametrize("fault", [missing, garbage, directory])
+def test_a_service_whose_file_is_lost_while_it_runs_heals(
+    service: Service, file: Path, fault: Fault
+) -> None:
+    with serve(service, file) as server, ThreadPoolExecutor(10) as pool:
+        http = server.client
+
+        def read(_: int) -> httpx2.Response:
+            return http.get("/items")
+
+        created = [post(server, f"item {number}").json() for number in range(10)]
+        assert {answer.status_code for answer in pool.map(read, range(20))} == {200}
+        with fault(file):
+            # What connections that are still open would write is found by nobody.
+            assert http.get("/health/live").status_code == 200
+            assert unavailable(post(server, "lost"))
+            assert all(unavailable(answer) for answer in pool.map(read, range(20)))
+            assert unavailable(post(server, "lost"))
+        assert http.get("/health/ready").status_code == 200
+        assert http.get("/items").json()["items"] == created
+        assert post(server, "after").status_code == 201
+    assert names(file) == {"after", *(item["name"] for item in created)}
+
+
+def test_a_backup_that_is_put_in_the_files_place_is_used_at_once(
+    service: Service, file: Path
+) -> None:
+    backup = file.with_name("backup.db")
+    with serve(service, file) as server:
+        assert post(server, "stored").status_code == 201
+        rows(file, f"VACUUM INTO '{backup}'")
+        assert post(server, "too late").status_code == 201
+        rows(file, "PRAGMA wal_checkpoint(TRUNCATE)")
+        backup.rename(file)
+        assert post(server, "after").status_code == 201
+        assert len(server.client.get("/items").json()["items"]) == 2
+    assert names(file) == {"stored", "after"}
+
+
 @contextmanager
-def small_disk(folder: Path, server_pid: Callable[[], int]) -> Iterator[None]:
+def small_disk(folder: Path) -> Iterator[None]:
+    """Give `folder` a disk of its own, which only root may."""
+    if os.geteuid() != 0:
+        yield
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextmanager
+def full(folder: Path, server: Server) -> Iterator[None]:
+    """Leave no room on the disk of `folder`, or without root: let no file of the server grow."""
+    if folder.is_mount():
+        filler = folder / "filler"
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(1024)):
+                pass
+        yield
+        filler.unlink()
+        return
+    pid, kind = server.process.pid, resource.RLIMIT_FSIZE
+    limits = resource.prlimit(pid, kind)
+    largest = max(path.stat().st_size for path in folder.iterdir())
+    resource.prlimit(pid, kind, (largest, limits[1]))
     yield
+    resource.prlimit(pid, kind, limits)
+
+
+def test_a_full_disk_is_503_and_loses_nothing(
+    service: Service, pattern: SQLiteDatabase, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path):
+        file = Path(shutil.copy(pattern.path, tmp_path / "app.db"))
+        with serve(service, file) as server:
+            http = server.client
+            acknowledged = ["before"]
+            assert post(server, "before").status_code == 201
+            with full(tmp_path, server):
+                for number in range(50):
+                    answer = post(server, f"item {number}", "long " * 400)
+                    if answer.status_code == 201:
+                        acknowledged.append(f"item {number}")
+                    else:
+                        assert unavailable(answer)
+                assert len(acknowledged) < 50
+                assert http.get("/health/live").status_code == 200
+                assert http.get("/health/ready").status_code == 200
+                listed = http.get("/items").json()["items"]
+                assert [item["name"] for item in listed] == acknowledged
+            assert post(server, "after").status_code == 201
+        assert rows(file, "PRAGMA integrity_check") == [("ok",)]
+        assert names(file) == {*acknowledged, "after"}
 
 
 def test_what_was_acknowledged_survives_a_kill_in_the_middle_of_writes(
@@ -259,3 +365,93 @@ def test_what_was_acknowledged_survives_a_kill_in_the_middle_of_writes(
             assert all(isinstance(done.exception(), httpx2.TransportError) for done in workers)
         assert rows(file, "PRAGMA integrity_check") == [("ok",)]
         assert acknowledged <= names(file)
+
+
+MODEL = """
+from sqlalchemy import ForeignKey, Identity
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import BigIntegerKey
+from app.models import Base
+
+
+class Part(Base):
+    __tablename__ = "parts"
+
+    id: Mapped[int] = mapped_column(BigIntegerKey, Identity(), primary_key=True)
+    item_id: Mapped[int] = mapped_column(ForeignKey("items.id", ondelete="CASCADE"))
+"""
+ROUTES = """
+from fastapi import APIRouter
+
+from app.parts.models import Part
+from app.sessions import SessionDep
+
+router = APIRouter(prefix="/parts")
+
+
+@router.post("/{item_id}", status_code=201)
+async def create_part(item_id: int, session: SessionDep) -> None:
+    session.add(Part(item_id=item_id))
+"""
+
+
+@pytest.fixture
+def extended(service: Service, tmp_path: Path) -> Service:
+    """A copy of the service with parts of items, which go with their item."""
+    ignored = shutil.ignore_patterns(".venv", "__pycache__", "app.db*", ".*cache")
+    folder = Path(shutil.copytree(service.folder, tmp_path / "extended", ignore=ignored))
+    (folder / ".venv").symlink_to(service.folder / ".venv")
+    (folder / "app" / "parts").mkdir()
+    (folder / "app" / "parts" / "__init__.py").touch()
+    (folder / "app" / "parts" / "models.py").write_text(MODEL)
+    (folder / "app" / "parts" / "routes.py").write_text(ROUTES)
+    replace(
+        folder / "app" / "main.py",
+        "import router as items\n",
+        "import router as items\nfrom app.parts.routes import router as parts\n",
+    )
+    replace(
+        folder / "app" / "main.py",
+        "include_router(items)",
+        "include_router(items)\n    app.include_router(parts)",
+    )
+    return Service(folder, "sqlite")
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+def test_every_connection_enforces_foreign_keys_and_a_migration_deletes_no_row(
+    extended: Service, file: Path
+) -> None:
+    def alembic(*arguments: str) -> None:
+        variables = {"DATABASE_URL": f"sqlite:///{file}"}
+        extended.run(".venv/bin/alembic", *arguments, variables=variables)
+
+    alembic("revision", "--autogenerate", "--message", "create parts")
+    alembic("upgrade", "head")
+    with serve(extended, file) as server, ThreadPoolExecutor(20) as pool:
+        created = post(server, "a").json()
+
+        def add(item_id: int) -> int:
+            return server.client.post(f"/parts/{item_id}").status_code
+
+        assert set(pool.map(add, [created["id"]] * 20)) == {201}
+        assert set(pool.map(add, [created["id"] + 1] * 20)) == {409}
+    assert rows(file, "SELECT count(*) FROM parts") == [(20,)]
+
+    # SQLite can't alter a column: the table is made anew, copied and dropped.
+    models = extended.folder / "app" / "items" / "models.py"
+    replace(models, "MAX_DESCRIPTION_LENGTH = 2_000", "MAX_DESCRIPTION_LENGTH = 3_000")
+    alembic("revision", "--autogenerate", "--message", "longer descriptions")
+    alembic("upgrade", "head")
+
+    assert "VARCHAR(3000)" in str(rows(file, "SELECT sql FROM sqlite_master WHERE name = 'items'"))
+    assert rows(file, "SELECT count(*) FROM parts") == [(20,)]
+    with serve(extended, file) as server:
+        assert server.client.delete(f"/items/{created['id']}").status_code == 204
+    assert rows(file, "SELECT count(*) FROM parts") == [(0,)]

@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from app.database import prepare
+from app.database import Sessionmaker, prepare
 from app.sessions import Reader
 from app.settings import Settings
 
@@ -30,7 +30,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         stack.push_async_callback(dispose, engine)
         prepare(engine)
         app.state.engine = engine
-        app.state.sessionmaker = async_sessionmaker(
+        app.state.sessionmaker = Sessionmaker(
             engine, expire_on_commit=False, close_resets_only=False
         )
         app.state.reader = Reader(engine)

@@ -5,10 +5,13 @@ from typing import Any
 
 from sqlalchemy import BigInteger, DateTime, Dialect, TypeDecorator, event
 from sqlalchemy.exc import DBAPIError, NotSupportedError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 READ_OPTIONS: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
 """Execution options under which a statement runs outside a transaction: one round trip, not three."""
+
+Sessionmaker = async_sessionmaker
+"""What makes sessions: SQLAlchemy's own."""
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
 STATUSES = {

@@ -1,13 +1,17 @@
 """What is SQLite's own: connections, column types, and what its errors mean."""
 
+import asyncio
 import datetime
 import logging
+import os
 import sqlite3
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from sqlalchemy import Connection, DateTime, Dialect, Integer, TypeDecorator, event
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 READ_OPTIONS: dict[str, Any] = {"sqlite_begin": None}
 """Execution options under which a statement runs outside a transaction and takes no lock."""
@@ -54,6 +58,29 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
         return None if value is None else value.replace(tzinfo=datetime.UTC)
 
 
+class Sessionmaker(async_sessionmaker[AsyncSession]):
+    """Begins one transaction after the other, as the file has one writer at a time.
+
+    They wait here, without a connection, or they would leave none in the pool for those who read.
+    """
+
+    def __init__(self, engine: AsyncEngine, **options: Any) -> None:
+        super().__init__(engine, **options)
+        pool: Any = engine.pool
+        self._timeout: float = pool.timeout()
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncGenerator[AsyncSession]:  # type: ignore[override]
+        async with asyncio.timeout(self._timeout):
+            await self._turn.acquire()
+        try:
+            async with super().begin() as session:
+                yield session
+        finally:
+            self._turn.release()
+
+
 def prepare(engine: AsyncEngine) -> None:
     """Teach the engine's connections what the driver leaves out. Opens nothing."""
     # At DEBUG the driver would print the parameters of every statement.
@@ -67,6 +94,15 @@ def prepare(engine: AsyncEngine) -> None:
         cursor.close()
         connection.isolation_level = None  # or the driver begins, and not before the first write
 
+        record.info["file"] = file_at(engine)
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def checkout(connection: Any, record: Any, proxy: Any) -> None:
+        # Moved, deleted, or another one restored in its place: what a connection that is still
+        # open writes there, nobody would find again.
+        if record.info["file"] != file_at(engine):
+            raise DisconnectionError("the file was replaced")
+
     @event.listens_for(engine.sync_engine, "begin")
     def begin(connection: Connection) -> None:
         # A transaction that reads first and writes later would fail at once, whatever the timeout,
@@ -74,6 +110,15 @@ def prepare(engine: AsyncEngine) -> None:
         mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
         if mode:
             connection.exec_driver_sql(f"BEGIN {mode}")
+
+
+def file_at(engine: AsyncEngine) -> tuple[int, int] | None:
+    """Return what tells the file from any other that has been or will be at its path."""
+    try:
+        found = os.stat(engine.url.database or "")
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def status_of(error: DBAPIError) -> int:
