@@ -2,11 +2,12 @@
 
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.services import REPOSITORY, Service
+from tests.services import REPOSITORY, Database, Service
 
 ASYNC = "from sqlalchemy.ext.asyncio import create_async_engine"
 HANDLER = """
@@ -123,6 +124,22 @@ def test_a_broken_rule_is_refused_by_its_number(
 
     told = [line for line in lines if line.startswith(f"{file}:")]
     assert [line for line in told if re.search(rf"(?<!\w){rule}(?!\w)", line)], lines
+
+
+def test_what_joins_the_stack_later_is_released_before_the_engine(
+    service: Service, copy: Path, database: Database
+) -> None:
+    lifespan = copy / LIFESPAN
+    more = '        stack.callback(logger.info, "later resource released")\n        yield\n'
+    lifespan.write_text(lifespan.read_text().replace("        yield\n", more))
+    uvicorn = str(service.folder / ".venv" / "bin" / "uvicorn")
+
+    with Service(copy, service.database).serve(
+        uvicorn, "app.main:app", **database.variables
+    ) as server:
+        server.stop(signal.SIGTERM)
+
+    assert 0 < server.log().index("later resource released") < server.log().index("disposed of")
 
 
 def test_every_rule_is_broken_here_and_explained_in_the_reference() -> None:

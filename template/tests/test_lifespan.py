@@ -3,7 +3,6 @@ import logging
 import os
 import subprocess
 import sys
-from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -74,20 +73,6 @@ async def test_one_engine_serves_every_request(settings: Settings) -> None:
             assert (await client.get("/health/ready")).status_code == 200
         assert pools == {id(app.state.engine.pool)}
     event.remove(Engine, "engine_connect", note)
-
-
-async def test_resources_are_released_in_reverse_order(settings: Settings) -> None:
-    app = create_app(settings)
-    released: list[str] = []
-
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(app.router.lifespan_context(app))
-        event.listen(app.state.engine.sync_engine, "close", lambda *_: released.append("engine"))
-        stack.callback(released.append, "later resource")
-        async with app.state.engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
-
-    assert released == ["later resource", "engine"]
 
 
 async def test_the_settings_reach_the_pool(settings: Settings) -> None:

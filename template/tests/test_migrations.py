@@ -1,4 +1,5 @@
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -35,3 +36,18 @@ async def test_the_migrations_can_be_written_out_as_sql(
     await asyncio.to_thread(command.upgrade, alembic(empty), "head", sql=True)
 
     assert "COMMIT;" in capsys.readouterr().out
+
+
+async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:
+    url = empty.driver_url.render_as_string(hide_password=False)
+
+    processes = [
+        await asyncio.create_subprocess_exec(
+            "alembic", "upgrade", "head", env=os.environ | {"DATABASE_URL": url}
+        )
+        for _ in range(4)
+    ]
+    codes = [await process.wait() for process in processes]
+
+    assert codes == [0] * 4
+    await run(command.check, empty)

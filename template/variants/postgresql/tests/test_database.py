@@ -1,10 +1,7 @@
-import asyncio
 import datetime
-import os
 from typing import Any
 
 import pytest
-from alembic import command
 from fastapi import FastAPI
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import bindparam, select, text
@@ -12,7 +9,6 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from app.database import UTCDateTime, status_of
 from app.settings import Settings
-from tests.database import alembic
 
 PASSWORD = "p@ss:w/o#r?d%41&é "
 
@@ -125,18 +121,3 @@ async def test_a_moment_is_stored_in_utc_and_needs_a_time_zone(app: FastAPI) -> 
             await connection.execute(statement, {"moment": moment.replace(tzinfo=None)})
 
     assert (stored, stored.utcoffset()) == (moment, datetime.timedelta(0))
-
-
-async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:
-    url = empty.driver_url.render_as_string(hide_password=False)
-
-    processes = [
-        await asyncio.create_subprocess_exec(
-            "alembic", "upgrade", "head", env=os.environ | {"DATABASE_URL": url}
-        )
-        for _ in range(4)
-    ]
-    codes = [await process.wait() for process in processes]
-
-    assert codes == [0] * 4
-    await asyncio.to_thread(command.check, alembic(empty))

@@ -1,10 +1,8 @@
 import asyncio
 import datetime
-import os
 import sqlite3
 
 import pytest
-from alembic import command
 from fastapi import FastAPI
 from pydantic import ValidationError
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, update
@@ -14,7 +12,6 @@ from app.database import UTCDateTime, status_of
 from app.main import create_app
 from app.sessions import Reader
 from app.settings import Settings
-from tests.database import alembic
 
 METADATA = MetaData()
 MOMENTS = Table("moments", METADATA, Column("moment", UTCDateTime))
@@ -118,18 +115,3 @@ async def test_a_moment_is_stored_in_utc_and_needs_a_time_zone(app: FastAPI) -> 
             await connection.execute(insert(MOMENTS).values(moment=moment.replace(tzinfo=None)))
 
     assert (stored, stored.utcoffset()) == (moment, datetime.timedelta(0))
-
-
-async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:
-    url = empty.driver_url.render_as_string()
-
-    processes = [
-        await asyncio.create_subprocess_exec(
-            "alembic", "upgrade", "head", env=os.environ | {"DATABASE_URL": url}
-        )
-        for _ in range(4)
-    ]
-    codes = [await process.wait() for process in processes]
-
-    assert codes == [0] * 4
-    await asyncio.to_thread(command.check, alembic(empty))
