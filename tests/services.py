@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import parse_qs, urlsplit
 
 import copier
 import httpx2
@@ -143,6 +144,11 @@ class PostgreSQLDatabase:
 
         self.server = get_server(Path(tempfile.mkdtemp(prefix="postgres-")), cleanup_mode="delete")
         self.variables = {"DATABASE_URL": self.server.get_uri()}
+
+    @property
+    def socket(self) -> str:
+        [folder] = parse_qs(urlsplit(self.server.get_uri()).query)["host"]
+        return f"{folder}/.s.PGSQL.5432"
 
     def query(self, statement: str) -> str:
         return str(self.server.psql(f"\\pset tuples_only\n{statement};"))

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from app.database import Sessionmaker, prepare
+from app.database import Sessionmaker
 from app.sessions import Reader
 from app.settings import Settings
 
@@ -28,7 +28,6 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         settings: Settings = app.state.settings
         engine = create_async_engine(settings.driver_url, **settings.engine_options)
         stack.push_async_callback(dispose, engine)
-        prepare(engine)
         app.state.engine = engine
         app.state.sessionmaker = Sessionmaker(
             engine, expire_on_commit=False, close_resets_only=False

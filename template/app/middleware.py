@@ -6,7 +6,7 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 
 from fastapi import HTTPException, status
-from starlette.datastructures import URL, Headers, MutableHeaders
+from starlette.datastructures import URL
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import problem
@@ -30,13 +30,14 @@ def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
         # The path as it was sent: still encoded, so that it can't break the line. No query: people
         # put secrets there.
         line = {"method": scope["method"], "path": scope["raw_path"].decode("latin-1"), "status": 0}
-        current = identify(Headers(scope=scope))
+        current = identify(scope["headers"])
         request_id.set(current)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 line["status"] = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = current
+                header = (b"x-request-id", current.encode())
+                message["headers"] = [*message.get("headers", ()), header]
             await send(message)
 
         try:

@@ -1,8 +1,9 @@
 """The base of every model."""
 
 import datetime
+from typing import TYPE_CHECKING, ClassVar
 
-from sqlalchemy import MetaData
+from sqlalchemy import MetaData, Table
 from sqlalchemy.orm import DeclarativeBase
 
 from app.database import UTCDateTime
@@ -23,6 +24,9 @@ class Base(DeclarativeBase):
     )
 
     type_annotation_map = {datetime.datetime: UTCDateTime}
+
+    if TYPE_CHECKING:
+        __table__: ClassVar[Table]
 
 
 def utc_now() -> datetime.datetime:

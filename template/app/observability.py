@@ -4,10 +4,9 @@ import json
 import logging
 import re
 import secrets
+from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-
-from starlette.datastructures import Headers
 
 from app.settings import Settings
 
@@ -64,9 +63,10 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(fields, default=str)
 
 
-def identify(headers: Headers) -> str:
+def identify(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """Return the trace id of a valid `traceparent`, else a sane `X-Request-ID`, else a new id."""
-    if match := TRACEPARENT.match(headers.get("traceparent", "")):
+    given = dict(headers)
+    if match := TRACEPARENT.match(given.get(b"traceparent", b"").decode("latin-1")):
         return match[1]
-    given = headers.get("x-request-id", "")
-    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    name = given.get(b"x-request-id", b"").decode("latin-1")
+    return name if REQUEST_ID.fullmatch(name) else secrets.token_hex(16)

@@ -1,12 +1,16 @@
 """What resources have in common: ids, texts, entity tags, cursors."""
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Annotated
 
-from fastapi import Header, HTTPException, status
+from fastapi import Header
 from pydantic import BeforeValidator, Field, StringConstraints
+from sqlalchemy import ColumnElement, true
+from sqlalchemy.orm import InstrumentedAttribute
 
 MAX_ID = 2**63 - 1
+STRONG_TAG = re.compile(r'"[0-9]{1,9}"')  # of those that `etag` makes
 
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 Text = Annotated[
@@ -20,15 +24,12 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def require_match(if_match: str | None, version: int) -> None:
-    """Evaluate `If-Match` (RFC 9110, 13.1.1); without it the last write wins.
-
-    Raises:
-        HTTPException: 412, if the client knows another version than the current one.
-    """
+def matches(version: InstrumentedAttribute[int], if_match: str | None) -> ColumnElement[bool]:
+    """Return the condition of `If-Match` (RFC 9110, 13.1.1); without it the last write wins."""
     tags = [tag.strip() for tag in (if_match or "*").split(",")]
-    if tags != ["*"] and etag(version) not in tags:
-        raise HTTPException(status.HTTP_412_PRECONDITION_FAILED)
+    if tags == ["*"]:
+        return true()
+    return version.in_([int(tag[1:-1]) for tag in tags if STRONG_TAG.fullmatch(tag)])
 
 
 def encode_cursor(key: int) -> str:

@@ -17,8 +17,10 @@ class Item(Base):
     name: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH), unique=True)
     description: Mapped[str | None] = mapped_column(String(MAX_DESCRIPTION_LENGTH))
     created_at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
-    updated_at: Mapped[datetime.datetime] = mapped_column(default=utc_now, onupdate=utc_now)
-    version: Mapped[int] = mapped_column()
+    updated_at: Mapped[datetime.datetime] = mapped_column(
+        default=lambda row: row.get_current_parameters()["created_at"], onupdate=utc_now
+    )
+    version: Mapped[int] = mapped_column(default=1)
 
     # The ORM counts it up, and refuses to overwrite a row that has changed since it was read.
     __mapper_args__ = {"version_id_col": version}

@@ -1,12 +1,12 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response, status
-from sqlalchemy import Integer, bindparam, select
+from sqlalchemy import Integer, bindparam, delete, insert, select, update
 
 from app.errors import problems
 from app.items.models import Item
 from app.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate
-from app.resources import Cursor, Id, IfMatch, encode_cursor, etag, require_match
+from app.resources import Cursor, Id, IfMatch, encode_cursor, etag, matches
 from app.sessions import ReaderDep, SessionDep
 
 router = APIRouter(
@@ -17,14 +17,17 @@ router = APIRouter(
 
 MAX_LIMIT = 100
 
-# Statements built once, so that SQLAlchemy compiles them once.
-ITEMS = select(Item.id, Item.name, Item.description, Item.created_at, Item.updated_at, Item.version)
-ITEM = ITEMS.where(Item.id == bindparam("id"))
+# Statements built once, so that SQLAlchemy compiles them once. Those that write name the table and
+# not the model: they return the row that they made, and the session has nothing to keep track of.
+COLUMNS = (Item.id, Item.name, Item.description, Item.created_at, Item.updated_at, Item.version)
+ITEM = select(*COLUMNS).where(Item.id == bindparam("id"))
 PAGE = (
-    ITEMS.where(Item.id > bindparam("after"))
+    select(*COLUMNS)
+    .where(Item.id > bindparam("after"))
     .order_by(Item.id)
     .limit(bindparam("limit", None, Integer))
 )
+CREATE = insert(Item.__table__).returning(*COLUMNS)
 
 
 @router.post(
@@ -35,11 +38,9 @@ PAGE = (
 )
 async def create_item(
     data: ItemCreate, session: SessionDep, request: Request, response: Response
-) -> Item:
-    item = Item(**data.model_dump())
-    session.add(item)
-    await session.flush()
-    response.headers["Location"] = request.url_for("read_item", item_id=item.id).path
+) -> object:
+    item = (await session.execute(CREATE, data.model_dump())).one()
+    response.headers["Location"] = f"{request.url.path}/{item.id}"
     response.headers["ETag"] = etag(item.version)
     return item
 
@@ -78,11 +79,14 @@ async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> objec
 )
 async def update_item(
     item_id: Id, data: ItemUpdate, session: SessionDep, response: Response, if_match: IfMatch = None
-) -> Item:
-    item = await get_locked(session, item_id, if_match)
-    for field, value in data.model_dump(exclude_unset=True).items():
-        setattr(item, field, value)
-    await session.flush()
+) -> object:
+    same = (Item.id == item_id, matches(Item.version, if_match))
+    changes = data.model_dump(exclude_unset=True)
+    change = update(Item.__table__).where(*same).values(**changes, version=Item.version + 1)
+    statement = change.returning(*COLUMNS) if changes else select(*COLUMNS).where(*same)
+    item = (await session.execute(statement)).first()
+    if item is None:
+        raise await missing_or_changed(session, item_id)
     response.headers["ETag"] = etag(item.version)
     return item
 
@@ -94,13 +98,14 @@ async def update_item(
     responses=problems(status.HTTP_404_NOT_FOUND, status.HTTP_412_PRECONDITION_FAILED),
 )
 async def delete_item(item_id: Id, session: SessionDep, if_match: IfMatch = None) -> None:
-    await session.delete(await get_locked(session, item_id, if_match))
+    deletion = delete(Item.__table__).where(Item.id == item_id, matches(Item.version, if_match))
+    if (await session.execute(deletion.returning(Item.id))).first() is None:
+        raise await missing_or_changed(session, item_id)
 
 
-async def get_locked(session: SessionDep, item_id: int, if_match: str | None) -> Item:
-    """Load an item for a change, and keep others from changing it until the transaction ends."""
-    item = await session.get(Item, item_id, with_for_update=True)
-    if item is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND)
-    require_match(if_match, item.version)
-    return item
+async def missing_or_changed(session: SessionDep, item_id: int) -> HTTPException:
+    """Find out why no row was the version that the client knows."""
+    found = (await session.execute(ITEM, {"id": item_id})).first()
+    return HTTPException(
+        status.HTTP_412_PRECONDITION_FAILED if found else status.HTTP_404_NOT_FOUND
+    )

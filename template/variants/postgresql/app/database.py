@@ -1,17 +1,24 @@
 """What is PostgreSQL's own: connections, column types, and what its errors mean."""
 
 import datetime
+import time
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import BigInteger, DateTime, Dialect, TypeDecorator, event
+from asyncpg import InterfaceError, PostgresError  # type: ignore[import-untyped]
+from sqlalchemy import BigInteger, DateTime, TypeDecorator
+from sqlalchemy import Dialect as AnyDialect
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, NotSupportedError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
-
-READ_OPTIONS: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
-"""Execution options under which a statement runs outside a transaction: one round trip, not three."""
+from sqlalchemy.ext.asyncio import async_sessionmaker
+from sqlalchemy.util import await_only
 
 Sessionmaker = async_sessionmaker
 """What makes sessions: SQLAlchemy's own."""
+
+PING_AFTER = 1.0  # seconds that a connection is trusted for without asking the server
+PING_TIMEOUT = 1.0  # seconds; then a new connection is tried
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
 STATUSES = {
@@ -41,30 +48,52 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
     cache_ok = True
 
     def process_bind_param(
-        self, value: datetime.datetime | None, dialect: Dialect
+        self, value: datetime.datetime | None, dialect: AnyDialect
     ) -> datetime.datetime | None:
         if value is not None and value.tzinfo is None:
             raise ValueError("a datetime needs a time zone")
         return value
 
 
-def prepare(engine: AsyncEngine) -> None:
-    """Teach the engine's connections what the driver leaves out. Opens nothing."""
+class Dialect(PGDialect_asyncpg):
+    """SQLAlchemy's, where its connections wait longer, or ask more often, than a request should."""
 
-    @event.listens_for(engine.sync_engine, "do_connect")
-    def connect(dialect: Any, record: Any, args: Any, kwargs: Any) -> Any:
+    supports_statement_cache = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self._last_checked: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+
+    def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
         # Refused, unknown host, timed out: asyncpg lets the operating system's errors through,
         # and no `except SQLAlchemyError` would see them.
         try:
-            return dialect.connect(*args, **kwargs)
+            return super().connect(*args, **options)
         except OSError as error:
             reason = str(error) or "timed out"
-            raise dialect.loaded_dbapi.OperationalError(reason, error) from error
+            raise self.loaded_dbapi.OperationalError(reason, error) from error
 
-    @event.listens_for(engine.sync_engine, "invalidate")
-    def abandon(connection: Any, record: Any, error: Any) -> None:
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        """Say whether a connection is still good, which the pool asks at every checkout.
+
+        The driver knows of one that the server has closed; a link that died silently takes time
+        to be noticed, so one that was good a moment ago is not asked again.
+        """
+        connection = dbapi_connection.driver_connection
+        if connection.is_closed():
+            return False
+        now = time.monotonic()
+        if now - self._last_checked.get(connection, 0) > PING_AFTER:
+            try:
+                await_only(connection.execute("SELECT 1", timeout=PING_TIMEOUT))
+            except (OSError, PostgresError, InterfaceError):
+                return False
+        self._last_checked[connection] = now
+        return True
+
+    def do_terminate(self, dbapi_connection: Any) -> None:
         # SQLAlchemy would first say goodbye, and wait 2 s for a server that does not answer.
-        connection.driver_connection.terminate()
+        dbapi_connection.driver_connection.terminate()
 
 
 def status_of(error: DBAPIError) -> int:

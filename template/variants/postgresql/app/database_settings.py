@@ -7,12 +7,15 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
+from sqlalchemy.dialects import registry
 from sqlalchemy.exc import ArgumentError
 
 from app import NAME
 
 EXAMPLE = "postgresql://user:password@host:5432/name"
 DRIVER = "postgresql+asyncpg"
+registry.register("postgresql.asyncpg", "app.database", "Dialect")
+
 # What asyncpg takes as text; anything else in a URL would fail at the first connection.
 URL_PARAMETERS = {"host", "port", "ssl", "passfile", "target_session_attrs", "krbsrvname"}
 

@@ -9,7 +9,6 @@ from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection, NullPool
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.database import prepare
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
 from migrations.metadata import metadata
@@ -59,7 +58,6 @@ async def run_online(settings: Settings) -> None:
         hide_parameters=True,
         connect_args={"timeout": settings.database_connect_timeout},
     )
-    prepare(engine)
     async with engine.connect() as connection:
         await connection.run_sync(migrate)
 

@@ -8,13 +8,15 @@ import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import Connection, DateTime, Dialect, Integer, TypeDecorator, event
-from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy import DateTime, Integer, TypeDecorator
+from sqlalchemy import Dialect as AnyDialect
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-
-READ_OPTIONS: dict[str, Any] = {"sqlite_begin": None}
-"""Execution options under which a statement runs outside a transaction and takes no lock."""
+from sqlalchemy.util import await_only
 
 # Result codes, https://sqlite.org/rescode.html
 STATUSES = {
@@ -44,7 +46,7 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
     cache_ok = True
 
     def process_bind_param(
-        self, value: datetime.datetime | None, dialect: Dialect
+        self, value: datetime.datetime | None, dialect: AnyDialect
     ) -> datetime.datetime | None:
         if value is None:
             return None
@@ -53,7 +55,7 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
         return value.astimezone(datetime.UTC).replace(tzinfo=None)  # the column keeps no offset
 
     def process_result_value(
-        self, value: datetime.datetime | None, dialect: Dialect
+        self, value: datetime.datetime | None, dialect: AnyDialect
     ) -> datetime.datetime | None:
         return None if value is None else value.replace(tzinfo=datetime.UTC)
 
@@ -81,41 +83,66 @@ class Sessionmaker(async_sessionmaker[AsyncSession]):
             self._turn.release()
 
 
-def prepare(engine: AsyncEngine) -> None:
-    """Teach the engine's connections what the driver leaves out. Opens nothing."""
-    # At DEBUG the driver would print the parameters of every statement.
-    logging.getLogger("aiosqlite").setLevel(logging.INFO)
+class Dialect(SQLiteDialect_aiosqlite):
+    """SQLAlchemy's, with transactions that can't fail half-way, and connections to this very file."""
 
-    @event.listens_for(engine.sync_engine, "connect")
-    def connect(connection: Any, record: Any) -> None:
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.execute("PRAGMA synchronous = NORMAL")  # safe with the write-ahead log
-        cursor.close()
-        connection.isolation_level = None  # or the driver begins, and not before the first write
+    supports_statement_cache = True
 
-        record.info["file"] = file_at(engine)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._files: WeakKeyDictionary[Any, tuple[str, object]] = WeakKeyDictionary()
+        self._autocommit: WeakSet[Any] = WeakSet()
+        # At DEBUG the driver would print the parameters of every statement.
+        logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
-    @event.listens_for(engine.sync_engine, "checkout")
-    def checkout(connection: Any, record: Any, proxy: Any) -> None:
-        # Moved, deleted, or another one restored in its place: what a connection that is still
-        # open writes there, nobody would find again.
-        if record.info["file"] != file_at(engine):
-            raise DisconnectionError("the file was replaced")
+    def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
+        # By itself, the driver would begin a transaction no sooner than with its first write.
+        connection: Any = super().connect(*args, isolation_level=None, **options)
+        opened = connection.driver_connection
+        await_only(opened.execute("PRAGMA foreign_keys = ON"))
+        await_only(opened.execute("PRAGMA synchronous = NORMAL"))  # safe with the write-ahead log
+        self._files[opened] = args[0], identity(args[0])
+        return connection  # type: ignore[no-any-return]
 
-    @event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: Connection) -> None:
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        """Say whether a connection is still good, which the pool asks at every checkout.
+
+        Moved, deleted, or another one restored in its place: what a connection that is still open
+        writes to such a file, nobody would find again.
+        """
+        path, opened = self._files[dbapi_connection.driver_connection]
+        return identity(path) == opened
+
+    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
+        # SQLAlchemy's way takes four calls to the driver's thread, there and back.
+        if level == "AUTOCOMMIT":
+            self._autocommit.add(dbapi_connection.driver_connection)
+        else:
+            self._autocommit.discard(dbapi_connection.driver_connection)
+
+    def do_begin(self, dbapi_connection: Any) -> None:
         # A transaction that reads first and writes later would fail at once, whatever the timeout,
         # if another had written in between: so each takes the file's write lock when it begins.
-        mode = connection.get_execution_options().get("sqlite_begin", "IMMEDIATE")
-        if mode:
-            connection.exec_driver_sql(f"BEGIN {mode}")
+        if dbapi_connection.driver_connection not in self._autocommit:
+            await_only(dbapi_connection.driver_connection.execute("BEGIN IMMEDIATE"))
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        # SQLite keeps a transaction open whose COMMIT fails, as a deferred constraint lets it.
+        try:
+            super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        except sqlite3.Error:
+            self.do_rollback(dbapi_connection)
+            raise
+
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        if dbapi_connection.driver_connection.in_transaction:
+            super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
 
 
-def file_at(engine: AsyncEngine) -> tuple[int, int] | None:
-    """Return what tells the file from any other that has been or will be at its path."""
+def identity(path: str) -> object:
+    """Return what tells a file from any other that has been or will be at its path."""
     try:
-        found = os.stat(engine.url.database or "")
+        found = os.stat(path)
     except OSError:
         return None
     return found.st_dev, found.st_ino

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
+from sqlalchemy.dialects import registry
 from sqlalchemy.exc import ArgumentError
 
 EXAMPLE = "sqlite+aiosqlite:///./app.db"
 DRIVER = "sqlite+aiosqlite"
+registry.register("sqlite.aiosqlite", "app.database", "Dialect")
 
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 

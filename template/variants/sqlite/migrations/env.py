@@ -8,7 +8,6 @@ from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection, NullPool, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.database import prepare
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
 from migrations.metadata import metadata
@@ -52,7 +51,6 @@ async def run_online(settings: Settings) -> None:
         hide_parameters=True,
         connect_args=settings.connect_args,
     )
-    prepare(engine)
 
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: Any, record: Any) -> None:

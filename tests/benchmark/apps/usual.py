@@ -1,0 +1,68 @@
+"""The example's handlers as they are usually written: one ORM session a request, and pre-ping."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from app.items.models import Item
+from app.items.schemas import ItemCreate, ItemPage, ItemRead
+from app.settings import load_settings
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    engine = create_async_engine(load_settings().driver_url, pool_pre_ping=True)
+    app.state.sessionmaker = async_sessionmaker(engine, expire_on_commit=False)
+    yield
+    await engine.dispose()
+
+
+app = FastAPI(lifespan=lifespan)
+router = APIRouter()
+
+
+async def get_session(request: Request) -> AsyncGenerator[AsyncSession]:
+    async with request.app.state.sessionmaker() as session:
+        yield session
+
+
+SessionDep = Annotated[AsyncSession, Depends(get_session)]
+
+
+@app.get("/health/live")
+async def live() -> dict[str, str]:
+    return {"status": "live"}
+
+
+@router.post("/items", status_code=201, response_model=ItemRead)
+async def create_item(data: ItemCreate, session: SessionDep, response: Response) -> Item:
+    item = Item(**data.model_dump())
+    session.add(item)
+    await session.commit()
+    await session.refresh(item)
+    response.headers["Location"] = f"/items/{item.id}"
+    response.headers["ETag"] = f'"{item.version}"'
+    return item
+
+
+@router.get("/items", response_model=ItemPage)
+async def list_items(session: SessionDep, limit: int = 100) -> dict[str, Any]:
+    statement = select(Item).where(Item.id > 0).order_by(Item.id).limit(limit + 1)
+    items = (await session.scalars(statement)).all()
+    more = len(items) > limit
+    return {"items": items[:limit], "next_cursor": str(items[limit - 1].id) if more else None}
+
+
+@router.get("/items/{item_id}", response_model=ItemRead)
+async def read_item(item_id: int, session: SessionDep, response: Response) -> Item:
+    item = await session.get(Item, item_id)
+    if item is None:
+        raise HTTPException(404)
+    response.headers["ETag"] = f'"{item.version}"'
+    return item
+
+
+app.include_router(router)
