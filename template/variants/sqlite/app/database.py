@@ -6,12 +6,15 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, DateTime, Dialect, Integer, TypeDecorator, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
+from sqlalchemy.util import await_only
 
 READ_OPTIONS: dict[str, Any] = {"sqlite_begin": None}
 """Execution options under which a statement runs outside a transaction and takes no lock."""
@@ -58,33 +61,52 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
         return None if value is None else value.replace(tzinfo=datetime.UTC)
 
 
-class Sessionmaker(async_sessionmaker[AsyncSession]):
-    """Begins one transaction after the other, as the file has one writer at a time.
+class Writer(Session):
+    """Waits for its turn when it first needs a connection, and holds none meanwhile."""
 
-    They wait here, without a connection, or they would leave none in the pool for those who read.
+    def get_bind(self, *arguments: Any, **options: Any) -> Any:
+        if take_turn := self.info.get("take_turn"):
+            await_only(take_turn())
+            del self.info["take_turn"]
+        return super().get_bind(*arguments, **options)
+
+
+class Sessionmaker(async_sessionmaker[AsyncSession]):
+    """Lets one transaction in after the other, as the file has one writer at a time.
+
+    The others wait without a connection, or they would leave none in the pool for those who read.
+    A turn begins with the first statement: what a handler does before it keeps nobody waiting.
     """
 
     def __init__(self, engine: AsyncEngine, **options: Any) -> None:
-        super().__init__(engine, **options)
+        super().__init__(engine, sync_session_class=Writer, **options)
         pool: Any = engine.pool
         self._timeout: float = pool.timeout()
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def begin(self) -> AsyncGenerator[AsyncSession]:  # type: ignore[override]
-        async with asyncio.timeout(self._timeout):
-            await self._turn.acquire()
-        try:
+        async with AsyncExitStack() as stack:
+
+            async def take_turn() -> None:
+                async with asyncio.timeout(self._timeout):
+                    await stack.enter_async_context(self._turn)
+
             async with super().begin() as session:
+                session.info["take_turn"] = take_turn
                 yield session
-        finally:
-            self._turn.release()
 
 
 def prepare(engine: AsyncEngine) -> None:
     """Teach the engine's connections what the driver leaves out. Opens nothing."""
     # At DEBUG the driver would print the parameters of every statement.
     logging.getLogger("aiosqlite").setLevel(logging.INFO)
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def open_file(dialect: Any, record: Any, args: list[str], kwargs: dict[str, Any]) -> None:
+        # SQLite would make a file that is not there, and an empty one has no tables.
+        args[0] = f"{Path(args[0]).as_uri()}?mode=rw"
+        kwargs["uri"] = True
 
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: Any, record: Any) -> None:
