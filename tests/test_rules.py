@@ -31,6 +31,13 @@ async def connect(request: Request):
 
 Session = Depends(connect)
 """
+WRITER = """
+from app.sessions import SessionDep
+
+
+async def write(session: SessionDep, response):
+    {}
+"""
 LIFESPAN = "app/lifespan.py"
 
 # The rule, the file, and what is written there: a whole file, or (old, new) in the one that is.
@@ -72,6 +79,11 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
         "app/orders.py",
         OWN_SESSION,
     ),
+    ("a returned error commits", "app/orders.py", WRITER.format("return JSONResponse({{}}, 409)")),
+    ("a returned error commits", "app/orders.py", WRITER.format("return responses.JSONResponse({{}}, status_code=HTTPStatus.CONFLICT)")),
+    ("a returned error commits", "app/orders.py", WRITER.format("return problem(status.HTTP_409_CONFLICT)")),
+    ("a returned error commits", "app/orders.py", WRITER.format("answer = Response(status_code=500)\n    return answer")),
+    ("a returned error commits", "app/orders.py", WRITER.format("response.status_code = 409")),
     ("pure ASGI", "app/orders.py", "from starlette.middleware.base import BaseHTTPMiddleware\n"),
     ("pure ASGI", "app/main.py", ("    return app\n", '    app.middleware("http")(print)\n    return app\n')),
 ]  # fmt: skip
