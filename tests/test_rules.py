@@ -1,13 +1,12 @@
 """Each engine rule that source code can break is refused by the services' own lint, by its number."""
 
 import re
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 
-from tests.services import REPOSITORY, Database, Service
+from tests.services import REPOSITORY, Database, Service, replace
 
 ASYNC = "from sqlalchemy.ext.asyncio import create_async_engine"
 HANDLER = """
@@ -90,27 +89,23 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
 RULES = [f"E{number}" for number in range(1, 17)]
 
 
-def lint(folder: Path, service: Service) -> str:
-    """Run the two steps of `poe check` that know the rules, with the service's own tools."""
-    here = Service(folder, service.database)
-    scripts = service.folder / ".venv" / "bin"
-    ruff = here.run(
-        str(scripts / "ruff"), "check", "--output-format", "concise", "--no-cache", check=False
-    )
-    rules = here.run(str(scripts / "python"), "engine_rules.py", check=False)
+def lint(service: Service) -> str:
+    """Run the two steps of `poe check` that know the rules."""
+    concise = ("--output-format", "concise", "--no-cache")
+    ruff = service.run(".venv/bin/ruff", "check", *concise, check=False)
+    rules = service.run(".venv/bin/python", "engine_rules.py", check=False)
     if ruff.returncode == rules.returncode == 0:
         return ""
     return ruff.stdout + rules.stdout
 
 
 @pytest.fixture
-def copy(service: Service, tmp_path: Path) -> Path:
-    ignored = shutil.ignore_patterns(".venv", "__pycache__", ".postgres", "app.db*", ".*cache")
-    return Path(shutil.copytree(service.folder, tmp_path / "service", ignore=ignored))
+def copy(service: Service, tmp_path: Path) -> Service:
+    return service.copy(tmp_path / "service")
 
 
-def test_a_fresh_service_keeps_every_rule(service: Service, copy: Path) -> None:
-    assert lint(copy, service) == ""
+def test_a_fresh_service_keeps_every_rule(copy: Service) -> None:
+    assert lint(copy) == ""
 
 
 @pytest.mark.parametrize(
@@ -119,36 +114,30 @@ def test_a_fresh_service_keeps_every_rule(service: Service, copy: Path) -> None:
     ids=[f"{number}-{violation[0]}" for number, violation in enumerate(VIOLATIONS)],
 )
 def test_a_broken_rule_is_refused_by_its_number(
-    service: Service, copy: Path, rule: str, file: str, written: str | tuple[str, str]
+    copy: Service, rule: str, file: str, written: str | tuple[str, str]
 ) -> None:
-    path = copy / file
+    path = copy.folder / file
     if isinstance(written, tuple):
-        old, new = written
-        assert path.read_text().count(old) == 1
-        path.write_text(path.read_text().replace(old, new))
+        replace(path, *written)
     else:
         driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
-        dialect = service.database
+        dialect = copy.database
         text = written.replace("{dialect}", dialect).replace("{driver}", driver[dialect])
         path.write_text(text.replace("{{", "{").replace("}}", "}"))
 
-    lines = lint(copy, service).splitlines()
+    lines = lint(copy).splitlines()
 
     told = [line for line in lines if line.startswith(f"{file}:")]
     assert [line for line in told if re.search(rf"(?<!\w){rule}(?!\w)", line)], lines
 
 
 def test_what_joins_the_stack_later_is_released_before_the_engine(
-    service: Service, copy: Path, database: Database
+    copy: Service, database: Database
 ) -> None:
-    lifespan = copy / LIFESPAN
     more = '        stack.callback(logger.info, "later resource released")\n        yield\n'
-    lifespan.write_text(lifespan.read_text().replace("        yield\n", more))
-    uvicorn = str(service.folder / ".venv" / "bin" / "uvicorn")
+    replace(copy.folder / LIFESPAN, "        yield\n", more)
 
-    with Service(copy, service.database).serve(
-        uvicorn, "app.main:app", **database.variables
-    ) as server:
+    with copy.serve(".venv/bin/uvicorn", "app.main:app", **database.variables) as server:
         server.stop(signal.SIGTERM)
 
     assert 0 < server.log().index("later resource released") < server.log().index("disposed of")

@@ -22,8 +22,8 @@ def running(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Itera
             yield server
 
 
-def stop_cleanly(server: Server) -> None:
-    assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+def stop_cleanly(server: Server, by: int = signal.SIGTERM) -> None:
+    assert server.stop(by) in (0, -by, 128 + by)
     log = server.log()
     assert "engine disposed of" in log
     assert "Traceback" not in log
@@ -93,8 +93,9 @@ def test_a_cursor_that_nobody_issued_is_the_clients_error(running: Server, curso
     assert running.client.get("/items", params={"cursor": cursor}).status_code == 422
 
 
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_that_runs_when_sigterm_comes_is_answered(
-    service: Service, migrated: Database
+    service: Service, migrated: Database, by: int
 ) -> None:
     with (
         service.serve(*UVICORN, **migrated.variables) as server,
@@ -104,7 +105,7 @@ def test_a_request_that_runs_when_sigterm_comes_is_answered(
         posted = pool.submit(server.client.post, "/items", json={"name": "Spanner"})
         time.sleep(0.5)
 
-        stop_cleanly(server)
+        stop_cleanly(server, by)
 
         assert posted.result().status_code == 201
     assert migrated.connections() == 0

@@ -7,7 +7,6 @@ import os
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, DateTime, Dialect, Integer, TypeDecorator, event
@@ -103,10 +102,13 @@ def prepare(engine: AsyncEngine) -> None:
     logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
     @event.listens_for(engine.sync_engine, "do_connect")
-    def open_file(dialect: Any, record: Any, args: list[str], kwargs: dict[str, Any]) -> None:
-        # SQLite would make a file that is not there, and an empty one has no tables.
-        args[0] = f"{Path(args[0]).as_uri()}?mode=rw"
-        kwargs["uri"] = True
+    def check_file(dialect: Any, record: Any, args: list[str], kwargs: Any) -> None:
+        # SQLite would make a file that is not there, without tables, and would open one that may
+        # not be written to for reads alone, as long as the connection lasts.
+        if not os.access(args[0], os.R_OK | os.W_OK):
+            error = sqlite3.OperationalError(f"{args[0]} is missing or may not be written to")
+            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            raise error
 
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: Any, record: Any) -> None:
