@@ -30,11 +30,13 @@ from tests.services import (
     unavailable,
     wait_for,
 )
+from tests.walk import Fault, Walk
 
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
 UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 PASSWORD = "p@ss:w/o#r?d%41&é 'x"
+TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guarded'"
 MARGIN = 1.5  # seconds that a busy machine may take on top of a promised limit
 
 
@@ -68,9 +70,7 @@ class Place:
         return self.number("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
     def terminate(self) -> None:
-        self.server.query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guarded'"
-        )
+        self.server.query(TERMINATE)
         wait_for(lambda: self.connections() == 0)
 
     @contextmanager
@@ -699,6 +699,70 @@ def test_a_server_without_tls_is_refused_where_tls_is_required(
     assert re.fullmatch(
         r"postgresql\+asyncpg://guarded:\*\*\*@.* is not available: .*\n", migrated.stdout
     )
+
+
+def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
+    service: Service, place: Place
+) -> None:
+    limits = {
+        "DATABASE_CONNECT_TIMEOUT": "1",
+        "DATABASE_COMMAND_TIMEOUT": "1",
+        "DATABASE_POOL_SIZE": "2",
+    }
+    walk = Walk(lambda: serve(service, place, **limits))
+
+    @contextmanager
+    def cut() -> Iterator[None]:
+        yield
+        place.proxy.cut()
+
+    @contextmanager
+    def terminated() -> Iterator[None]:
+        yield
+        place.server.query(TERMINATE)
+
+    @contextmanager
+    def refused() -> Iterator[None]:
+        place.proxy.refuse()
+        yield
+        place.proxy.accept()
+
+    @contextmanager
+    def silent() -> Iterator[None]:
+        place.proxy.silent = True
+        yield
+        place.proxy.silent = False
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+            yield
+
+    @contextmanager
+    def killed() -> Iterator[None]:
+        yield
+        walk.restart(signal.SIGKILL)
+
+    def stored() -> Iterator[tuple[int, str, str, int]]:
+        printed = place.query("SELECT id, name, description, version FROM items")
+        for line in re.findall(r"^ +\d+ \|.*$", printed, re.MULTILINE):
+            key, name, description, version = map(str.strip, line.split("|"))
+            yield int(key), name, description, int(version)
+
+    faults: dict[Fault, int] = {
+        cut: 30,
+        terminated: 10,
+        refused: 30,
+        silent: 2,
+        locked: 5,
+        killed: 1,
+    }
+    try:
+        for _ in range(10):
+            walk.go(25, faults, unknown={503, None})
+            walk.check(stored())
+    finally:
+        walk.close()
 
 
 def test_migrations_survive_one_that_is_killed(service: Service, empty: Place) -> None:

@@ -17,6 +17,7 @@ import httpx2
 import pytest
 
 from tests.services import Server, Service, SQLiteDatabase, replace, unavailable, wait_for
+from tests.walk import Walk
 
 pytestmark = pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
 
@@ -406,6 +407,34 @@ def test_what_was_acknowledged_survives_a_kill_in_the_middle_of_writes(
             assert all(isinstance(done.exception(), httpx2.TransportError) for done in workers)
         assert rows(file, "PRAGMA integrity_check") == [("ok",)]
         assert acknowledged <= names(file)
+
+
+def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
+    service: Service, file: Path
+) -> None:
+    walk = Walk(lambda: serve(service, file, DATABASE_COMMAND_TIMEOUT="0.05"))
+
+    @contextmanager
+    def killed() -> Iterator[None]:
+        yield
+        walk.restart(signal.SIGKILL)
+
+    @contextmanager
+    def stopped() -> Iterator[None]:
+        yield
+        walk.restart(signal.SIGTERM)
+
+    def around(fault: Fault) -> Callable[[], AbstractContextManager[None]]:
+        return lambda: fault(file)
+
+    faults = {around(writing): 40, around(missing): 40, around(garbage): 40, killed: 2, stopped: 1}
+    try:
+        for _ in range(10):
+            walk.go(25, faults, unknown={None})
+            stored = rows(file, "SELECT id, name, description, version FROM items")
+            walk.check(stored)  # type: ignore[arg-type]
+    finally:
+        walk.close()
 
 
 MODEL = """

@@ -1,14 +1,19 @@
 """Both services as real processes on real databases, driven over HTTP and stopped by signals."""
 
 import json
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.services import Database, Server, Service, open_database
+from tests.walk import SEED
 
 UVICORN = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 
@@ -91,6 +96,29 @@ def test_bad_bodies_are_the_clients_error(
 @pytest.mark.parametrize("cursor", ["", "1", "x" * 5000, "AAAAAAAAAAA", "%00", "é"])
 def test_a_cursor_that_nobody_issued_is_the_clients_error(running: Server, cursor: str) -> None:
     assert running.client.get("/items", params={"cursor": cursor}).status_code == 422
+
+
+def test_random_requests_get_what_the_openapi_document_promises(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    with service.serve(**migrated.variables) as server:
+        tried = subprocess.run(
+            [
+                *(Path(sys.executable).with_name("schemathesis"), "run"),
+                f"{server.client.base_url}/openapi.json",
+                *("--seed", str(SEED), "--max-examples", "25", "--no-color"),
+                # Valid by the document and refused all the same: a stale tag, an unknown cursor.
+                *("--exclude-checks", "positive_data_acceptance"),
+            ],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    assert tried.returncode == 0, tried.stdout
+    assert re.search(r"Tested: 7\b", tried.stdout), tried.stdout
+    assert "Traceback" not in server.log()
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
