@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -84,6 +85,15 @@ def replace(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert text.count(old) == 1
     file.write_text(text.replace(old, new))
+
+
+def names_of_tests() -> set[str]:
+    """Return the names of all tests, the template's and the services'."""
+    files = [
+        *(REPOSITORY / "tests").rglob("test_*.py"),
+        *(REPOSITORY / "template").rglob("test_*.py"),
+    ]
+    return {name for file in files for name in re.findall(r"def (test_\w+)\(", file.read_text())}
 
 
 def text_files(folder: Path) -> dict[str, str]:

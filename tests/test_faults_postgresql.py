@@ -475,6 +475,9 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
     extended.extend(routes=ROUTES)
     settings = extended.folder / "app" / "database_settings.py"
     replace(settings, '_session_timeout": "60000"', '_session_timeout": "500"')
+    replace(
+        extended.folder / "migrations" / "env.py", 'LOCK_TIMEOUT = "5s"', 'LOCK_TIMEOUT = "300ms"'
+    )
     return extended
 
 
@@ -701,6 +704,20 @@ def test_a_server_without_tls_is_refused_where_tls_is_required(
     )
 
 
+def test_a_migration_gives_up_a_lock_before_requests_queue_behind_it(
+    extended: Service, place: Place
+) -> None:
+    variables = {"DATABASE_URL": place.url}
+    with place.holding("SELECT * FROM items"):
+        downgrade = (".venv/bin/alembic", "downgrade", "base")
+        refused = extended.run(*downgrade, variables=variables, check=False)
+
+    assert refused.returncode == 1
+    assert "canceling statement due to lock timeout" in refused.stdout
+    assert "Traceback" not in refused.stdout
+    assert place.number("SELECT count(*) FROM alembic_version") == 1
+
+
 def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
     service: Service, place: Place
 ) -> None:
@@ -753,7 +770,7 @@ def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
         cut: 30,
         terminated: 10,
         refused: 30,
-        silent: 2,
+        silent: 1,
         locked: 5,
         killed: 1,
     }

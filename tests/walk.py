@@ -37,6 +37,7 @@ class Walk:
     """A client of one service, which knows what its answers promise."""
 
     def __init__(self, start: Callable[[], AbstractContextManager[Server]]) -> None:
+        print(f"SEED={SEED}")
         self._start = start
         self._running = ExitStack()
         self.server = self._running.enter_context(start())
