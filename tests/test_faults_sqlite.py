@@ -180,6 +180,27 @@ def test_writers_that_wait_do_not_keep_a_server_from_stopping(service: Service, 
         assert all(unavailable(answer.result()) for answer in waiting)
 
 
+def test_requests_that_outlast_the_graceful_timeout_are_cut_and_rolled_back(
+    service: Service, file: Path
+) -> None:
+    variables = {"DATABASE_URL": f"sqlite:///{file}", "PYTHONWARNINGS": "default"}
+    with (
+        service.serve(*UVICORN[:-1], "1", **variables) as server,
+        ThreadPoolExecutor() as pool,
+        writing(file),
+    ):
+        # One has the turn and waits for the file, the others wait for their turn.
+        waiting = [pool.submit(post, server, f"item {number}") for number in range(3)]
+        time.sleep(0.5)
+        start = time.monotonic()
+        assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+        assert time.monotonic() - start < 1 + MARGIN
+        assert all(isinstance(cut.exception(), httpx2.TransportError) for cut in waiting)
+    for sign in ("Traceback", "Warning", "garbage collector"):
+        assert sign not in server.log(), server.log()
+    assert names(file) == set()
+
+
 @contextmanager
 def missing(file: Path) -> Iterator[None]:
     """The folder is away."""
