@@ -464,7 +464,7 @@ async def give_up(session: SessionDep, limit: float | None = None) -> None:
     session.add(Item(name="slow"))
     await session.flush()
     async with asyncio.timeout(limit):
-        await session.execute(text("SELECT pg_sleep(4)"))
+        await session.execute(text("SELECT pg_sleep(10)"))
 """
 
 

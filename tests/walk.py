@@ -82,7 +82,12 @@ class Walk:
             self._possible[name] = {stored.get(name)}
 
     def _choose(self) -> Step:
-        known = [(name, state) for name, [state, *more] in self._listed() if state and not more]
+        known = [
+            (name, state)
+            for name, states in self._possible.items()
+            for state in states
+            if state is not None and len(states) == 1
+        ]
         self._made += 1
         text = f"text {self._made}"
         kind = self._random.choice(["create", "repeat", "read", "change", "stale", "delete"])
@@ -99,14 +104,11 @@ class Walk:
             return Step("GET", path, 200, name, state, {})
         if kind == "delete":
             return Step("DELETE", path, 204, name, None, {})
-        wrong = kind == "stale"
-        sent = {"json": {"description": text}, "headers": {"If-Match": f'"{version + wrong}"'}}
-        if wrong:
-            return Step("PATCH", path, 412, name, state, sent)
-        return Step("PATCH", path, 200, name, (text, version + 1), sent)
-
-    def _listed(self) -> Iterable[tuple[str, list[State]]]:
-        return ((name, list(states)) for name, states in self._possible.items())
+        tag = version if kind == "change" else version + 1
+        sent = {"json": {"description": text}, "headers": {"If-Match": f'"{tag}"'}}
+        if kind == "change":
+            return Step("PATCH", path, 200, name, (text, version + 1), sent)
+        return Step("PATCH", path, 412, name, state, sent)
 
     def _send(self, step: Step) -> httpx2.Response | None:
         try:
