@@ -7,6 +7,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from http import HTTPStatus
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from app.database_settings import DRIVER
 LIFESPAN = "app/lifespan.py"
 SETTINGS = ("app/settings.py", "app/database_settings.py", "tests/test_database.py")
 URL = re.compile(rf"\b{DRIVER[:6]}\w*(\+\w+)?://")
+
+ERRORS = {status.name for status in HTTPStatus if status >= 400}
 
 Finding = tuple[ast.AST, str]
 
@@ -43,8 +46,36 @@ def check_module(path: str, tree: ast.Module) -> Iterator[Finding]:
             case ast.Call(func=ast.Name("Depends"), args=[ast.Name(name)], keywords=options):
                 if name in session_dependencies and not has_function_scope(options):
                     yield node, 'a session needs scope="function": commit before the response'
+            case ast.AsyncFunctionDef() if in_app and takes_session(node):
+                for made in filter(is_error_response, ast.walk(node)):
+                    yield made, "raise an HTTPException: a returned error commits what was written"
             case ast.Call(func=ast.Attribute(attr="middleware"), args=[ast.Constant("http")]):
                 yield node, "this is BaseHTTPMiddleware: write pure ASGI as in app/middleware.py"
+
+
+def takes_session(function: ast.AsyncFunctionDef) -> bool:
+    arguments = [*function.args.args, *function.args.kwonlyargs]
+    return any("Session" in ast.unparse(arg.annotation) for arg in arguments if arg.annotation)
+
+
+def is_error_response(node: ast.AST) -> bool:
+    """A response is made with a status of 400 or more, or is given one."""
+    match node:
+        case ast.Assign(targets=[ast.Attribute(attr="status_code")], value=value):
+            return is_error_status(value)
+        case ast.Call(func=func) if re.search(r"Response$|\bproblem$", ast.unparse(func)):
+            values = [*node.args, *(keyword.value for keyword in node.keywords)]
+            return any(map(is_error_status, values))
+    return False
+
+
+def is_error_status(value: ast.expr) -> bool:
+    match value:
+        case ast.Constant(value=int(code)):
+            return 400 <= code < 600
+        case ast.Attribute(attr=name):
+            return name in ERRORS or name.startswith(("HTTP_4", "HTTP_5"))
+    return False
 
 
 def is_session_dependency(function: ast.AsyncFunctionDef) -> bool:

@@ -1,6 +1,7 @@
 """A TCP proxy on loopback, between a service and its PostgreSQL: it counts, delays and breaks."""
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
@@ -8,13 +9,17 @@ from typing import Any
 
 # https://www.postgresql.org/docs/current/protocol-message-formats.html
 PROTOCOL = b"\x00\x03\x00\x00"  # in the message that begins a session
+SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 TERMINATE = b"X\x00\x00\x00\x04"
 
 
 class Proxy:
-    """What passes between its clients and the PostgreSQL on the Unix socket `upstream`."""
+    """What passes between its clients and the PostgreSQL on the Unix socket `upstream`.
 
-    def __init__(self, upstream: str) -> None:
+    With `tls` it lets in none but those who ask for TLS first, and speaks it for the server.
+    """
+
+    def __init__(self, upstream: str, host: str, tls: ssl.SSLContext | None) -> None:
         self.sessions = 0  # connections of clients, without those that only cancel a statement
         self.round_trips = 0
         self.goodbyes = 0  # sessions that the client ended as the protocol asks for
@@ -22,6 +27,8 @@ class Proxy:
         self.silent = False  # sockets stay open, and nothing gets through
         self.port = 0
         self._upstream = upstream
+        self._host = host
+        self._tls = tls
         self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
@@ -50,7 +57,7 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(step, self._loop).result(10)
 
     async def _accept(self) -> None:
-        self._listener = await asyncio.start_server(self._connect, "127.0.0.1", self.port)
+        self._listener = await asyncio.start_server(self._connect, self._host, self.port)
         self.port = self._listener.sockets[0].getsockname()[1]
 
     async def _refuse(self) -> None:
@@ -74,7 +81,12 @@ class Proxy:
         # Bytes that were swallowed don't come back: such a connection stays silent, as behind a
         # firewall that has forgotten it.
         state = {"lost": False, "asked": False}
-        with suppress(OSError):
+        with suppress(OSError, asyncio.IncompleteReadError):
+            if self._tls is not None and await reader.readexactly(8) == SSL_REQUEST:
+                writer.write(b"S")
+                await writer.start_tls(self._tls)
+            elif self._tls is not None:
+                raise ConnectionRefusedError
             server_reader, server_writer = await asyncio.open_unix_connection(self._upstream)
             writers.add(server_writer)
             self._writers |= writers
@@ -111,8 +123,10 @@ class Proxy:
 
 
 @contextmanager
-def open_proxy(upstream: str) -> Iterator[Proxy]:
-    proxy = Proxy(upstream)
+def open_proxy(
+    upstream: str, host: str = "127.0.0.1", tls: ssl.SSLContext | None = None
+) -> Iterator[Proxy]:
+    proxy = Proxy(upstream, host, tls)
     proxy.accept()
     try:
         yield proxy

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -79,6 +80,21 @@ def snapshot(folder: Path) -> Path:
 def render(template: Path, folder: Path, **answers: Any) -> Path:
     copier.run_copy(str(template), folder, data=answers, defaults=True, quiet=True)
     return folder
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1
+    file.write_text(text.replace(old, new))
+
+
+def names_of_tests() -> set[str]:
+    """Return the names of all tests, the template's and the services'."""
+    files = [
+        *(REPOSITORY / "tests").rglob("test_*.py"),
+        *(REPOSITORY / "template").rglob("test_*.py"),
+    ]
+    return {name for file in files for name in re.findall(r"def (test_\w+)\(", file.read_text())}
 
 
 def text_files(folder: Path) -> dict[str, str]:
@@ -250,6 +266,25 @@ class Service:
 
     folder: Path
     database: str
+
+    def copy(self, folder: Path) -> "Service":
+        """Copy the service for a test that changes its files; the environment is shared."""
+        ignored = shutil.ignore_patterns(".venv", "__pycache__", ".postgres", "app.db*", ".*cache")
+        shutil.copytree(self.folder, folder, ignore=ignored)
+        (folder / ".venv").symlink_to(self.folder / ".venv")
+        return Service(folder, self.database)
+
+    def extend(self, **modules: str) -> None:
+        """Give the service a package `app.more` of these modules; `routes` has a router."""
+        package = self.folder / "app" / "more"
+        package.mkdir()
+        for name, text in {"__init__": "", **modules}.items():
+            (package / f"{name}.py").write_text(text)
+        main = self.folder / "app" / "main.py"
+        imported = "import router as items\n"
+        replace(main, imported, f"{imported}from app.more.routes import router as more\n")
+        included = "    app.include_router(items)\n"
+        replace(main, included, f"{included}    app.include_router(more)\n")
 
     def migrate(self, database: Database) -> None:
         self.run(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Database, Service
+from tests.services import Database, Service, replace
 
 
 @pytest.fixture
@@ -62,7 +62,9 @@ def test_a_new_model_gets_a_migration_that_passes_the_checks(
         "    text: Mapped[str] = mapped_column(String(100))\n"
         "    at: Mapped[datetime.datetime]\n"
     )
-    assert copied.run("uv", "run", "pytest", "-k", "without_a_migration", check=False).returncode
+    refused = copied.run("uv", "run", "pytest", "-k", "without_a_migration", check=False)
+    assert refused.returncode == 1
+    assert "New upgrade operations detected: [('add_table', Table('notes'" in refused.stdout
 
     message = ("--autogenerate", "-m", "create notes")
     copied.run("uv", "run", "alembic", "revision", *message, variables=migrated.variables)
@@ -70,3 +72,29 @@ def test_a_new_model_gets_a_migration_that_passes_the_checks(
     copied.run("uv", "run", "poe", "check")
     [revision] = (copied.folder / "migrations/versions").glob("*_create_notes.py")
     assert "database.BigIntegerKey()" in revision.read_text()
+
+
+def test_a_column_without_a_migration_is_refused(service: Service, tmp_path: Path) -> None:
+    copy = service.copy(tmp_path / "service")
+    models = copy.folder / "app/items/models.py"
+    replace(models, "    version: Mapped[int]", "    colour: Mapped[str]\n    version: Mapped[int]")
+
+    refused = copy.run(".venv/bin/pytest", "-k", "without_a_migration", check=False)
+
+    assert refused.returncode == 1
+    assert "New upgrade operations detected: [('add_column', None, 'items'" in refused.stdout
+
+
+def test_two_newest_migrations_are_refused(service: Service, tmp_path: Path) -> None:
+    copy = service.copy(tmp_path / "service")
+    versions = copy.folder / "migrations/versions"
+    [first] = versions.glob("*_create_items.py")
+    revision = first.name.split("_")[3]
+    for branch in ("left", "right"):
+        text = f"revision = {branch!r}\ndown_revision = {revision!r}\n"
+        (versions / f"{branch}.py").write_text(text)
+
+    refused = copy.run(".venv/bin/pytest", "-k", "one_newest", check=False)
+
+    assert refused.returncode == 1
+    assert re.search(r"alembic merge --message '…' (left right|right left)", refused.stdout)

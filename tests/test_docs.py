@@ -16,6 +16,7 @@ from tests.services import (
     Service,
     environment,
     free_port,
+    names_of_tests,
     render,
     text_files,
     wait_until_served,
@@ -87,6 +88,18 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
 
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None:
+    page = (DOCS / "explanation/hazards.md").read_text()
+    rows = re.findall(r"^\| H(\d+) \|.*\| (.+?) \|$", page, re.MULTILINE)
+    tests = names_of_tests()
+
+    assert [int(number) for number, _ in rows] == list(range(1, 55))
+    for _, shown in rows:
+        names = re.findall(r"`(test_\w+)`", shown)
+        assert names or re.match(r"none: \w", shown), shown
+        assert set(names) <= tests
 
 
 def edit(file: Path, text: str) -> None:

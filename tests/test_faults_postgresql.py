@@ -1,7 +1,9 @@
 """A service that loses its PostgreSQL answers soon and honestly, heals by itself, loses nothing."""
 
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -15,6 +17,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import httpx2
 import pytest
+import trustme
 
 from tests.proxy import Proxy, open_proxy
 from tests.services import (
@@ -23,14 +26,17 @@ from tests.services import (
     Service,
     environment,
     open_database,
+    replace,
     unavailable,
     wait_for,
 )
+from tests.walk import Fault, Walk
 
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
 UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 PASSWORD = "p@ss:w/o#r?d%41&é 'x"
+TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guarded'"
 MARGIN = 1.5  # seconds that a busy machine may take on top of a promised limit
 
 
@@ -64,9 +70,7 @@ class Place:
         return self.number("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
     def terminate(self) -> None:
-        self.server.query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guarded'"
-        )
+        self.server.query(TERMINATE)
         wait_for(lambda: self.connections() == 0)
 
     @contextmanager
@@ -104,7 +108,9 @@ def server(
         rules = Path(server.server.pgdata) / "pg_hba.conf"
         rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
         quoted = PASSWORD.replace("'", "''")
-        server.query(f"SELECT pg_reload_conf(); CREATE ROLE guarded LOGIN PASSWORD '{quoted}'")
+        server.query(
+            f"SELECT pg_reload_conf(); CREATE ROLE guarded LOGIN CREATEDB PASSWORD '{quoted}'"
+        )
         server.query("CREATE DATABASE pattern OWNER guarded")
         with open_proxy(upstream(server)) as proxy:
             place = Place(server, "pattern", proxy)
@@ -161,12 +167,11 @@ def test_a_database_that_comes_up_later_is_found_within_two_seconds(
     place.proxy.refuse()
     with serve(service, place) as server:
         http = server.client
-        start = time.monotonic()
         assert http.get("/health/live").status_code == 200
-        assert http.get("/health/ready").status_code == 503
-        assert unavailable(http.get("/items"))
-        assert unavailable(http.post("/items", json={"name": "a"}))
-        assert time.monotonic() - start < 4
+        for method, path in [("GET", "/health/ready"), ("GET", "/items"), ("POST", "/items")] * 5:
+            start = time.monotonic()
+            assert unavailable(http.request(method, path, json={"name": "a"}))
+            assert time.monotonic() - start < 1
 
         place.proxy.accept()
 
@@ -312,6 +317,30 @@ def test_a_full_pool_is_503_within_its_timeout_and_loses_no_connection(
         assert place.proxy.sessions == 1
 
 
+def test_a_server_without_room_for_the_pool_is_503_for_what_it_refuses(
+    service: Service, place: Place
+) -> None:
+    # Three connections are left for the service, the others are a superuser's.
+    place.server.query("ALTER SYSTEM SET max_connections = 6")
+    try:
+        place.server.take_away()
+        place.server.give_back()
+        with serve(service, place) as server, ThreadPoolExecutor(15) as pool:
+            http = server.client
+            assert http.get("/items").status_code == 200
+            place.proxy.delay = 0.1  # so that requests need connections at the same time
+            answers = list(pool.map(lambda _: http.get("/items"), range(30)))
+            assert all(answer.status_code == 200 or unavailable(answer) for answer in answers)
+            assert {answer.status_code for answer in answers} == {200, 503}
+            assert "remaining connection slots are reserved" in server.log()
+            assert place.connections() == 3
+            assert {http.get("/items").status_code for _ in range(10)} == {200}
+    finally:
+        place.server.query("ALTER SYSTEM RESET max_connections")
+        place.server.take_away()
+        place.server.give_back()
+
+
 @pytest.mark.parametrize(
     ("fault", "mended", "cause"),
     [
@@ -392,6 +421,151 @@ def test_a_statement_that_takes_too_long_is_503_and_rolled_back(
         assert place.connections() == 1
 
 
+ROUTES = """
+import asyncio
+
+from fastapi import APIRouter
+from sqlalchemy import text
+
+from app.items.models import Item
+from app.sessions import SessionDep
+
+router = APIRouter()
+others = asyncio.Barrier(2)
+
+
+@router.post("/both/{first}/{second}")
+async def change_both(first: int, second: int, meet: bool, session: SessionDep) -> None:
+    (await session.get_one(Item, first, with_for_update=True)).description = "changed"
+    await session.flush()
+    if meet:
+        await others.wait()
+    (await session.get_one(Item, second, with_for_update=True)).description = "changed"
+
+
+@router.post("/serializable/{key}")
+async def change_what_was_read(key: int, meet: bool, session: SessionDep) -> None:
+    await session.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+    item = await session.get_one(Item, key)
+    if meet:
+        await others.wait()
+    item.description = "changed"
+
+
+@router.post("/idle")
+async def wait_in_a_transaction(seconds: float, session: SessionDep) -> None:
+    session.add(Item(name="idle"))
+    await session.flush()
+    await asyncio.sleep(seconds)
+
+
+@router.post("/slow")
+async def give_up(session: SessionDep, limit: float | None = None) -> None:
+    session.add(Item(name="slow"))
+    await session.flush()
+    async with asyncio.timeout(limit):
+        await session.execute(text("SELECT pg_sleep(10)"))
+"""
+
+
+@pytest.fixture(scope="module")
+def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Service:
+    """A service with routes for what the example does not do."""
+    extended = service.copy(tmp_path_factory.mktemp("extended") / "service")
+    extended.extend(routes=ROUTES)
+    settings = extended.folder / "app" / "database_settings.py"
+    replace(settings, '_session_timeout": "60000"', '_session_timeout": "500"')
+    replace(
+        extended.folder / "migrations" / "env.py", 'LOCK_TIMEOUT = "5s"', 'LOCK_TIMEOUT = "300ms"'
+    )
+    return extended
+
+
+@pytest.mark.parametrize(
+    ("paths", "cause"),
+    [
+        (["/both/1/2", "/both/2/1"], "deadlock detected"),
+        (["/serializable/1", "/serializable/1"], "could not serialize access"),
+    ],
+)
+def test_of_two_transactions_that_cannot_both_be_one_is_503_and_may_try_again(
+    extended: Service, place: Place, paths: list[str], cause: str
+) -> None:
+    limits = {"DATABASE_POOL_SIZE": "2", "DATABASE_MAX_OVERFLOW": "0"}
+    with serve(extended, place, **limits) as server, ThreadPoolExecutor() as pool:
+        http = server.client
+        for name in "ab":
+            http.post("/items", json={"name": name})
+
+        def post(path: str) -> httpx2.Response:
+            return http.post(path, params={"meet": True})
+
+        done, refused = sorted(pool.map(post, paths), key=lambda answer: answer.status_code)
+
+        assert done.status_code == 200
+        assert unavailable(refused)
+        [line] = [line for line in server.log().splitlines() if "not available" in line]
+        assert cause in line
+        again = refused.request.url.copy_set_param("meet", False)
+        assert http.post(again).status_code == 200
+        assert http.get("/items").status_code == 200
+        assert place.proxy.sessions == 2
+        assert place.connections() == 2
+
+
+def test_a_transaction_in_which_nothing_happens_is_ended_and_rolled_back(
+    extended: Service, place: Place
+) -> None:
+    limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
+    with serve(extended, place, **limits) as server:
+        http = server.client
+        assert unavailable(http.post("/idle", params={"seconds": 1}))
+        assert http.get("/items").json()["items"] == []
+        assert http.post("/idle", params={"seconds": 0}).status_code == 200
+        assert place.connections() == 1
+
+
+def test_a_handler_that_gives_up_waiting_is_503_and_rolled_back(
+    extended: Service, place: Place
+) -> None:
+    limits = {
+        "DATABASE_POOL_SIZE": "1",
+        "DATABASE_MAX_OVERFLOW": "0",
+        "DATABASE_COMMAND_TIMEOUT": "1.5",
+    }
+    with serve(extended, place, **limits) as server:
+        http = server.client
+        start = time.monotonic()
+        assert unavailable(http.post("/slow", params={"limit": 0.3}))
+        assert time.monotonic() - start < 0.3 + MARGIN
+        assert http.get("/items").json()["items"] == []
+        assert http.get("/health/ready").json() == {"status": "ready"}
+        # The server learns of it from its own time limit.
+        wait_for(lambda: place.connections() == 1, seconds=1.5 + MARGIN)
+
+
+def test_a_request_that_outlasts_the_graceful_timeout_is_cut_and_rolled_back(
+    extended: Service, place: Place
+) -> None:
+    limits = {"DATABASE_COMMAND_TIMEOUT": "2.5", "PYTHONWARNINGS": "default"}
+    with (
+        extended.serve(*UVICORN[:-1], "1", DATABASE_URL=place.url, **limits) as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        posted = pool.submit(server.client.post, "/slow")
+        asleep = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT pg_sleep'"
+        wait_for(lambda: place.number(asleep) == 1)
+        start = time.monotonic()
+        stop(server)
+        assert time.monotonic() - start < 1 + MARGIN
+        assert isinstance(posted.exception(), httpx2.TransportError)
+    assert "engine disposed of" in server.log()
+    for sign in ("Traceback", "Warning", "garbage collector"):
+        assert sign not in server.log(), server.log()
+    wait_for(lambda: place.connections() == 0, seconds=2.5 + MARGIN)
+    assert place.number("SELECT count(*) FROM items") == 0
+
+
 def test_a_client_that_goes_away_keeps_no_connection(service: Service, place: Place) -> None:
     limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
     with serve(service, place, **limits) as server:
@@ -469,6 +643,143 @@ def test_every_connection_is_said_goodbye_to(service: Service, place: Place) -> 
         stop(server)
     assert place.proxy.sessions > 5
     assert place.proxy.goodbyes == place.proxy.sessions
+
+
+@pytest.fixture(params=["IPv6", "IPv6 in parts", "socket", "TLS", "verified TLS"])
+def reached(
+    request: pytest.FixtureRequest, empty: Place, tmp_path: Path
+) -> Iterator[dict[str, str]]:
+    """Variables that lead to an empty database in another way than the usual."""
+    name, password = empty.name, quote(PASSWORD, safe="")
+    if request.param == "socket":
+        folder = upstream(empty.server).removesuffix("/.s.PGSQL.5432")
+        yield {"DATABASE_URL": f"postgresql://guarded:{password}@/{name}?host={folder}"}
+    elif request.param.startswith("IPv6"):
+        with open_proxy(upstream(empty.server), host="::1") as proxy:
+            if request.param == "IPv6":
+                yield {"DATABASE_URL": f"postgresql://guarded:{password}@[::1]:{proxy.port}/{name}"}
+            else:
+                yield {
+                    "DATABASE_HOST": "::1",
+                    "DATABASE_PORT": str(proxy.port),
+                    "DATABASE_USER": "guarded",
+                    "DATABASE_PASSWORD": PASSWORD,
+                    "DATABASE_NAME": name,
+                }
+    else:
+        authority, tls = trustme.CA(), ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert("localhost").configure_cert(tls)
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        mode = "require" if request.param == "TLS" else "verify-full"
+        with open_proxy(upstream(empty.server), tls=tls) as proxy:
+            url = f"postgresql://guarded:{password}@localhost:{proxy.port}/{name}?sslmode={mode}"
+            yield {"DATABASE_URL": url, "PGSSLROOTCERT": str(tmp_path / "ca.pem")}
+
+
+def test_the_service_its_migrations_and_its_tests_reach_the_database_in_every_way(
+    service: Service, empty: Place, reached: dict[str, str]
+) -> None:
+    service.run(".venv/bin/alembic", "upgrade", "head", variables=reached)
+    with service.serve(*UVICORN, **reached) as server:
+        assert server.client.get("/health/ready").status_code == 200
+        assert server.client.post("/items", json={"name": "a"}).status_code == 201
+    assert empty.number("SELECT count(*) FROM items") == 1
+    if "DATABASE_URL" in reached:
+        variables = reached | {"TEST_DATABASE_URL": reached["DATABASE_URL"]}
+        service.run(".venv/bin/pytest", "tests/test_health.py", variables=variables)
+
+
+def test_a_server_without_tls_is_refused_where_tls_is_required(
+    service: Service, place: Place
+) -> None:
+    url = f"{place.url}?sslmode=require"
+    with service.serve(*UVICORN, DATABASE_URL=url) as server:
+        assert unavailable(server.client.get("/items"))
+        assert "rejected SSL upgrade" in server.log()
+    variables = {"DATABASE_URL": url}
+    migrated = service.run(".venv/bin/alembic", "upgrade", "head", variables=variables, check=False)
+    assert migrated.returncode == 1
+    assert re.fullmatch(
+        r"postgresql\+asyncpg://guarded:\*\*\*@.* is not available: .*\n", migrated.stdout
+    )
+
+
+def test_a_migration_gives_up_a_lock_before_requests_queue_behind_it(
+    extended: Service, place: Place
+) -> None:
+    variables = {"DATABASE_URL": place.url}
+    with place.holding("SELECT * FROM items"):
+        downgrade = (".venv/bin/alembic", "downgrade", "base")
+        refused = extended.run(*downgrade, variables=variables, check=False)
+
+    assert refused.returncode == 1
+    assert "canceling statement due to lock timeout" in refused.stdout
+    assert "Traceback" not in refused.stdout
+    assert place.number("SELECT count(*) FROM alembic_version") == 1
+
+
+def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
+    service: Service, place: Place
+) -> None:
+    limits = {
+        "DATABASE_CONNECT_TIMEOUT": "1",
+        "DATABASE_COMMAND_TIMEOUT": "1",
+        "DATABASE_POOL_SIZE": "2",
+    }
+    walk = Walk(lambda: serve(service, place, **limits))
+
+    @contextmanager
+    def cut() -> Iterator[None]:
+        yield
+        place.proxy.cut()
+
+    @contextmanager
+    def terminated() -> Iterator[None]:
+        yield
+        place.server.query(TERMINATE)
+
+    @contextmanager
+    def refused() -> Iterator[None]:
+        place.proxy.refuse()
+        yield
+        place.proxy.accept()
+
+    @contextmanager
+    def silent() -> Iterator[None]:
+        place.proxy.silent = True
+        yield
+        place.proxy.silent = False
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+            yield
+
+    @contextmanager
+    def killed() -> Iterator[None]:
+        yield
+        walk.restart(signal.SIGKILL)
+
+    def stored() -> Iterator[tuple[int, str, str, int]]:
+        printed = place.query("SELECT id, name, description, version FROM items")
+        for line in re.findall(r"^ +\d+ \|.*$", printed, re.MULTILINE):
+            key, name, description, version = map(str.strip, line.split("|"))
+            yield int(key), name, description, int(version)
+
+    faults: dict[Fault, int] = {
+        cut: 30,
+        terminated: 10,
+        refused: 30,
+        silent: 1,
+        locked: 5,
+        killed: 1,
+    }
+    try:
+        for _ in range(10):
+            walk.go(25, faults, unknown={503, None})
+            walk.check(stored())
+    finally:
+        walk.close()
 
 
 def test_migrations_survive_one_that_is_killed(service: Service, empty: Place) -> None:

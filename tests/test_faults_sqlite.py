@@ -16,7 +16,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.services import Server, Service, SQLiteDatabase, unavailable, wait_for
+from tests.services import Server, Service, SQLiteDatabase, replace, unavailable, wait_for
+from tests.walk import Walk
 
 pytestmark = pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
 
@@ -179,6 +180,27 @@ def test_writers_that_wait_do_not_keep_a_server_from_stopping(service: Service, 
         assert all(unavailable(answer.result()) for answer in waiting)
 
 
+def test_requests_that_outlast_the_graceful_timeout_are_cut_and_rolled_back(
+    service: Service, file: Path
+) -> None:
+    variables = {"DATABASE_URL": f"sqlite:///{file}", "PYTHONWARNINGS": "default"}
+    with (
+        service.serve(*UVICORN[:-1], "1", **variables) as server,
+        ThreadPoolExecutor() as pool,
+        writing(file),
+    ):
+        # One has the turn and waits for the file, the others wait for their turn.
+        waiting = [pool.submit(post, server, f"item {number}") for number in range(3)]
+        time.sleep(0.5)
+        start = time.monotonic()
+        assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM)
+        assert time.monotonic() - start < 1 + MARGIN
+        assert all(isinstance(cut.exception(), httpx2.TransportError) for cut in waiting)
+    for sign in ("Traceback", "Warning", "garbage collector"):
+        assert sign not in server.log(), server.log()
+    assert names(file) == set()
+
+
 @contextmanager
 def missing(file: Path) -> Iterator[None]:
     """The folder is away."""
@@ -270,6 +292,47 @@ def test_a_service_whose_file_is_lost_while_it_runs_heals(
         assert http.get("/items").json()["items"] == created
         assert post(server, "after").status_code == 201
     assert names(file) == {"after", *(item["name"] for item in created)}
+
+
+def test_a_file_that_is_deleted_is_not_made_anew_before_it_is_migrated(
+    service: Service, file: Path
+) -> None:
+    with serve(service, file) as server:
+        http = server.client
+        assert post(server, "lost").status_code == 201
+        for path in file.parent.iterdir():
+            path.unlink()
+        for _ in range(3):
+            assert http.get("/health/live").status_code == 200
+            assert unavailable(http.get("/health/ready"))
+            assert unavailable(http.get("/items"))
+            assert unavailable(post(server, "meanwhile"))
+        assert f"not available: {file} is missing" in server.log()
+        assert not file.exists()
+
+        service.run(
+            ".venv/bin/alembic", "upgrade", "head", variables={"DATABASE_URL": f"sqlite:///{file}"}
+        )
+
+        assert http.get("/health/ready").status_code == 200
+        assert post(server, "after").status_code == 201
+    assert names(file) == {"after"}
+
+
+def test_a_file_that_becomes_unwritable_goes_on_where_it_is_open_and_is_503_elsewhere(
+    service: Service, file: Path
+) -> None:
+    with serve(service, file, *BOUND) as server, serve(service, file, *BOUND) as other:
+        acknowledged = {"before"}
+        assert post(server, "before").status_code == 201
+        with unwritable(file):
+            # The mode was asked when the file was opened: what is acknowledged is stored.
+            for name in ("open", "still open"):
+                assert post(server, name).status_code == 201
+                acknowledged.add(name)
+            assert unavailable(post(other, "refused"))
+        assert post(other, "after").status_code == 201
+    assert names(file) == {*acknowledged, "after"}
 
 
 def test_a_backup_that_is_put_in_the_files_place_is_used_at_once(
@@ -367,6 +430,34 @@ def test_what_was_acknowledged_survives_a_kill_in_the_middle_of_writes(
         assert acknowledged <= names(file)
 
 
+def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
+    service: Service, file: Path
+) -> None:
+    walk = Walk(lambda: serve(service, file, DATABASE_COMMAND_TIMEOUT="0.05"))
+
+    @contextmanager
+    def killed() -> Iterator[None]:
+        yield
+        walk.restart(signal.SIGKILL)
+
+    @contextmanager
+    def stopped() -> Iterator[None]:
+        yield
+        walk.restart(signal.SIGTERM)
+
+    def around(fault: Fault) -> Callable[[], AbstractContextManager[None]]:
+        return lambda: fault(file)
+
+    faults = {around(writing): 40, around(missing): 40, around(garbage): 40, killed: 2, stopped: 1}
+    try:
+        for _ in range(10):
+            walk.go(25, faults, unknown={None})
+            stored = rows(file, "SELECT id, name, description, version FROM items")
+            walk.check(stored)  # type: ignore[arg-type]
+    finally:
+        walk.close()
+
+
 MODEL = """
 from sqlalchemy import ForeignKey, Identity
 from sqlalchemy.orm import Mapped, mapped_column
@@ -384,7 +475,7 @@ class Part(Base):
 ROUTES = """
 from fastapi import APIRouter
 
-from app.parts.models import Part
+from app.more.models import Part
 from app.sessions import SessionDep
 
 router = APIRouter(prefix="/parts")
@@ -399,30 +490,9 @@ async def create_part(item_id: int, session: SessionDep) -> None:
 @pytest.fixture
 def extended(service: Service, tmp_path: Path) -> Service:
     """A copy of the service with parts of items, which go with their item."""
-    ignored = shutil.ignore_patterns(".venv", "__pycache__", "app.db*", ".*cache")
-    folder = Path(shutil.copytree(service.folder, tmp_path / "extended", ignore=ignored))
-    (folder / ".venv").symlink_to(service.folder / ".venv")
-    (folder / "app" / "parts").mkdir()
-    (folder / "app" / "parts" / "__init__.py").touch()
-    (folder / "app" / "parts" / "models.py").write_text(MODEL)
-    (folder / "app" / "parts" / "routes.py").write_text(ROUTES)
-    replace(
-        folder / "app" / "main.py",
-        "import router as items\n",
-        "import router as items\nfrom app.parts.routes import router as parts\n",
-    )
-    replace(
-        folder / "app" / "main.py",
-        "include_router(items)",
-        "include_router(items)\n    app.include_router(parts)",
-    )
-    return Service(folder, "sqlite")
-
-
-def replace(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert text.count(old) == 1
-    file.write_text(text.replace(old, new))
+    extended = service.copy(tmp_path / "extended")
+    extended.extend(models=MODEL, routes=ROUTES)
+    return extended
 
 
 def test_every_connection_enforces_foreign_keys_and_a_migration_deletes_no_row(

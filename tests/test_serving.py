@@ -1,14 +1,19 @@
 """Both services as real processes on real databases, driven over HTTP and stopped by signals."""
 
 import json
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from tests.services import Database, Server, Service, open_database
+from tests.walk import SEED
 
 UVICORN = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 
@@ -22,8 +27,8 @@ def running(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Itera
             yield server
 
 
-def stop_cleanly(server: Server) -> None:
-    assert server.stop(signal.SIGTERM) in (0, -signal.SIGTERM, 128 + signal.SIGTERM)
+def stop_cleanly(server: Server, by: int = signal.SIGTERM) -> None:
+    assert server.stop(by) in (0, -by, 128 + by)
     log = server.log()
     assert "engine disposed of" in log
     assert "Traceback" not in log
@@ -93,8 +98,32 @@ def test_a_cursor_that_nobody_issued_is_the_clients_error(running: Server, curso
     assert running.client.get("/items", params={"cursor": cursor}).status_code == 422
 
 
+def test_random_requests_get_what_the_openapi_document_promises(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    with service.serve(**migrated.variables) as server:
+        tried = subprocess.run(
+            [
+                *(Path(sys.executable).with_name("schemathesis"), "run"),
+                f"{server.client.base_url}/openapi.json",
+                *("--seed", str(SEED), "--max-examples", "25", "--no-color"),
+                # Valid by the document and refused all the same: a stale tag, an unknown cursor.
+                *("--exclude-checks", "positive_data_acceptance"),
+            ],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+    assert tried.returncode == 0, tried.stdout
+    assert re.search(r"Tested: 7\b", tried.stdout), tried.stdout
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_a_request_that_runs_when_sigterm_comes_is_answered(
-    service: Service, migrated: Database
+    service: Service, migrated: Database, by: int
 ) -> None:
     with (
         service.serve(*UVICORN, **migrated.variables) as server,
@@ -104,7 +133,7 @@ def test_a_request_that_runs_when_sigterm_comes_is_answered(
         posted = pool.submit(server.client.post, "/items", json={"name": "Spanner"})
         time.sleep(0.5)
 
-        stop_cleanly(server)
+        stop_cleanly(server, by)
 
         assert posted.result().status_code == 201
     assert migrated.connections() == 0

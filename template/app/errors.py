@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.database import status_of
 from app.observability import request_id
@@ -19,6 +20,7 @@ from app.observability import request_id
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 DETAILS = {
     status.HTTP_409_CONFLICT: "This conflicts with what is stored.",
     status.HTTP_422_UNPROCESSABLE_CONTENT: "The request is not valid.",
@@ -68,7 +70,17 @@ async def http_error(request: Request, error: Any) -> JSONResponse:
     default = HTTPStatus(error.status_code).phrase
     response = problem(error.status_code, None if error.detail == default else error.detail)
     response.headers.update(error.headers or {})
+    if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
+        # A route names its own methods, and not those of others at the same path.
+        response.headers["Allow"] = ", ".join(
+            method for method in METHODS if is_served(request, method)
+        )
     return response
+
+
+def is_served(request: Request, method: str) -> bool:
+    scope = {**request.scope, "method": method}
+    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
 
 async def validation_error(request: Request, error: Any) -> JSONResponse:

@@ -1,10 +1,10 @@
 """The service, put together: read it from top to bottom."""
 
-from fastapi import FastAPI
+from fastapi import FastAPI, status
 from starlette.middleware.cors import CORSMiddleware
 
 from app import DESCRIPTION, TITLE
-from app.errors import add_error_handlers
+from app.errors import add_error_handlers, problems
 from app.health import router as health
 from app.items import router as items
 from app.lifespan import lifespan
@@ -26,6 +26,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title=TITLE,
         description=DESCRIPTION,
         lifespan=lifespan,
+        responses=problems(status.HTTP_400_BAD_REQUEST),
         openapi_url="/openapi.json" if settings.docs_enabled else None,
     )
     app.state.settings = settings

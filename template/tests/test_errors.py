@@ -32,6 +32,7 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     async def broken() -> None:
         raise RuntimeError("a secret")
 
+    @app.put("/slow")
     @app.get("/slow")
     async def slow() -> None:
         raise TimeoutError
@@ -54,11 +55,14 @@ async def test_an_unknown_path_is_a_problem(client: AsyncClient) -> None:
     assert problem["title"] == "Not Found"
 
 
-async def test_a_wrong_method_is_a_problem_that_keeps_its_headers(client: AsyncClient) -> None:
-    response = await client.delete("/health/live")
+@pytest.mark.parametrize(("path", "allowed"), [("/health/live", "GET"), ("/slow", "GET, PUT")])
+async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(
+    client: AsyncClient, path: str, allowed: str
+) -> None:
+    response = await client.delete(path)
 
     check_problem(response, 405)
-    assert response.headers["allow"] == "GET"
+    assert response.headers["allow"] == allowed
 
 
 async def test_invalid_data_is_named_and_never_repeated(client: AsyncClient) -> None:

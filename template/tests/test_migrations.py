@@ -1,5 +1,7 @@
 import asyncio
 import os
+import re
+from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +29,9 @@ async def test_every_migration_can_be_taken_back_and_made_again(empty: Settings)
 
 
 async def test_there_is_one_newest_migration(empty: Settings) -> None:
-    assert len(ScriptDirectory.from_config(alembic(empty)).get_heads()) <= 1
+    heads = ScriptDirectory.from_config(alembic(empty)).get_heads()
+
+    assert len(heads) <= 1, f"join them: alembic merge --message '…' {' '.join(heads)}"
 
 
 async def test_the_migrations_can_be_written_out_as_sql(
@@ -51,3 +55,15 @@ async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:
 
     assert codes == [0] * 4
     await run(command.check, empty)
+
+
+async def test_an_unreachable_database_ends_a_migration_in_one_line(away: Settings) -> None:
+    url = away.driver_url.render_as_string(hide_password=False)
+
+    process = await asyncio.create_subprocess_exec(
+        "alembic", "upgrade", "head", env=os.environ | {"DATABASE_URL": url}, stderr=PIPE
+    )
+    _, said = await process.communicate()
+
+    assert process.returncode == 1
+    assert re.fullmatch(r".* is not available: .*\n", said.decode())

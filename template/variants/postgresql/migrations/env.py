@@ -1,14 +1,17 @@
 """How Alembic reaches the database: by the service's own settings and models."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Literal
 
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection, NullPool
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from app.database import status_of
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
 from migrations.metadata import metadata
@@ -73,7 +76,13 @@ def run_offline(settings: Settings) -> None:
         context.run_migrations()
 
 
+settings = get_settings()
 if context.is_offline_mode():
-    run_offline(get_settings())
+    run_offline(settings)
 else:
-    asyncio.run(run_online(get_settings()))
+    try:
+        asyncio.run(run_online(settings))
+    except DBAPIError as error:
+        if status_of(error) != 503:
+            raise
+        sys.exit(f"{settings.driver_url} is not available: {error.orig or error}")

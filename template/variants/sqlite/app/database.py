@@ -6,7 +6,7 @@ import logging
 import os
 import sqlite3
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -16,6 +16,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
 
 # Result codes, https://sqlite.org/rescode.html
@@ -60,27 +61,40 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
         return None if value is None else value.replace(tzinfo=datetime.UTC)
 
 
-class Sessionmaker(async_sessionmaker[AsyncSession]):
-    """Begins one transaction after the other, as the file has one writer at a time.
+class Writer(Session):
+    """Waits for its turn when it first needs a connection, and holds none meanwhile."""
 
-    They wait here, without a connection, or they would leave none in the pool for those who read.
+    def get_bind(self, *arguments: Any, **options: Any) -> Any:
+        if take_turn := self.info.get("take_turn"):
+            await_only(take_turn())
+            del self.info["take_turn"]
+        return super().get_bind(*arguments, **options)
+
+
+class Sessionmaker(async_sessionmaker[AsyncSession]):
+    """Lets one transaction in after the other, as the file has one writer at a time.
+
+    The others wait without a connection, or they would leave none in the pool for those who read.
+    A turn begins with the first statement: what a handler does before it keeps nobody waiting.
     """
 
     def __init__(self, engine: AsyncEngine, **options: Any) -> None:
-        super().__init__(engine, **options)
+        super().__init__(engine, sync_session_class=Writer, **options)
         pool: Any = engine.pool
         self._timeout: float = pool.timeout()
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def begin(self) -> AsyncGenerator[AsyncSession]:  # type: ignore[override]
-        async with asyncio.timeout(self._timeout):
-            await self._turn.acquire()
-        try:
+        async with AsyncExitStack() as stack:
+
+            async def take_turn() -> None:
+                async with asyncio.timeout(self._timeout):
+                    await stack.enter_async_context(self._turn)
+
             async with super().begin() as session:
+                session.info["take_turn"] = take_turn
                 yield session
-        finally:
-            self._turn.release()
 
 
 class Dialect(SQLiteDialect_aiosqlite):
@@ -96,12 +110,19 @@ class Dialect(SQLiteDialect_aiosqlite):
         logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
+        [path] = args
+        # SQLite would make a file that is not there, without tables, and would open one that may
+        # not be written to for reads alone, as long as the connection lasts.
+        if not os.access(path, os.R_OK | os.W_OK):
+            error = sqlite3.OperationalError(f"{path} is missing or may not be written to")
+            error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+            raise error
         # By itself, the driver would begin a transaction no sooner than with its first write.
-        connection: Any = super().connect(*args, isolation_level=None, **options)
+        connection: Any = super().connect(path, isolation_level=None, **options)
         opened = connection.driver_connection
         await_only(opened.execute("PRAGMA foreign_keys = ON"))
         await_only(opened.execute("PRAGMA synchronous = NORMAL"))  # safe with the write-ahead log
-        self._files[opened] = args[0], identity(args[0])
+        self._files[opened] = path, identity(path)
         return connection  # type: ignore[no-any-return]
 
     def do_ping(self, dbapi_connection: Any) -> bool:

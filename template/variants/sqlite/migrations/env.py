@@ -1,13 +1,18 @@
 """How Alembic reaches the database: by the service's own settings and models."""
 
 import asyncio
+import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from sqlalchemy import Connection, NullPool, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from app.database import status_of
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
 from migrations.metadata import metadata
@@ -44,6 +49,10 @@ def migrate(connection: Connection) -> None:
 
 
 async def run_online(settings: Settings) -> None:
+    # Only migrations make the file: the service opens one that is there.
+    with suppress(OSError):
+        Path(str(settings.driver_url.database)).touch()
+
     # One connection, used once: a pool would only cost.
     engine = create_async_engine(
         settings.driver_url,
@@ -77,7 +86,13 @@ def run_offline(settings: Settings) -> None:
         context.run_migrations()
 
 
+settings = get_settings()
 if context.is_offline_mode():
-    run_offline(get_settings())
+    run_offline(settings)
 else:
-    asyncio.run(run_online(get_settings()))
+    try:
+        asyncio.run(run_online(settings))
+    except DBAPIError as error:
+        if status_of(error) != 503:
+            raise
+        sys.exit(f"{settings.driver_url} is not available: {error.orig or error}")

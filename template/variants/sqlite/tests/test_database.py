@@ -1,6 +1,7 @@
 import asyncio
 import datetime
 import sqlite3
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
@@ -72,6 +73,40 @@ async def test_no_update_is_lost_when_many_read_and_write(app: FastAPI) -> None:
 
     [row] = await app.state.reader.all(select(COUNTERS.c.value))
     assert row.value == 20
+
+
+async def test_a_transaction_without_a_statement_keeps_no_other_waiting(app: FastAPI) -> None:
+    async with app.state.sessionmaker.begin(), app.state.sessionmaker.begin() as other:
+        await other.execute(text("SELECT 1"))
+
+
+async def test_a_commit_that_fails_leaves_no_transaction_open(app: FastAPI) -> None:
+    async with app.state.engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        await connection.execute(
+            text(
+                "CREATE TABLE children (id INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED)"
+            )
+        )
+
+    for _ in range(2):  # the second time on the same connection
+        async with app.state.sessionmaker() as session:
+            await session.execute(text("INSERT INTO children VALUES (1)"))
+            with pytest.raises(IntegrityError):
+                await session.commit()
+
+
+async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(empty: Settings) -> None:
+    app = create_app(empty)
+    path = empty.driver_url.database
+    assert path is not None
+
+    async with app.router.lifespan_context(app):
+        with pytest.raises(DBAPIError) as failed:
+            await app.state.reader.all(select(text("1")))
+
+    assert status_of(failed.value) == 503
+    assert not Path(path).exists()
 
 
 async def test_reads_go_on_during_another_process_write(app: FastAPI, settings: Settings) -> None:

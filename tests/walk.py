@@ -1,0 +1,143 @@
+"""Random requests and faults, and what must be stored after them."""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+
+from tests.services import Server, unavailable
+
+SEED = int(os.environ.get("SEED", "1"))
+STEPS = 6  # of a sequence; a fault happens amid one of them
+DELAYS = (0, 0.002, 0.005, 0.02)  # seconds from a request to the end of a fault
+
+State = tuple[str, int] | None  # the description and the version of an item that is stored
+Fault = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass
+class Step:
+    """A request, its answer if all goes well, and the item that is stored then."""
+
+    method: str
+    path: str
+    status: int
+    name: str
+    after: State
+    options: dict[str, Any]
+
+
+class Walk:
+    """A client of one service, which knows what its answers promise."""
+
+    def __init__(self, start: Callable[[], AbstractContextManager[Server]]) -> None:
+        print(f"SEED={SEED}")
+        self._start = start
+        self._running = ExitStack()
+        self.server = self._running.enter_context(start())
+        self._random = random.Random(SEED)
+        self._ids: dict[str, int] = {}
+        self._possible: dict[str, set[State]] = {}
+        self._made = 0
+
+    def restart(self, signal: int) -> None:
+        self.server.stop(signal)
+        self.close()
+        self.server = self._running.enter_context(self._start())
+
+    def close(self) -> None:
+        self._running.close()
+
+    def go(self, sequences: int, faults: Mapping[Fault, int], unknown: set[int | None]) -> None:
+        """Send sequences of requests, each with one of the weighted faults amid it.
+
+        `unknown` are the answers after which a change may be stored or not; `None`: no answer.
+        """
+        kinds, weights = [*faults], [*faults.values()]
+        for _ in range(sequences):
+            disturbed = self._random.randrange(STEPS)
+            for number in range(STEPS):
+                step = self._choose()
+                if number == disturbed:
+                    [fault] = self._random.choices(kinds, weights)
+                    self._disturb(step, fault, unknown)
+                else:
+                    self._conclude(step, self._send(step))
+
+    def check(self, rows: Iterable[tuple[int, str, str, int]]) -> None:
+        """See that these rows are what was acknowledged."""
+        stored: dict[str, State] = {}
+        for key, name, description, version in rows:
+            self._ids[name] = key
+            stored[name] = (description, version)
+        assert stored.keys() <= self._possible.keys()
+        for name, states in self._possible.items():
+            assert stored.get(name) in states, name
+            self._possible[name] = {stored.get(name)}
+
+    def _choose(self) -> Step:
+        known = [
+            (name, state)
+            for name, states in self._possible.items()
+            for state in states
+            if state is not None and len(states) == 1
+        ]
+        self._made += 1
+        text = f"text {self._made}"
+        kind = self._random.choice(["create", "repeat", "read", "change", "stale", "delete"])
+        if kind == "create" or len(known) < 3:
+            name = f"item {self._made}"
+            self._possible[name] = {None}
+            sent = {"json": {"name": name, "description": text}}
+            return Step("POST", "/items", 201, name, (text, 1), sent)
+        name, state = self._random.choice(known)
+        path, version = f"/items/{self._ids[name]}", state[1]
+        if kind == "repeat":
+            return Step("POST", "/items", 409, name, state, {"json": {"name": name}})
+        if kind == "read":
+            return Step("GET", path, 200, name, state, {})
+        if kind == "delete":
+            return Step("DELETE", path, 204, name, None, {})
+        tag = version if kind == "change" else version + 1
+        sent = {"json": {"description": text}, "headers": {"If-Match": f'"{tag}"'}}
+        if kind == "change":
+            return Step("PATCH", path, 200, name, (text, version + 1), sent)
+        return Step("PATCH", path, 412, name, state, sent)
+
+    def _send(self, step: Step) -> httpx2.Response | None:
+        try:
+            return self.server.client.request(step.method, step.path, **step.options)
+        except httpx2.TransportError:
+            return None
+
+    def _disturb(self, step: Step, fault: Fault, unknown: set[int | None]) -> None:
+        with ThreadPoolExecutor() as pool:
+            with fault():
+                sent = pool.submit(self._send, step)
+                time.sleep(self._random.choice(DELAYS))
+            answer = sent.result()
+        status = answer.status_code if answer is not None else None
+        if status == step.status:
+            self._conclude(step, answer)
+            return
+        assert answer is None or unavailable(answer), (fault, step, answer)
+        if status in unknown:
+            self._possible[step.name].add(step.after)
+        else:
+            assert status == 503, (fault, step)
+
+    def _conclude(self, step: Step, answer: httpx2.Response | None) -> None:
+        assert answer is not None, step
+        assert answer.status_code == step.status, (step, answer.text)
+        if answer.status_code in (200, 201):
+            body = answer.json()
+            self._ids[step.name] = body["id"]
+            found = (body["description"], int(answer.headers["etag"].strip('"')))
+            assert found == step.after, step
+        self._possible[step.name] = {step.after}
