@@ -43,6 +43,10 @@ class Proxy:
         """Cut all connections, and let no new one in."""
         self._run(self._refuse())
 
+    def settle(self) -> None:
+        """Pass on what has arrived, the ends of connections too."""
+        self._run(self._settle())
+
     def cut(self) -> None:
         self._run(self._cut())
 
@@ -68,6 +72,10 @@ class Proxy:
     async def _cut(self) -> None:
         for writer in self._writers:
             writer.transport.abort()
+
+    async def _settle(self) -> None:
+        for _ in range(10):  # the loop looks for what has arrived each time
+            await asyncio.sleep(0)
 
     async def _finish(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

@@ -36,7 +36,6 @@ pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=T
 
 UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 PASSWORD = "p@ss:w/o#r?d%41&é 'x"
-TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'guarded'"
 MARGIN = 1.5  # seconds that a busy machine may take on top of a promised limit
 
 
@@ -70,8 +69,10 @@ class Place:
         return self.number("SELECT count(*) FROM pg_locks WHERE NOT granted")
 
     def terminate(self) -> None:
-        self.server.query(TERMINATE)
-        wait_for(lambda: self.connections() == 0)
+        self.server.query(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'guarded'"
+        )
+        self.proxy.settle()
 
     @contextmanager
     def holding(self, statement: str) -> Iterator[None]:
@@ -736,7 +737,7 @@ def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
     @contextmanager
     def terminated() -> Iterator[None]:
         yield
-        place.server.query(TERMINATE)
+        place.terminate()
 
     @contextmanager
     def refused() -> Iterator[None]:

@@ -134,7 +134,8 @@ class Walk:
 
     def _conclude(self, step: Step, answer: httpx2.Response | None) -> None:
         assert answer is not None, step
-        assert answer.status_code == step.status, (step, answer.text)
+        log = self.server.log().splitlines()[-5:]
+        assert answer.status_code == step.status, (step, answer.text, *log)
         if answer.status_code in (200, 201):
             body = answer.json()
             self._ids[step.name] = body["id"]

@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypeVarTuple
 
 from fastapi import Depends, Request
 from sqlalchemy import Row, Select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
@@ -40,6 +41,12 @@ class Reader:
         if not isinstance(statement, Select):
             raise TypeError("a Reader only reads; take a SessionDep to write")
         # One switch of greenlets for all three steps; `AsyncConnection` would make one for each.
+        try:
+            return await greenlet_spawn(self._all, statement, values)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        # The connection had just died: what only reads can be sent again.
         return await greenlet_spawn(self._all, statement, values)
 
     async def first(self, statement: Select[*Columns], **values: Any) -> Row[*Columns] | None:

@@ -94,6 +94,7 @@ class Dialect(PGDialect_asyncpg):
     def do_terminate(self, dbapi_connection: Any) -> None:
         # SQLAlchemy would first say goodbye, and wait 2 s for a server that does not answer.
         dbapi_connection.driver_connection.terminate()
+        self._last_checked.clear()  # where one connection was lost, others may be
 
 
 def status_of(error: DBAPIError) -> int:
