@@ -9,7 +9,7 @@ from app.health import router as health
 from app.items import router as items
 from app.lifespan import lifespan
 from app.middleware import check_hosts, limit_bodies, trace_requests
-from app.observability import configure_logging
+from app.observability import configure_logging, request_telemetry
 from app.settings import Settings, load_settings
 
 
@@ -27,6 +27,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         openapi_url="/openapi.json" if settings.docs_enabled else None,
+        telemetry=request_telemetry(settings.telemetry_enabled, silent=health.prefix),
     )
     app.state.settings = settings
 
