@@ -1,6 +1,7 @@
 """What a service tells a collector: traces and metrics, and no secret among them."""
 
 import json
+import re
 import signal
 import socket
 import time
@@ -17,9 +18,15 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
-from tests.services import Database, Service, wait_for
+from tests.services import Database, Service
+from tests.test_docs import BLOCK, DOCS, table
 
+PAGE = "how-to/metrics-and-traces.md"
 SECRET = "hunter2"
+NOWHERE = {
+    "sqlite": {"DATABASE_URL": "sqlite:///./nowhere.db"},
+    "postgresql": {"DATABASE_URL": "postgresql://user@127.0.0.1:1/nowhere"},
+}
 OFF = """
 import asyncio, sys
 from app.main import app
@@ -67,24 +74,22 @@ class Collector:
         return [
             span
             for path, body in self.bodies
-            if path == "/v1/traces"
+            if path.endswith("/v1/traces")
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
         ]
 
-    def points(self, name: str) -> list[Any]:
-        """Return the newest points of a metric."""
-        found: list[Any] = []
-        for path, body in self.bodies:
-            if path != "/v1/metrics":
-                continue
-            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
-                for scope in resource.scope_metrics:
-                    for metric in scope.metrics:
-                        if metric.name == name:
-                            found = [*metric.sum.data_points, *metric.histogram.data_points]
-        return found
+    def metrics(self) -> dict[str, list[Any]]:
+        """Return the newest points of each metric."""
+        return {
+            metric.name: [*metric.sum.data_points, *metric.histogram.data_points]
+            for path, body in self.bodies
+            if path.endswith("/v1/metrics")
+            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
 
 
 @pytest.fixture
@@ -98,102 +103,76 @@ def collector() -> Iterator[Collector]:
     collector.server.server_close()
 
 
-def variables(migrated: Database, endpoint: str, **further: str) -> dict[str, str]:
-    return {
-        **migrated.variables,
-        "TELEMETRY_ENABLED": "true",
-        "OTEL_EXPORTER_OTLP_ENDPOINT": endpoint,
-        **further,
-    }
+def variables(title: str, endpoint: str) -> dict[str, str]:
+    """Return the variables that the documentation shows, for the collector at `endpoint`."""
+    [text] = [
+        text for _, name, text in BLOCK.findall((DOCS / PAGE).read_text()) if f'"{title}"' in name
+    ]
+    lines = re.sub(r"http://127.0.0.1:\d+", endpoint, text).splitlines()
+    return dict(line.split("=", 1) for line in lines)
 
 
 def test_a_collector_gets_traces_and_metrics_without_secrets(
     service: Service, migrated: Database, collector: Collector
 ) -> None:
-    soon = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_METRIC_EXPORT_INTERVAL": "100"}
+    on = variables("environment", collector.endpoint) | migrated.variables
     item = {"name": f"{SECRET} name", "description": SECRET}
 
-    with service.serve(
-        **variables(migrated, collector.endpoint, LOG_FORMAT="json", **soon)
-    ) as server:
+    with service.serve(**on, LOG_FORMAT="json", OTEL_BSP_SCHEDULE_DELAY="60000") as server:
         server.client.get("/health/ready")
         created = server.client.post("/items", params={"token": SECRET}, json=item)
         assert created.status_code == 201
         assert server.client.post("/items", json=item).status_code == 409
         assert server.client.get("/items/1", headers={"X-Request-ID": "mine"}).status_code == 200
-        wait_for(
-            lambda: len([s for s in collector.spans() if s.name == "GET /items/{item_id}"]) > 0
-        )
-        wait_for(
-            lambda: (
-                409
-                in [
-                    plain(point.attributes).get("http.response.status_code")
-                    for point in collector.points("http.server.request.duration")
-                ]
-            )
-        )
-        wait_for(lambda: len(collector.points("db.client.connection.wait_time")) > 0)
+        assert collector.bodies == []  # all of it is sent at the end
+        server.stop(signal.SIGTERM)
 
     spans = collector.spans()
-    lines = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
     requests = {span.span_id.hex(): span for span in spans if not span.parent_span_id}
-    assert [span.name for span in requests.values()] == [
-        "POST /items",
-        "POST /items",
-        "GET /items/{item_id}",
-    ]
+    names = [span.name for span in requests.values()]
+    assert names == ["POST /items", "POST /items", "GET /items/{item_id}"]
     statements = [span for span in spans if span.parent_span_id]
     for span in statements:
-        request = requests[span.parent_span_id.hex()]
-        assert span.trace_id == request.trace_id
+        assert span.trace_id == requests[span.parent_span_id.hex()].trace_id
     assert {"INSERT", "SELECT"} <= {span.name for span in statements}
     [failed] = [span for span in statements if span.status.code]
     assert (failed.name, failed.status.message, len(failed.events)) == ("INSERT", "", 0)
 
+    lines = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
     logged = {line["span_id"]: line for line in lines if line["logger"] == "app.access"}
     assert logged.keys() == requests.keys()
     assert all(logged[key]["trace_id"] == span.trace_id.hex() for key, span in requests.items())
-    assert created.headers["x-request-id"] in [span.trace_id.hex() for span in requests.values()]
+    assert created.headers["x-request-id"] == next(iter(logged.values()))["trace_id"]
 
-    durations = [
-        plain(point.attributes) for point in collector.points("http.server.request.duration")
-    ]
+    metrics = {
+        name: [(plain(point.attributes), point) for point in points]
+        for name, points in collector.metrics().items()
+    }
+    documented = {name: cells for name, cells in table(PAGE).items() if "." in name}
+    assert metrics.keys() == documented.keys()
+    for name, cells in documented.items():
+        assert set(re.findall(r"`([^`]+)`", cells[0])) <= metrics[name][0][0].keys()
     assert {
         (found["http.request.method"], found["http.route"], found["http.response.status_code"])
-        for found in durations
+        for found, _ in metrics["http.server.request.duration"]
     } == {("POST", "/items", 201), ("POST", "/items", 409), ("GET", "/items/{item_id}", 200)}
-    states = [plain(point.attributes) for point in collector.points("db.client.connection.count")]
-    assert {state["db.client.connection.state"] for state in states} == {"used", "idle"}
-    [most] = collector.points("db.client.connection.max")
-    [kept] = collector.points("db.client.connection.idle.max")
-    assert (most.as_int, kept.as_int) == (15, 5)
-    [waited] = collector.points("db.client.connection.wait_time")
-    assert waited.count >= 3
+    assert {
+        found["db.client.connection.state"] for found, _ in metrics["db.client.connection.count"]
+    } == {"used", "idle"}
+    assert metrics["db.client.connection.idle.max"][0][1].as_int == 5
+    assert metrics["db.client.connection.max"][0][1].as_int == 15
+    assert metrics["db.client.connection.wait_time"][0][1].count >= 3
 
     assert SECRET not in collector.text()
     assert "my-service" in collector.text()
 
 
-def test_what_is_not_sent_yet_is_sent_at_the_end(
-    service: Service, migrated: Database, collector: Collector
-) -> None:
-    with service.serve(**variables(migrated, collector.endpoint)) as server:
-        assert server.client.get("/items").status_code == 200
-        assert collector.bodies == []
-        server.stop(signal.SIGTERM)
-
-    assert {"GET /items", "SELECT"} <= {span.name for span in collector.spans()}
-    assert len(collector.points("http.server.request.duration")) == 1
-
-
-def test_a_collector_that_does_not_answer_holds_nothing_up(
-    service: Service, migrated: Database
-) -> None:
+def test_a_collector_that_does_not_answer_holds_nothing_up(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        with service.serve(**variables(migrated, endpoint)) as server:
-            assert server.client.get("/items").status_code == 200
+        on = variables("environment", endpoint) | NOWHERE[service.database]
+        with service.serve(**on) as server:
+            assert server.client.get("/nowhere").status_code == 404
             start = time.monotonic()
             server.stop(signal.SIGTERM)
 
@@ -201,37 +180,36 @@ def test_a_collector_that_does_not_answer_holds_nothing_up(
     assert "engine disposed of" in server.log()
 
 
-def test_one_signal_can_be_left_out(
-    service: Service, migrated: Database, collector: Collector
+def test_prometheus_gets_metrics_and_nobody_gets_traces(
+    service: Service, collector: Collector
 ) -> None:
-    with service.serve(
-        **variables(migrated, collector.endpoint, OTEL_TRACES_EXPORTER="none")
-    ) as server:
-        assert server.client.get("/items").status_code == 200
+    on = variables("prometheus", collector.endpoint) | NOWHERE[service.database]
+    with service.serve(**on) as server:
+        assert server.client.get("/nowhere").status_code == 404
         server.stop(signal.SIGTERM)
 
-    assert collector.spans() == []
-    assert len(collector.points("http.server.request.duration")) == 1
+    assert {path for path, _ in collector.bodies} == {"/api/v1/otlp/v1/metrics"}
+    assert "http.server.request.duration" in collector.metrics()
 
 
-def test_a_service_without_telemetry_imports_nothing_of_it(
-    service: Service, migrated: Database
-) -> None:
-    done = service.run("uv", "run", "--no-sync", "python", "-c", OFF, variables=migrated.variables)
+def test_a_service_without_telemetry_imports_nothing_of_it(service: Service) -> None:
+    nowhere = NOWHERE[service.database]
+    done = service.run("uv", "run", "--no-sync", "python", "-c", OFF, variables=nowhere)
 
     assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_telemetry_without_its_packages_is_refused_at_the_start(
-    service: Service, migrated: Database, tmp_path: Path
+    service: Service, tmp_path: Path
 ) -> None:
     place = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "environment")}
+    on = NOWHERE[service.database] | {"TELEMETRY_ENABLED": "true"} | place
     start = ("uv", "run", "--no-sync", "python", "-c", "import app.main")
-    on = migrated.variables | {"TELEMETRY_ENABLED": "true"} | place
+    [install] = re.findall(r"uv sync .*", (service.folder / "Dockerfile").read_text())
 
-    service.run("uv", "sync", "--quiet", "--no-dev", variables=place)
+    service.run("sh", "-c", install, variables=place)
     refused = service.run(*start, variables=on, check=False)
-    service.run("uv", "sync", "--quiet", "--no-dev", "--extra", "telemetry", variables=place)
+    service.run("sh", "-c", install, variables=place | {"EXTRA": "telemetry"})
     service.run(*start, variables=on)
 
     assert refused.returncode == 1

@@ -25,7 +25,8 @@ async def serve(settings: Settings, **changes: Any) -> AsyncGenerator[AsyncClien
 
     @app.get("/secret/{number}")
     async def secret(number: int, reader: ReaderDep) -> None:
-        await reader.all(select(literal(SECRET)))
+        with trace.get_tracer("mine").start_as_current_span("mine"):
+            await reader.all(select(literal(SECRET)))
 
     async with (
         app.router.lifespan_context(app),
@@ -64,12 +65,11 @@ async def test_a_request_its_statement_and_its_line_in_the_log_share_a_trace(
         await client.get("/health/ready")
         response = await client.get("/secret/7", params={"token": SECRET})
 
-    *_, statement, request = exporter.get_finished_spans()
+    *_, statement, mine, request = exporter.get_finished_spans()
     assert (request.name, statement.name) == ("GET /secret/{number}", "SELECT")
-    assert statement.parent == request.context
-    assert {span.context.trace_id for span in exporter.get_finished_spans()} == {
-        request.context.trace_id
-    }
+    assert (statement.parent, mine.parent) == (mine.context, request.context)
+    traces = {span.context.trace_id for span in exporter.get_finished_spans()}
+    assert traces == {request.context.trace_id}
     assert SECRET not in request.to_json() + statement.to_json()
     trace_id = trace.format_trace_id(request.context.trace_id)
     assert response.headers["x-request-id"] == trace_id
