@@ -34,19 +34,23 @@ async def telemetry(engine: AsyncEngine, capacity: int) -> AsyncGenerator[None]:
     """Send spans and metrics for as long as the service runs, and what is left at its end."""
     # What the environment says of the service wins.
     resource = Resource.create({"service.name": NAME}).merge(OTELResourceDetector().detect())
-    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-    tracers.add_span_processor(QueryRedactor())
-    if wanted("TRACES"):
+    providers: list[TracerProvider | MeterProvider] = []
+    if os.environ.get("OTEL_TRACES_EXPORTER") != "none":
+        tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+        tracers.add_span_processor(QueryRedactor())
         tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-    readers = [PeriodicExportingMetricReader(OTLPMetricExporter())] if wanted("METRICS") else []
-    meters = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
-    trace.set_tracer_provider(tracers)
-    metrics.set_meter_provider(meters)
-    measure_pool(engine, capacity)
+        trace.set_tracer_provider(tracers)
+        providers.append(tracers)
+    if os.environ.get("OTEL_METRICS_EXPORTER") != "none":
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+        metrics.set_meter_provider(meters)
+        measure_pool(engine, capacity)
+        providers.append(meters)
 
     def shut_down() -> None:
-        tracers.shutdown()
-        meters.shutdown()
+        for provider in providers:
+            provider.shutdown()
 
     try:
         yield
@@ -56,10 +60,6 @@ async def telemetry(engine: AsyncEngine, capacity: int) -> AsyncGenerator[None]:
         thread = Thread(target=shut_down, daemon=True)
         thread.start()
         await asyncio.to_thread(thread.join, SHUTDOWN_TIMEOUT)
-
-
-def wanted(signal: str) -> bool:
-    return os.environ.get(f"OTEL_{signal}_EXPORTER") != "none"
 
 
 class QueryRedactor(SpanProcessor):

@@ -54,8 +54,9 @@ async def test_a_slow_statement_is_logged_without_its_values(
 async def test_a_request_its_statement_and_its_line_in_the_log_share_a_trace(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
     exporter = InMemorySpanExporter()
 
     async with serve(settings, telemetry_enabled=True) as client:
