@@ -45,7 +45,8 @@ def test_a_service_says_nothing_of_its_template_but_how_to_update(
     _, texts = files
     telling = {name for name, text in texts.items() if "copier" in text.lower()}
 
-    assert telling == {".copier-answers.yml", "README.md"}
+    # The doctor tells the release.
+    assert telling == {".copier-answers.yml", "README.md", "app/doctor.py"}
     before, _, _ = texts["README.md"].partition("\n## Update\n")
     assert "copier" not in before.lower()
 

@@ -3,7 +3,18 @@
 import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, TypeDecorator, event
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Dialect,
+    Integer,
+    Row,
+    TypeDecorator,
+    cast,
+    event,
+    func,
+    select,
+)
 from sqlalchemy.exc import DBAPIError, NotSupportedError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
@@ -28,6 +39,16 @@ STATUSES = {
     "55P03": 503,  # lock timeout
     "57": 503,  # statement timeout, shutdown
 }
+
+
+# What the doctor asks; the superuser's connections are not the service's.
+SERVER = select(
+    func.current_setting("server_version").label("version"),
+    (
+        cast(func.current_setting("max_connections"), Integer)
+        - cast(func.current_setting("superuser_reserved_connections"), Integer)
+    ).label("connections"),
+)
 
 
 class BigIntegerKey(BigInteger):
@@ -65,6 +86,17 @@ def prepare(engine: AsyncEngine) -> None:
     def abandon(connection: Any, record: Any, error: Any) -> None:
         # SQLAlchemy would first say goodbye, and wait 2 s for a server that does not answer.
         connection.driver_connection.terminate()
+
+
+def judge(server: Row[Any], connections: int) -> tuple[str, str]:
+    """Say what the server is, and what is wrong with it for so many connections, or nothing."""
+    use = f"{connections} of its {server.connections} connections may be opened"
+    if connections <= server.connections:
+        return f"PostgreSQL {server.version}; {use}", ""
+    return (
+        "",
+        f"{use}; lower DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, or raise max_connections",
+    )
 
 
 def status_of(error: DBAPIError) -> int:

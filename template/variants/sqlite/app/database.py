@@ -9,7 +9,18 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from sqlalchemy import Connection, DateTime, Dialect, Integer, TypeDecorator, event
+from sqlalchemy import (
+    Connection,
+    DateTime,
+    Dialect,
+    Integer,
+    Row,
+    TypeDecorator,
+    column,
+    event,
+    func,
+    select,
+)
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -31,6 +42,12 @@ STATUSES = {
     sqlite3.SQLITE_CANTOPEN: 503,
     sqlite3.SQLITE_NOTADB: 503,
 }
+
+
+# What the doctor asks.
+SERVER = select(func.sqlite_version().label("version"), column("journal_mode")).select_from(
+    func.pragma_journal_mode()
+)
 
 
 class BigIntegerKey(Integer):
@@ -119,6 +136,14 @@ def file_at(engine: AsyncEngine) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def judge(server: Row[Any], connections: int) -> tuple[str, str]:
+    """Say what the database is, and what is wrong with it for so many connections, or nothing."""
+    text = f"SQLite {server.version}; {connections} connections may be opened"
+    if server.journal_mode == "wal":
+        return text, ""
+    return "", "not in WAL mode, so that readers and writers wait; run alembic upgrade head"
 
 
 def status_of(error: DBAPIError) -> int:
