@@ -98,6 +98,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(
     code, unmigrated = doctor()
     assert code == 1
     assert "WRONG schema    behind; run alembic upgrade head" in unmigrated
+    assert ("not in WAL mode" in unmigrated) == (service.database == "sqlite")
 
     service.migrate(database)
     code, well = doctor()
