@@ -2,11 +2,12 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.services import Database, Service, replace
+from tests.services import Database, Service, git, replace
 
 
 @pytest.fixture
@@ -98,3 +99,32 @@ def test_two_newest_migrations_are_refused(service: Service, tmp_path: Path) -> 
 
     assert refused.returncode == 1
     assert re.search(r"alembic merge --message '…' (left right|right left)", refused.stdout)
+
+
+def test_a_commit_is_checked_by_the_same_tools(copied: Service, tmp_path: Path) -> None:
+    git(copied.folder, "init", "--quiet")
+    git(copied.folder, "add", "--all")
+
+    def pre_commit(file: str = "", text: str = "") -> str:
+        if file:
+            (copied.folder / file).write_text(text)
+            git(copied.folder, "add", file)
+        done = copied.run(
+            *(sys.executable, "-m", "pre_commit", "run", "--all-files"),
+            variables={"PRE_COMMIT_HOME": str(tmp_path / "pre-commit")},
+            check=False,
+        )
+        if file:
+            git(copied.folder, "rm", "--force", "--quiet", file)
+        return "" if done.returncode == 0 else done.stdout
+
+    assert pre_commit() == ""
+    assert "reformatted" in pre_commit("app/a.py", "x =  1\n")
+    assert "E2" in pre_commit(
+        "app/a.py", "from sqlalchemy.ext.asyncio import create_async_engine\n"
+    )
+    assert "E8" in pre_commit(
+        "app/a.py", "def end(engine):  # type: ignore\n    engine.dispose()\n"
+    )
+    assert "incompatible type" in pre_commit("app/a.py", "x: int = len(1)\n")
+    assert "conflict marker" in pre_commit("notes.txt", "<<<<<<< before updating\n")

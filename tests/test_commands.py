@@ -80,6 +80,46 @@ def test_alembic_takes_the_database_of_the_environment(
     assert "CREATE TABLE items" in alembic("upgrade", "head", "--sql")
 
 
+def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(
+    service: Service, database: Database
+) -> None:
+    url = database.variables["DATABASE_URL"].replace("postgres:@", "postgres:hunter2@")
+
+    def doctor(*options: str) -> tuple[int, str]:
+        done = service.run(
+            *("uv", "run", "poe", "doctor", *options),
+            variables={"DATABASE_URL": url, "LOG_LEVEL": "debug"},
+            check=False,
+        )
+        assert "hunter2" not in done.stdout
+        assert "Traceback" not in done.stdout
+        return done.returncode, done.stdout
+
+    code, unmigrated = doctor()
+    assert code == 1
+    assert "WRONG schema    behind; run alembic upgrade head" in unmigrated
+    assert ("not in WAL mode" in unmigrated) == (service.database == "sqlite")
+
+    service.migrate(database)
+    code, well = doctor()
+    assert code == 0
+    assert len(well.splitlines()) <= 10
+    assert "LOG_LEVEL=DEBUG from the environment" in well
+    assert "template  999.0.0" in well
+
+    code, many = doctor("--processes", "1000")
+    if service.database == "postgresql":
+        assert code == 1
+        assert "15000 of its 97 connections may be opened; lower DATABASE_POOL_SIZE" in many
+    else:
+        assert code == 0
+
+    database.take_away()
+    code, away = doctor()
+    assert code == 1
+    assert "does not answer" in away
+
+
 @pytest.mark.parametrize(
     ("variables", "name"),
     [

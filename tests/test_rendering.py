@@ -1,5 +1,6 @@
 """What the files of a fresh service say, and what they do not."""
 
+import json
 import subprocess
 import tomllib
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from tests.services import DATABASES, Service, render, text_files
 
 OTHERS_WORDS = {
-    "sqlite": ["postgres", "asyncpg", "pgserver", "psql", "advisory"],
+    "sqlite": ["postgres", "asyncpg", "pgserver", "psql", "advisory_lock"],
     "postgresql": ["sqlite", "pragma", "app.db"],
 }
 
@@ -45,7 +46,8 @@ def test_a_service_says_nothing_of_its_template_but_how_to_update(
     _, texts = files
     telling = {name for name, text in texts.items() if "copier" in text.lower()}
 
-    assert telling == {".copier-answers.yml", "README.md"}
+    # The doctor tells the release.
+    assert telling == {".copier-answers.yml", "README.md", "app/doctor.py"}
     before, _, _ = texts["README.md"].partition("\n## Update\n")
     assert "copier" not in before.lower()
 
@@ -62,17 +64,27 @@ def test_no_file_looks_generated(files: tuple[str, dict[str, str]]) -> None:
         assert all(line == line.rstrip() for line in text.split("\n")), name
 
 
+def test_json_files_are_json(files: tuple[str, dict[str, str]]) -> None:
+    _, texts = files
+    read = {name: json.loads(text) for name, text in texts.items() if name.endswith(".json")}
+
+    recommended = read[".vscode/extensions.json"]["recommendations"]
+    container = read[".devcontainer/devcontainer.json"]
+    assert container["customizations"]["vscode"]["extensions"] == recommended
+
+
 def test_the_service_is_read_in_one_sitting(files: tuple[str, dict[str, str]]) -> None:
     _, texts = files
-    lines = [
-        line
+    lines = {
+        name: sum(bool(line.strip()) for line in text.splitlines())
         for name, text in texts.items()
         if name.startswith("app/") and not name.startswith("app/items/")
-        for line in text.splitlines()
-        if line.strip()
-    ]
+    }
+    # Not needed to understand a request, and small.
+    aside = lines.pop("app/doctor.py") + lines.pop("app/telemetry.py")
 
-    assert len(lines) <= 700
+    assert sum(lines.values()) <= 750
+    assert aside <= 170
     assert len(texts["README.md"].splitlines()) < 120
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import problems
-from app.sessions import ReaderDep
+from app.sessions import Reader, ReaderDep
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -33,15 +33,20 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
         return {"status": "busy"}
     try:
         async with asyncio.timeout(READY_TIMEOUT):
-            current = {row.version_num for row in await reader.all(VERSIONS)}
-            newest, known = await asyncio.to_thread(revisions)
+            behind = await schema_is_behind(reader)
     except (SQLAlchemyError, TimeoutError):
         detail = "The database does not answer, or has no schema yet."
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail) from None
-    # A revision that is not known here is a newer release's: it migrates before it is deployed.
-    if current != newest and current <= known:
+    if behind:
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, "The schema is behind.")
     return {"status": "ready"}
+
+
+async def schema_is_behind(reader: Reader) -> bool:
+    current = {row.version_num for row in await reader.all(VERSIONS)}
+    newest, known = await asyncio.to_thread(revisions)
+    # A revision that is not known here is a newer release's: it migrates before it is deployed.
+    return current != newest and current <= known
 
 
 @cache

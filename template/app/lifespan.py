@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.database import Sessionmaker
+from app.observability import watch_statements
 from app.sessions import Reader
 from app.settings import Settings
 
@@ -28,6 +29,11 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         settings: Settings = app.state.settings
         engine = create_async_engine(settings.driver_url, **settings.engine_options)
         stack.push_async_callback(dispose, engine)
+        watch_statements(engine, settings.database_slow_statement)
+        if settings.telemetry_enabled:
+            from app.telemetry import telemetry  # its packages are an extra
+
+            await stack.enter_async_context(telemetry(engine, settings.database_capacity))
         app.state.engine = engine
         app.state.sessionmaker = Sessionmaker(
             engine, expire_on_commit=False, close_resets_only=False

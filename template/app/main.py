@@ -1,6 +1,9 @@
 """The service, put together: read it from top to bottom."""
 
+from collections.abc import Callable
+
 from fastapi import FastAPI, status
+from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from app import DESCRIPTION, TITLE
@@ -9,7 +12,7 @@ from app.health import router as health
 from app.items import router as items
 from app.lifespan import lifespan
 from app.middleware import check_hosts, limit_bodies, trace_requests
-from app.observability import configure_logging
+from app.observability import configure_logging, request_telemetry
 from app.settings import Settings, load_settings
 
 
@@ -22,12 +25,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     settings = settings or load_settings()
     configure_logging(settings)
 
-    app = FastAPI(
+    # With its own copy of Swagger UI: the pages of the documentation ask no foreign host.
+    create: Callable[..., FastAPI] = FastAPIOffline if settings.docs_enabled else FastAPI
+    app = create(
         title=TITLE,
         description=DESCRIPTION,
         lifespan=lifespan,
         responses=problems(status.HTTP_400_BAD_REQUEST),
         openapi_url="/openapi.json" if settings.docs_enabled else None,
+        redoc_url=None,
+        telemetry=request_telemetry(settings.telemetry_enabled, silent=health.prefix),
     )
     app.state.settings = settings
 

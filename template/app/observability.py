@@ -1,18 +1,31 @@
-"""One log configuration, and the request id in every line."""
+"""One log configuration, the ids of request and trace in every line, and statements that are slow."""
 
 import json
 import logging
 import re
 import secrets
+import time
 from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from typing import Any
 
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry import trace
+from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, format_span_id, format_trace_id
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import NAME
 from app.settings import Settings
+
+statement_logger = logging.getLogger("app.statements")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s [%(request_id)s]"
+TRACE = " [%(trace_id)s %(span_id)s]"
+NO_TRACE = {"trace_id": "-", "span_id": "-"}
 
 # https://www.w3.org/TR/trace-context/#traceparent-header: version, trace id, parent id, flags
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -23,9 +36,12 @@ def configure_logging(settings: Settings) -> None:
     """Send the records of all loggers to stderr, uvicorn's too, a line each."""
     handler = logging.StreamHandler()
     handler.name = "service"
-    handler.addFilter(add_request_id)
+    handler.addFilter(add_ids)
+    text = TEXT + TRACE if settings.telemetry_enabled else TEXT
     handler.setFormatter(
-        JSONFormatter() if settings.log_format == "json" else logging.Formatter(TEXT)
+        JSONFormatter()
+        if settings.log_format == "json"
+        else logging.Formatter(text, defaults=NO_TRACE)
     )
 
     root = logging.getLogger()
@@ -40,8 +56,12 @@ def configure_logging(settings: Settings) -> None:
         logging.getLogger(name).propagate = name != "uvicorn.access"  # app.access takes its place
 
 
-def add_request_id(record: logging.LogRecord) -> bool:
+def add_ids(record: logging.LogRecord) -> bool:
     record.request_id = request_id.get()
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        record.trace_id = format_trace_id(span.trace_id)
+        record.span_id = format_span_id(span.span_id)
     return True
 
 
@@ -64,9 +84,61 @@ class JSONFormatter(logging.Formatter):
 
 
 def identify(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """Return the trace id of a valid `traceparent`, else a sane `X-Request-ID`, else a new id."""
+    """Return the trace id of a valid `traceparent`, else a sane `X-Request-ID`, else the trace's.
+
+    Where nothing is traced, the last is a new id.
+    """
     given = dict(headers)
     if match := TRACEPARENT.match(given.get(b"traceparent", b"").decode("latin-1")):
         return match[1]
     name = given.get(b"x-request-id", b"").decode("latin-1")
-    return name if REQUEST_ID.fullmatch(name) else secrets.token_hex(16)
+    if REQUEST_ID.fullmatch(name):
+        return name
+    span = trace.get_current_span().get_span_context()
+    return format_trace_id(span.trace_id) if span.is_valid else secrets.token_hex(16)
+
+
+def request_telemetry(enabled: bool, silent: str) -> TelemetryConfig:
+    """Say what FastAPI sends of requests, but for those to paths below `silent`."""
+    return {
+        "tracing": enabled,
+        "metrics": enabled,
+        "logs": False,  # they would hold the messages of exceptions
+        "operation_spans": False,  # each costs as much as a request's own
+        "auto_configure": False,  # the lifespan sets it up, and ends it in bounded time
+        "exclude": lambda scope: scope["path"].startswith(silent),
+    }
+
+
+def watch_statements(engine: AsyncEngine, slow: float) -> None:
+    """Make each statement of a traced request a span, and log those that took `slow` seconds.
+
+    Neither holds the statement's values.
+    """
+    tracer = trace.get_tracer(NAME)
+
+    def watch(operation: str) -> None:
+        @event.listens_for(engine.sync_engine, operation)
+        def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+            span: trace.Span = INVALID_SPAN
+            if trace.get_current_span().get_span_context().is_valid:
+                attributes = {"db.system.name": context.dialect.name, "db.query.text": statement}
+                name = statement.split(maxsplit=1)[0].upper()
+                span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+            start = time.perf_counter()
+            try:
+                getattr(context.dialect, operation)(cursor, statement, parameters, context)
+            except BaseException as error:
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(StatusCode.ERROR)
+                raise
+            finally:
+                span.end()
+                seconds = time.perf_counter() - start
+                if slow and seconds >= slow:
+                    text, extra = " ".join(statement.split())[:1000], {"seconds": round(seconds, 3)}
+                    statement_logger.warning("slow: %.3f s: %s", seconds, text, extra=extra)
+            return True  # executed
+
+    watch("do_execute")
+    watch("do_executemany")

@@ -1,9 +1,11 @@
 """Every environment variable of the service, read once at the start."""
 
 import sys
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     NonNegativeInt,
@@ -18,6 +20,12 @@ from app.database_settings import DatabaseSettings, Seconds
 def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
     items = value.split(",") if isinstance(value, str) else value
     return tuple(item.strip() for item in items if item.strip())
+
+
+def need_telemetry(enabled: bool) -> bool:
+    if enabled and find_spec("opentelemetry.sdk") is None:
+        raise ValueError("needs packages that are not installed; run uv sync --extra telemetry")
+    return enabled
 
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)]
@@ -37,6 +45,7 @@ class Settings(DatabaseSettings):
 
     log_level: Annotated[LogLevel, BeforeValidator(str.upper)] = "INFO"
     log_format: Literal["text", "json"] = "text"
+    telemetry_enabled: Annotated[bool, AfterValidator(need_telemetry)] = False
 
     docs_enabled: bool = True
     cors_origins: CommaSeparated = ()
@@ -51,6 +60,7 @@ class Settings(DatabaseSettings):
     database_pool_recycle: Annotated[int, Field(ge=-1)] = -1  # seconds; -1: never
     database_pool_pre_ping: bool = True
     database_echo: bool = False
+    database_slow_statement: Annotated[float, Field(ge=0, le=86_400)] = 1  # seconds; 0: never
 
     @property
     def database_capacity(self) -> int:

@@ -1,5 +1,6 @@
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -219,8 +220,20 @@ async def test_browsers_may_call_from_the_origins_that_are_named(settings: Setti
 async def test_the_documentation_can_be_turned_off(settings: Settings) -> None:
     app = create_app(settings.model_copy(update={"docs_enabled": False}))
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
-        for path in ("/docs", "/redoc", "/openapi.json"):
+        for path in ("/docs", "/openapi.json"):
             check_problem(await client.get(path), 404)
+
+
+async def test_the_documentation_comes_from_the_service_alone(client: AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    parts = re.findall(r"(?:src|href|url)(?:=|: )[\"']([^\"']+)", page)
+
+    assert len(parts) == 4
+    for part in parts:
+        assert part.startswith("/")
+        assert (await client.get(part)).status_code == 200
+    assert "://" not in page
+    check_problem(await client.get("/redoc"), 404)  # its page shows a picture of another host
 
 
 @pytest.mark.parametrize(

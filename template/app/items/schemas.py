@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.items.models import MAX_DESCRIPTION_LENGTH, MAX_NAME_LENGTH
 from app.resources import Text
 
-Name = Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
-Description = Annotated[Text, Field(max_length=MAX_DESCRIPTION_LENGTH)]
+Name = Annotated[Text, Field(min_length=1, max_length=MAX_NAME_LENGTH, examples=["Spanner"])]
+Description = Annotated[Text, Field(max_length=MAX_DESCRIPTION_LENGTH, examples=["13 mm"])]
 
 
 class ItemCreate(BaseModel):

@@ -43,6 +43,15 @@ def find_database() -> None:
             os.environ["DATABASE_URL"] = start_postgres(DATA)
 
 
+def doctor() -> None:
+    """`poe doctor`: examine the database that `poe dev` uses."""
+    from app.doctor import main
+
+    if DATA.is_dir():
+        find_database()
+    main()
+
+
 if __name__ == "__main__":
     find_database()
     command.upgrade(Config(toml_file="pyproject.toml"), "head")

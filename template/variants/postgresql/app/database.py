@@ -6,7 +6,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from asyncpg import InterfaceError, PostgresError  # type: ignore[import-untyped]
-from sqlalchemy import BigInteger, DateTime, TypeDecorator
+from sqlalchemy import BigInteger, DateTime, Integer, Row, TypeDecorator, cast, func, select
 from sqlalchemy import Dialect as AnyDialect
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -35,6 +35,16 @@ STATUSES = {
     "55P03": 503,  # lock timeout
     "57": 503,  # statement timeout, shutdown
 }
+
+
+# What the doctor asks; the superuser's connections are not the service's.
+SERVER = select(
+    func.current_setting("server_version").label("version"),
+    (
+        cast(func.current_setting("max_connections"), Integer)
+        - cast(func.current_setting("superuser_reserved_connections"), Integer)
+    ).label("connections"),
+)
 
 
 class BigIntegerKey(BigInteger):
@@ -95,6 +105,17 @@ class Dialect(PGDialect_asyncpg):
         # SQLAlchemy would first say goodbye, and wait 2 s for a server that does not answer.
         dbapi_connection.driver_connection.terminate()
         self._last_checked.clear()  # where one connection was lost, others may be
+
+
+def judge(server: Row[Any], connections: int) -> tuple[str, str]:
+    """Say what the server is, and what is wrong with it for so many connections, or nothing."""
+    use = f"{connections} of its {server.connections} connections may be opened"
+    if connections <= server.connections:
+        return f"PostgreSQL {server.version}; {use}", ""
+    return (
+        "",
+        f"{use}; lower DATABASE_POOL_SIZE and DATABASE_MAX_OVERFLOW, or raise max_connections",
+    )
 
 
 def status_of(error: DBAPIError) -> int:

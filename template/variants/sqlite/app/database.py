@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import DateTime, Integer, TypeDecorator
+from sqlalchemy import DateTime, Integer, Row, TypeDecorator, column, func, select
 from sqlalchemy import Dialect as AnyDialect
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -34,6 +34,12 @@ STATUSES = {
     sqlite3.SQLITE_CANTOPEN: 503,
     sqlite3.SQLITE_NOTADB: 503,
 }
+
+
+# What the doctor asks.
+SERVER = select(func.sqlite_version().label("version"), column("journal_mode")).select_from(
+    func.pragma_journal_mode()
+)
 
 
 class BigIntegerKey(Integer):
@@ -167,6 +173,14 @@ def identity(path: str) -> object:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+def judge(server: Row[Any], connections: int) -> tuple[str, str]:
+    """Say what the database is, and what is wrong with it for so many connections, or nothing."""
+    text = f"SQLite {server.version}; {connections} connections may be opened"
+    if server.journal_mode == "wal":
+        return text, ""
+    return "", "not in WAL mode, so that readers and writers wait; run alembic upgrade head"
 
 
 def status_of(error: DBAPIError) -> int:

@@ -1,0 +1,94 @@
+"""Says what a process would run with here, and what is wrong with it: `python -m app.doctor`."""
+
+import argparse
+import asyncio
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
+
+from app.database import SERVER, judge
+from app.health import schema_is_behind
+from app.lifespan import lifespan
+from app.settings import Settings, load_settings
+
+ANSWERS = Path(__file__).parent.parent / ".copier-answers.yml"  # not in the image
+
+
+class Finding(NamedTuple):
+    subject: str
+    text: str
+    wrong: bool = False
+
+
+async def examine(settings: Settings, processes: int) -> list[Finding]:
+    """Look at the settings, the database and its schema, as far as one can get."""
+    findings = [Finding("setting", text) for text in given(settings)]
+    answers = ANSWERS.read_text() if ANSWERS.exists() else ""
+    if release := re.search(r"(?m)^_commit: (.+)$", answers):
+        findings.append(Finding("template", release[1]))
+
+    app = FastAPI()
+    app.state.settings = settings.model_copy(update={"telemetry_enabled": False})
+    async with lifespan(app):  # which owns the engine here too
+        reader = app.state.reader
+        url = f"{settings.driver_url!r}"  # without its password
+        try:
+            server = await reader.first(SERVER)
+        except (SQLAlchemyError, TimeoutError) as error:
+            # The driver's thread may still be ending, and wants the loop for it.
+            for thread in threading.enumerate():
+                if thread.daemon:
+                    thread.join(1)
+            reason = str(getattr(error, "orig", None) or error).partition("\n")[0] or "timed out"
+            return [*findings, Finding("database", f"{url} does not answer: {reason}", True)]
+        findings.append(Finding("database", url))
+        text, complaint = judge(server, processes * settings.database_capacity)
+        findings.append(Finding("server", complaint or text, bool(complaint)))
+        try:
+            behind = await schema_is_behind(reader)
+        except SQLAlchemyError:  # not even Alembic's table
+            behind = True
+        schema = "behind; run alembic upgrade head" if behind else "up to date"
+        return [*findings, Finding("schema", schema, behind)]
+
+
+def given(settings: Settings) -> Iterator[str]:
+    """Say what each setting is that is given, and where; a `SecretStr` is not shown."""
+    environment = {name.upper() for name, value in os.environ.items() if value}
+    values = settings.model_dump(mode="json", include=settings.model_fields_set)
+    for name, value in sorted(values.items()):
+        source = "the environment" if name.upper() in environment else ".env"
+        yield f"{name.upper()}={value} from {source}"
+
+
+def count(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m app.doctor", description=__doc__)
+    parser.add_argument(
+        "--processes",
+        type=count,
+        default=1,
+        help="how many processes use the database, in all replicas together",
+    )
+    processes = parser.parse_args().processes
+    # A process of its own, and so a loop.
+    findings = asyncio.run(examine(load_settings(), processes))  # noqa: TID251
+    for subject, text, wrong in findings:
+        print("WRONG" if wrong else "ok   ", f"{subject:9}", text)
+    sys.exit(any(finding.wrong for finding in findings))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Traces and metrics by OpenTelemetry, sent by OTLP as the standard `OTEL_…` variables say.
+
+Imported only if `TELEMETRY_ENABLED` is set: what it needs is an extra.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
+from threading import Thread
+from typing import Any
+
+from opentelemetry import metrics, trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from app import NAME
+
+SHUTDOWN_TIMEOUT = 3.0  # seconds
+WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
+
+
+@asynccontextmanager
+async def telemetry(engine: AsyncEngine, capacity: int) -> AsyncGenerator[None]:
+    """Send spans and metrics for as long as the service runs, and what is left at its end."""
+    # What the environment says of the service wins.
+    resource = Resource.create({"service.name": NAME}).merge(OTELResourceDetector().detect())
+    providers: list[TracerProvider | MeterProvider] = []
+    if os.environ.get("OTEL_TRACES_EXPORTER") != "none":
+        tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+        tracers.add_span_processor(QueryRedactor())
+        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        trace.set_tracer_provider(tracers)
+        providers.append(tracers)
+    if os.environ.get("OTEL_METRICS_EXPORTER") != "none":
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter())
+        meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+        metrics.set_meter_provider(meters)
+        measure_pool(engine, capacity)
+        providers.append(meters)
+
+    def shut_down() -> None:
+        for provider in providers:
+            provider.shutdown()
+
+    try:
+        yield
+    finally:
+        # A collector that does not answer would hold the end for half a minute. A daemon, since
+        # Python waits for all other threads.
+        thread = Thread(target=shut_down, daemon=True)
+        thread.start()
+        await asyncio.to_thread(thread.join, SHUTDOWN_TIMEOUT)
+
+
+class QueryRedactor(SpanProcessor):
+    """Keeps queries out of spans, as they are kept out of the log: people put secrets there."""
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        if "url.query" in (span.attributes or {}):
+            span.set_attribute("url.query", "REDACTED")
+
+
+def measure_pool(engine: AsyncEngine, capacity: int) -> None:
+    """Count the pool's connections, and time how long requests wait for one."""
+    pool: Any = engine.pool
+    name = {"db.client.connection.pool.name": NAME}
+
+    def connections(options: CallbackOptions) -> Iterator[Observation]:
+        yield Observation(pool.checkedout(), name | {"db.client.connection.state": "used"})
+        yield Observation(pool.checkedin(), name | {"db.client.connection.state": "idle"})
+
+    meter = metrics.get_meter(NAME)
+    gauge = meter.create_observable_up_down_counter
+    unit = "{connection}"
+    gauge("db.client.connection.count", [connections], unit)
+    gauge("db.client.connection.idle.max", [lambda _: [Observation(pool.size(), name)]], unit)
+    gauge("db.client.connection.max", [lambda _: [Observation(capacity, name)]], unit)
+    waits = meter.create_histogram(
+        "db.client.connection.wait_time", "s", explicit_bucket_boundaries_advisory=WAIT_BUCKETS
+    )
+    connect = pool.connect
+
+    def connect_measured() -> Any:
+        start = time.perf_counter()
+        try:
+            return connect()
+        finally:
+            waits.record(time.perf_counter() - start, name)
+
+    pool.connect = connect_measured  # no event of the pool comes before the wait

@@ -1,0 +1,220 @@
+"""What a service tells a collector: traces and metrics, and no secret among them."""
+
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
+    ExportMetricsServiceRequest,
+)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
+
+from tests.services import Database, Service
+from tests.test_docs import BLOCK, DOCS, table
+
+PAGE = "how-to/metrics-and-traces.md"
+SECRET = "hunter2"
+NOWHERE = {
+    "sqlite": {"DATABASE_URL": "sqlite:///./nowhere.db"},
+    "postgresql": {"DATABASE_URL": "postgresql://user@127.0.0.1:1/nowhere"},
+}
+OFF = """
+import asyncio, sys
+from app.main import app
+
+async def run():
+    async with app.router.lifespan_context(app):
+        pass
+
+asyncio.run(run())
+print([name for name in sys.modules if name.startswith(("opentelemetry.sdk", "app.telemetry"))])
+"""
+
+
+def plain(attributes: Any) -> dict[str, str | int]:
+    def value(attribute: KeyValue) -> str | int:
+        return attribute.value.string_value or attribute.value.int_value
+
+    return {attribute.key: value(attribute) for attribute in attributes}
+
+
+class Collector:
+    """Receives what OTLP's exporters send by HTTP."""
+
+    def __init__(self) -> None:
+        self.bodies: list[tuple[str, bytes]] = []
+        collector = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                collector.bodies.append((self.path, self.rfile.read(length)))
+                self.send_response(200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *arguments: Any) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
+
+    def text(self) -> str:
+        return "".join(body.decode("latin-1") for _, body in self.bodies)
+
+    def spans(self) -> list[Any]:
+        return [
+            span
+            for path, body in self.bodies
+            if path.endswith("/v1/traces")
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+
+    def metrics(self) -> dict[str, list[Any]]:
+        """Return the newest points of each metric."""
+        return {
+            metric.name: [*metric.sum.data_points, *metric.histogram.data_points]
+            for path, body in self.bodies
+            if path.endswith("/v1/metrics")
+            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+        }
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    collector = Collector()
+    thread = Thread(target=collector.server.serve_forever, args=(0.05,))
+    thread.start()
+    yield collector
+    collector.server.shutdown()
+    thread.join()
+    collector.server.server_close()
+
+
+def variables(title: str, endpoint: str) -> dict[str, str]:
+    """Return the variables that the documentation shows, for the collector at `endpoint`."""
+    [text] = [
+        text for _, name, text in BLOCK.findall((DOCS / PAGE).read_text()) if f'"{title}"' in name
+    ]
+    lines = re.sub(r"http://127.0.0.1:\d+", endpoint, text).splitlines()
+    return dict(line.split("=", 1) for line in lines)
+
+
+def test_a_collector_gets_traces_and_metrics_without_secrets(
+    service: Service, migrated: Database, collector: Collector
+) -> None:
+    on = variables("environment", collector.endpoint) | migrated.variables
+    item = {"name": f"{SECRET} name", "description": SECRET}
+
+    with service.serve(**on, LOG_FORMAT="json", OTEL_BSP_SCHEDULE_DELAY="60000") as server:
+        server.client.get("/health/ready")
+        created = server.client.post("/items", params={"token": SECRET}, json=item)
+        assert created.status_code == 201
+        assert server.client.post("/items", json=item).status_code == 409
+        assert server.client.get("/items/1", headers={"X-Request-ID": "mine"}).status_code == 200
+        assert collector.bodies == []  # all of it is sent at the end
+        server.stop(signal.SIGTERM)
+
+    spans = collector.spans()
+    requests = {span.span_id.hex(): span for span in spans if not span.parent_span_id}
+    names = [span.name for span in requests.values()]
+    assert names == ["POST /items", "POST /items", "GET /items/{item_id}"]
+    statements = [span for span in spans if span.parent_span_id]
+    for span in statements:
+        assert span.trace_id == requests[span.parent_span_id.hex()].trace_id
+    assert {"INSERT", "SELECT"} <= {span.name for span in statements}
+    [failed] = [span for span in statements if span.status.code]
+    assert (failed.name, failed.status.message, len(failed.events)) == ("INSERT", "", 0)
+
+    lines = [json.loads(line) for line in server.log().splitlines() if line.startswith("{")]
+    logged = {line["span_id"]: line for line in lines if line["logger"] == "app.access"}
+    assert logged.keys() == requests.keys()
+    assert all(logged[key]["trace_id"] == span.trace_id.hex() for key, span in requests.items())
+    assert created.headers["x-request-id"] == next(iter(logged.values()))["trace_id"]
+
+    metrics = {
+        name: [(plain(point.attributes), point) for point in points]
+        for name, points in collector.metrics().items()
+    }
+    documented = {name: cells for name, cells in table(PAGE).items() if "." in name}
+    assert metrics.keys() == documented.keys()
+    for name, cells in documented.items():
+        assert set(re.findall(r"`([^`]+)`", cells[0])) <= metrics[name][0][0].keys()
+    assert {
+        (found["http.request.method"], found["http.route"], found["http.response.status_code"])
+        for found, _ in metrics["http.server.request.duration"]
+    } == {("POST", "/items", 201), ("POST", "/items", 409), ("GET", "/items/{item_id}", 200)}
+    assert {
+        found["db.client.connection.state"] for found, _ in metrics["db.client.connection.count"]
+    } == {"used", "idle"}
+    assert metrics["db.client.connection.idle.max"][0][1].as_int == 5
+    assert metrics["db.client.connection.max"][0][1].as_int == 15
+    assert metrics["db.client.connection.wait_time"][0][1].count >= 3
+
+    assert SECRET not in collector.text()
+    assert "my-service" in collector.text()
+
+
+def test_a_collector_that_does_not_answer_holds_nothing_up(service: Service) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        on = variables("environment", endpoint) | NOWHERE[service.database]
+        with service.serve(**on) as server:
+            assert server.client.get("/nowhere").status_code == 404
+            start = time.monotonic()
+            server.stop(signal.SIGTERM)
+
+    assert time.monotonic() - start < 8  # 3 s for the collector, and a busy machine's
+    assert "engine disposed of" in server.log()
+
+
+def test_prometheus_gets_metrics_and_nobody_gets_traces(
+    service: Service, collector: Collector
+) -> None:
+    on = variables("prometheus", collector.endpoint) | NOWHERE[service.database]
+    with service.serve(**on) as server:
+        assert server.client.get("/nowhere").status_code == 404
+        server.stop(signal.SIGTERM)
+
+    assert {path for path, _ in collector.bodies} == {"/api/v1/otlp/v1/metrics"}
+    assert "http.server.request.duration" in collector.metrics()
+
+
+def test_a_service_without_telemetry_imports_nothing_of_it(service: Service) -> None:
+    nowhere = NOWHERE[service.database]
+    done = service.run("uv", "run", "--no-sync", "python", "-c", OFF, variables=nowhere)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_telemetry_without_its_packages_is_refused_at_the_start(
+    service: Service, tmp_path: Path
+) -> None:
+    place = {"UV_PROJECT_ENVIRONMENT": str(tmp_path / "environment")}
+    on = NOWHERE[service.database] | {"TELEMETRY_ENABLED": "true"} | place
+    start = ("uv", "run", "--no-sync", "python", "-c", "import app.main")
+    [install] = re.findall(r"uv sync .*", (service.folder / "Dockerfile").read_text())
+
+    service.run("sh", "-c", install, variables=place)
+    refused = service.run(*start, variables=on, check=False)
+    service.run("sh", "-c", install, variables=place | {"EXTRA": "telemetry"})
+    service.run(*start, variables=on)
+
+    assert refused.returncode == 1
+    assert refused.stdout.splitlines() == [
+        "Wrong settings:",
+        "  TELEMETRY_ENABLED: needs packages that are not installed; run uv sync --extra telemetry",
+        "See .env.example.",
+    ]
