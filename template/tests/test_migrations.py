@@ -3,7 +3,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
@@ -28,14 +27,6 @@ async def test_every_migration_can_be_taken_back_and_made_again(empty: Settings)
 
 async def test_there_is_one_newest_migration(empty: Settings) -> None:
     assert len(ScriptDirectory.from_config(alembic(empty)).get_heads()) <= 1
-
-
-async def test_the_migrations_can_be_written_out_as_sql(
-    empty: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await asyncio.to_thread(command.upgrade, alembic(empty), "head", sql=True)
-
-    assert "COMMIT;" in capsys.readouterr().out
 
 
 async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:
