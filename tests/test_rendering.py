@@ -45,7 +45,7 @@ def test_a_service_says_nothing_of_its_template_but_how_to_update(
     _, texts = files
     telling = {name for name, text in texts.items() if "copier" in text.lower()}
 
-    assert telling == {".copier-answers.yml", "README.md"}
+    assert telling == {".copier-answers.yml", ".github/workflows/update.yml", "README.md"}
     before, _, _ = texts["README.md"].partition("\n## Update\n")
     assert "copier" not in before.lower()
 
