@@ -392,7 +392,7 @@ def test_a_line_of_ones_own_stays_wherever_it_stands(
     assert {
         name for name in names if f"a line of one's own in {name}\n" not in texts[name]
     } == set()
-    marked = {name for name, text in texts.items() if "<<<<<<< " in text}
+    marked = {name for name, text in texts.items() if "\n<<<<<<< " in f"\n{text}"}
     unmerged = git(folder, "diff", "--name-only", "--diff-filter=U").split()
     assert marked == set(unmerged)
     assert not [name for name in texts if name.endswith(".rej")]
