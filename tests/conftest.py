@@ -17,12 +17,14 @@ from tests.services import (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep a person's own Copier defaults out of what is rendered."""
+    """Keep a person's own Copier defaults and git identity out of what is tested."""
     folder = Path(tempfile.mkdtemp(prefix="copier-"))
     config.add_cleanup(lambda: shutil.rmtree(folder))
     (folder / "settings.yml").write_text("{}")
     os.environ["COPIER_SETTINGS_PATH"] = str(folder / "settings.yml")
     os.environ["COPIER_CACHE_DIR"] = str(folder / "cache")
+    for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
+        os.environ |= {f"{name}_NAME": "Test", f"{name}_EMAIL": "test@example.com"}
 
 
 @pytest.fixture(scope="session")

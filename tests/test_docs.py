@@ -111,6 +111,15 @@ def edit(file: Path, text: str) -> None:
     file.write_text(content[:start] + text + content[end:])
 
 
+def shows(printed: str, expected: str) -> bool:
+    """Tell whether a page's output was printed; `…` is anything."""
+    parts = re.split(r"(…|\s+)", expected.strip())
+    pattern = "".join(
+        ".*?" if part == "…" else r"\s*" if part.isspace() else re.escape(part) for part in parts
+    )
+    return re.search(pattern, printed, re.DOTALL) is not None
+
+
 class Reader:
     """Somebody who types what a page says, in a folder of their own."""
 
@@ -131,8 +140,7 @@ class Reader:
             self.folder /= command.removeprefix("cd ")
             return ""
         command = command.replace("8000", self.port).replace("uvx copier", "copier")
-        names = ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL")
-        variables = environment(**dict.fromkeys(names, "reader@example.com"))
+        variables = environment()
         if command == "uv run poe dev":
             self.serve(variables)
             return ""
@@ -160,13 +168,8 @@ class Reader:
 
     def compare(self, printed: str, expected: str) -> None:
         """Compare with the page; until it fits, type again: as it says, or while a server reloads."""
-        parts = re.split(r"(…|\s+)", expected.strip())
-        pattern = "".join(
-            ".*?" if part == "…" else r"\s*" if part.isspace() else re.escape(part)
-            for part in parts
-        )
         end = time.monotonic() + 10
-        while not re.search(pattern, printed, re.DOTALL):
+        while not shows(printed, expected):
             assert time.monotonic() < end, f"{printed}\n\nis not\n\n{expected}"
             time.sleep(0.5)
             printed = self.type(self.commands)

@@ -46,8 +46,13 @@ def test_a_service_says_nothing_of_its_template_but_how_to_update(
     _, texts = files
     telling = {name for name, text in texts.items() if "copier" in text.lower()}
 
-    # The doctor tells the release.
-    assert telling == {".copier-answers.yml", "README.md", "app/doctor.py"}
+    # The doctor tells the release, and the workflow updates.
+    assert telling == {
+        ".copier-answers.yml",
+        ".github/workflows/update.yml",
+        "README.md",
+        "app/doctor.py",
+    }
     before, _, _ = texts["README.md"].partition("\n## Update\n")
     assert "copier" not in before.lower()
 

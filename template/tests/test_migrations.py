@@ -5,7 +5,6 @@ from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
@@ -32,14 +31,6 @@ async def test_there_is_one_newest_migration(empty: Settings) -> None:
     heads = ScriptDirectory.from_config(alembic(empty)).get_heads()
 
     assert len(heads) <= 1, f"join them: alembic merge --message '…' {' '.join(heads)}"
-
-
-async def test_the_migrations_can_be_written_out_as_sql(
-    empty: Settings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    await asyncio.to_thread(command.upgrade, alembic(empty), "head", sql=True)
-
-    assert "COMMIT;" in capsys.readouterr().out
 
 
 async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:

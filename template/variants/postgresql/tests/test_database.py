@@ -1,7 +1,9 @@
+import asyncio
 import datetime
 from typing import Any
 
 import pytest
+from alembic import command
 from fastapi import FastAPI
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import bindparam, select, text
@@ -9,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from app.database import UTCDateTime, status_of
 from app.settings import Settings
+from tests.database import alembic
 
 PASSWORD = "p@ss:w/o#r?d%41&é "
 
@@ -121,3 +124,11 @@ async def test_a_moment_is_stored_in_utc_and_needs_a_time_zone(app: FastAPI) -> 
             await connection.execute(statement, {"moment": moment.replace(tzinfo=None)})
 
     assert (stored, stored.utcoffset()) == (moment, datetime.timedelta(0))
+
+
+async def test_the_migrations_can_be_written_out_as_sql(
+    empty: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await asyncio.to_thread(command.upgrade, alembic(empty), "head", sql=True)
+
+    assert "COMMIT;" in capsys.readouterr().out

@@ -42,7 +42,9 @@ def settings(migrated: Path, tmp_path: Path) -> Settings:
 @pytest.fixture
 def empty(tmp_path: Path) -> Settings:
     """Settings with a database that has no schema yet."""
-    return settings_for(tmp_path / "empty.db")
+    path = tmp_path / "empty.db"
+    path.touch()
+    return settings_for(path)
 
 
 @pytest.fixture

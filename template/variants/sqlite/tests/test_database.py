@@ -100,6 +100,7 @@ async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(empty:
     app = create_app(empty)
     path = empty.driver_url.database
     assert path is not None
+    Path(path).unlink()
 
     async with app.router.lifespan_context(app):
         with pytest.raises(DBAPIError) as failed:

@@ -1,0 +1,433 @@
+"""What GitHub runs, for the services and for the template: linted, and its steps taken here."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.services import DATABASES, Service, environment, git, render
+from tests.test_docs import BLOCK, DOCS, shows
+
+CHANGELOG = """\
+# Changelog
+
+## Unreleased
+
+- Not yet.
+
+## [1001.0.0] - 2026-12-02
+
+- Second.
+
+## [1000.0.0] - 2026-12-01
+
+- First.
+
+## [999.0.0] - 2026-11-01
+
+- Before.
+"""
+GH = """\
+#!/bin/sh
+test -n "$GH_TOKEN" || exit 4
+echo "$@" >> "$CALLS"
+case "$1 $2" in
+    "pr list") echo "$PROPOSED" ;;
+    "pr create") sed -n 's/^/body: /p' "$8" >> "$CALLS" ;;
+esac
+"""
+
+
+# Lints --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["template", *DATABASES])
+def linted(request: pytest.FixtureRequest, template: Path, tmp_path: Path) -> Path:
+    """The repository, or a fresh service."""
+    if request.param == "template":
+        return template
+    return render(template, tmp_path / "service", database=request.param)
+
+
+def lint(*command: str | Path) -> str:
+    """Run a linter, and return what it finds. It asks nobody, so it needs no network."""
+    done = subprocess.run(
+        command,
+        env=environment(HTTPS_PROXY="http://127.0.0.1:1", HTTP_PROXY="http://127.0.0.1:1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.stdout if done.returncode else ""
+
+
+def check_schema(schema: str, *files: Path) -> str:
+    assert files
+    return lint("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
+
+
+def test_no_workflow_is_open_to_attack(linted: Path) -> None:
+    assert lint("zizmor", "--offline", "--quiet", linted / ".github") == ""
+
+
+def test_every_workflow_has_githubs_form(linted: Path) -> None:
+    workflows = sorted((linted / ".github/workflows").glob("*.yml"))
+
+    assert check_schema("github-workflows", *workflows) == ""
+    assert check_schema("dependabot", linted / ".github/dependabot.yml") == ""
+
+
+def test_the_compose_file_and_the_dockerfile_are_in_order(linted: Path) -> None:
+    if (linted / "copier.yml").exists():
+        forms = sorted((linted / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"))
+        assert check_schema("github-issue-forms", *forms) == ""
+        return
+    assert check_schema("compose-spec", linted / "compose.yaml") == ""
+    if sys.platform == "win32":
+        pytest.skip("hadolint has no wheel for Windows")
+    assert lint("hadolint", "--failure-threshold", "info", linted / "Dockerfile") == ""
+
+
+def test_each_action_is_pinned_to_the_same_commit_everywhere(template: Path) -> None:
+    pins: dict[str, set[str]] = {}
+    for file in template.glob("**/.github/workflows/*.yml"):
+        for action, commit in re.findall(r"uses: (\S+)@(.*)", file.read_text()):
+            pins.setdefault(action, set()).add(commit)
+
+    assert pins
+    for action, commits in pins.items():
+        [commit] = commits
+        assert re.fullmatch(r"[0-9a-f]{40} # v[\d.]+", commit), action
+
+
+# The steps ----------------------------------------------------------------------------------------
+
+
+class Runner:
+    """Takes the `run:` steps of a workflow's jobs, each job in a clone of its own, as GitHub does.
+
+    Only `gh` is not the real one: it notes how it was called.
+    """
+
+    def __init__(self, workflow: Path, origin: Path, folder: Path, **variables: str) -> None:
+        self.jobs: dict[str, Any] = yaml.safe_load(workflow.read_text())["jobs"]
+        self.origin = origin
+        self.folder = folder
+        self.calls = folder / "calls"
+        self.calls.touch()
+        self.summary = folder / "summary"
+        (folder / "bin").mkdir()
+        (folder / "bin/gh").write_text(GH)
+        (folder / "bin/gh").chmod(0o755)
+        path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        self.variables = {"PATH": path, "CALLS": str(self.calls), "PROPOSED": "0", **variables}
+        self.context = {"github.token": "token", "github.workflow": "Update"}
+
+    def fill(self, text: str) -> str:
+        """Put in the values of expressions; an alternative is the first that there is."""
+        return re.sub(
+            r"\$\{\{ (.*?) \}\}",
+            lambda match: next(filter(None, map(self.context.get, match[1].split(" || "))), ""),
+            text,
+        )
+
+    def run(self, name: str, before: Callable[[dict[str, Any], Path], None] | None = None) -> str:
+        """Run a job, and return what it says; `before` is called ahead of each of its steps.
+
+        Raises:
+            AssertionError: if a step fails, with what it says.
+        """
+        job = self.jobs[name]
+        clone = self.folder / name
+        git(self.folder, "clone", "--quiet", f"file://{self.origin}", str(clone))
+        temporary, output = self.folder / f"{name}-temp", self.folder / f"{name}-output"
+        temporary.mkdir()
+        said = ""
+        for step in job["steps"]:
+            if "run" not in step:
+                continue
+            if before is not None:
+                before(step, clone)
+            values = {**job.get("env", {}), **step.get("env", {})}
+            variables = {key: self.fill(str(value)) for key, value in values.items()}
+            output.write_text("")
+            done = subprocess.run(
+                ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", self.fill(step["run"])],
+                cwd=clone,
+                env=environment(
+                    **self.variables,
+                    **variables,
+                    RUNNER_TEMP=str(temporary),
+                    GITHUB_OUTPUT=str(output),
+                    GITHUB_STEP_SUMMARY=str(self.summary),
+                ),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            said += done.stdout
+            assert done.returncode == 0, said
+            for line in output.read_text().splitlines():
+                key, _, value = line.partition("=")
+                self.context[f"steps.{step['id']}.outputs.{key}"] = value
+        for key, value in job.get("outputs", {}).items():
+            self.context[f"needs.{name}.outputs.{key}"] = self.fill(value)
+        return said
+
+
+@pytest.fixture
+def released(template: Path, tmp_path: Path) -> Path:
+    """The template, with two releases after the working tree's."""
+    folder = tmp_path / "template.git"
+    git(tmp_path, "clone", "--quiet", str(template), str(folder))
+    for version in ("1000.0.0", "1001.0.0"):
+        (folder / "CHANGELOG.md").write_text(CHANGELOG)
+        health = folder / "template/app/health.py"
+        health.write_text(health.read_text() + f"\n\n# As of {version}.\n")
+        git(folder, "commit", "--quiet", "--all", "--message", version)
+        git(folder, "tag", version)
+    return folder
+
+
+def start(folder: Path, source: str, release: str) -> Path:
+    """Make a service's repository of a release; its tests are few, so that checks are quick."""
+    git(folder.parent, "init", "--quiet", "--initial-branch", "main", str(folder))
+    service = Service(folder, "sqlite")
+    service.run("copier", "copy", "--quiet", "--defaults", "--vcs-ref", release, source, ".")
+    for test in folder.glob("tests/test_*.py"):
+        if test.name != "test_health.py":
+            test.unlink()
+    commit(folder)
+    git(folder, "config", "receive.denyCurrentBranch", "ignore")
+    return folder
+
+
+def commit(folder: Path) -> None:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "As it is")
+
+
+@pytest.fixture
+def origin(released: Path, tmp_path: Path) -> Path:
+    """A service's repository, at the first release."""
+    return start(tmp_path / "service", f"file://{released}", "999.0.0")
+
+
+@pytest.fixture
+def runner(origin: Path, tmp_path: Path) -> Runner:
+    folder = tmp_path / "runner"
+    folder.mkdir()
+    return Runner(origin / ".github/workflows/update.yml", origin, folder)
+
+
+def test_a_newer_release_becomes_a_pull_request_with_its_notes(
+    runner: Runner, origin: Path
+) -> None:
+    runner.run("ask")
+    assert runner.context["needs.ask.outputs.new"] == "1001.0.0"
+    runner.run("propose")
+
+    branch = git(origin, "show", "--stat", "--format=%s", "template-1001.0.0")
+    assert branch.startswith("Update to 1001.0.0 of the template")
+    changed = set(re.findall(r"^ (\S+) +\|", branch, re.MULTILINE))
+    assert changed == {".copier-answers.yml", "app/health.py", "uv.lock"}
+    calls = runner.calls.read_text()
+    assert "pr create --head template-1001.0.0 --title" in calls
+    body = [line.removeprefix("body: ") for line in calls.splitlines() if line.startswith("body:")]
+    assert "From 999.0.0 to 1001.0.0" in body[0]
+    assert [line for line in body if line.startswith("- ")] == ["- Second.", "- First."]
+    assert "token" not in calls
+
+
+def test_the_newest_release_is_left_alone(released: Path, runner: Runner, tmp_path: Path) -> None:
+    runner.origin = start(tmp_path / "newest", f"file://{released}", "1001.0.0")
+
+    assert "There is no newer release." in runner.run("ask")
+    assert runner.context["needs.ask.outputs.new"] == ""
+    assert runner.calls.read_text() == ""
+
+
+def test_a_release_is_proposed_once(runner: Runner) -> None:
+    runner.variables["PROPOSED"] = "1"
+
+    assert "1001.0.0 has been proposed before." in runner.run("ask")
+    assert runner.context["needs.ask.outputs.new"] == ""
+
+
+def test_a_template_in_a_folder_of_another_machine_is_a_warning(
+    runner: Runner, origin: Path
+) -> None:
+    answers = origin / ".copier-answers.yml"
+    answers.write_text(
+        re.sub("_src_path: .*", "_src_path: /elsewhere/template", answers.read_text())
+    )
+    commit(origin)
+
+    assert "::warning::The template's address, /elsewhere/template, is" in runner.run("ask")
+    assert runner.context["needs.ask.outputs.new"] == ""
+
+
+def conflict(step: dict[str, Any], clone: Path) -> None:
+    """Edit the line that the release changes, ahead of the update."""
+    if step.get("name") == "Update":
+        health = clone / "app/health.py"
+        health.write_text(health.read_text() + "\n\n# Ours.\n")
+        commit(clone)
+
+
+def conflict_resolved_for_git_alone(step: dict[str, Any], clone: Path) -> None:
+    conflict(step, clone)
+    if step.get("name") == "Refuse conflicts":
+        git(clone, "add", "app/health.py")
+
+
+def reject(step: dict[str, Any], clone: Path) -> None:
+    if step.get("name") == "Refuse conflicts":
+        (clone / "app/health.py.rej").write_text("")
+
+
+def fail(step: dict[str, Any], clone: Path) -> None:
+    if step.get("name") == "Check":
+        (clone / "app/health.py").write_text("import nothing\n")
+
+
+@pytest.mark.parametrize(
+    ("before", "said"),
+    [
+        (conflict, "::error file=app/health.py::"),
+        (conflict_resolved_for_git_alone, "::error file=app/health.py::"),
+        (reject, "::error file=app/health.py.rej::"),
+        (fail, "Sequence aborted"),
+    ],
+)
+def test_an_update_with_conflicts_or_failing_checks_is_not_proposed(
+    runner: Runner, origin: Path, before: Callable[[dict[str, Any], Path], None], said: str
+) -> None:
+    runner.context["needs.ask.outputs.new"] = "1001.0.0"
+
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        runner.run("propose", before)
+
+    assert "pr create" not in runner.calls.read_text()
+    assert git(origin, "branch", "--list", "template-*") == ""
+
+
+def test_a_service_that_deleted_the_workflow_does_not_get_it_back(
+    released: Path, origin: Path
+) -> None:
+    workflow = released / "template/.github/workflows/update.yml"
+    workflow.write_text(workflow.read_text() + "\n# As of 1002.0.0.\n")
+    git(released, "commit", "--quiet", "--all", "--message", "1002.0.0")
+    git(released, "tag", "1002.0.0")
+    (origin / ".github/workflows/update.yml").unlink()
+    commit(origin)
+
+    Service(origin, "sqlite").run("copier", "update", "--defaults", "--skip-answered")
+
+    assert "1002.0.0" in (origin / ".copier-answers.yml").read_text()
+    assert not (origin / ".github/workflows/update.yml").exists()
+
+
+# An update by hand --------------------------------------------------------------------------------
+
+
+def type_block(folder: Path, text: str) -> str:
+    return (
+        Service(folder, "sqlite").run("sh", "-e", "-c", text.replace("uvx copier", "copier")).stdout
+    )
+
+
+def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path) -> None:
+    origin = start(tmp_path / "service", str(released), "999.0.0")
+    page, _, rest = (DOCS / "how-to/update.md").read_text().partition("### Conflicts")
+    printed = [""]
+
+    for language, _, text in BLOCK.findall(page):
+        if language == "sh":
+            printed.append(type_block(origin, text))
+        else:
+            assert shows(printed[-1], text)
+
+    assert git(origin, "status", "--porcelain") == ""
+    [move] = [text for language, _, text in BLOCK.findall(rest) if "sed" in text]
+    type_block(origin, re.sub("https://.*?\\.git", f"file://{released}", move))
+    assert "up-to-date" in type_block(origin, "copier check-update")
+
+
+def test_an_update_says_what_it_did_and_how_to_take_it_back(origin: Path) -> None:
+    health = origin / "app/health.py"
+    health.write_text(health.read_text() + "\n\n# Ours.\n")
+    commit(origin)
+    (origin / ".env").write_text("LOG_LEVEL=DEBUG\n")
+    fresh = git(origin, "ls-files", "--stage")
+
+    said = type_block(origin, "copier update --defaults --skip-answered")
+    backs_out, *next_steps = re.findall(r"^  (\S.*)", said, re.MULTILINE)
+    names, check, sync, poe = [re.split("  +", step)[0] for step in next_steps]
+
+    assert "My Service follows release 1001.0.0 now." in said
+    assert "CHANGELOG.md of file://" in said
+    printed = type_block(origin, names)
+    assert "-_commit: 999.0.0\n+_commit: 1001.0.0" in printed
+    with pytest.raises(AssertionError, match="app/health.py:.*: leftover conflict marker"):
+        type_block(origin, check)
+    assert "UU app/health.py" in git(origin, "status", "--short")
+    page = (DOCS / "how-to/update.md").read_text()
+    [markers] = [text for _, _, text in BLOCK.findall(page) if "<<<<" in text]
+    assert shows(health.read_text(), markers)
+    assert (sync, poe) == ("uv sync", "uv run poe check")
+
+    (origin / "new.txt").write_text("as a new file of the release")
+    type_block(origin, backs_out)
+    assert git(origin, "status", "--porcelain") == ""
+    assert git(origin, "ls-files", "--stage") == fresh
+    assert (origin / ".env").exists()
+    [taken_back] = [text for _, _, text in BLOCK.findall(page) if text.startswith("git reset")]
+    type_block(origin, "copier update --defaults --quiet --skip-answered")
+    type_block(origin, taken_back)
+    assert git(origin, "status", "--porcelain") == ""
+
+
+def test_renovates_configuration_has_its_form(tmp_path: Path) -> None:
+    page = (DOCS / "how-to/update.md").read_text()
+    [configuration] = [text for language, _, text in BLOCK.findall(page) if language == "json"]
+    (tmp_path / "renovate.json").write_text(configuration)
+
+    assert check_schema("renovate", tmp_path / "renovate.json") == ""
+
+
+# The template's own -------------------------------------------------------------------------------
+
+
+def test_a_pull_request_shows_what_it_changes_in_each_service(
+    template: Path, tmp_path: Path
+) -> None:
+    origin = tmp_path / "template"
+    git(tmp_path, "clone", "--quiet", str(template), str(origin))
+    before = git(origin, "rev-parse", "HEAD").strip()
+    compose = origin / "template/variants/postgresql/compose.yaml"
+    compose.write_text(compose.read_text().replace("postgres:18", "postgres:19"))
+    commit(origin)
+    folder = tmp_path / "runner"
+    folder.mkdir()
+    runner = Runner(origin / ".github/workflows/difference.yml", origin, folder)
+    runner.context |= {
+        "github.event.pull_request.base.sha": before,
+        "github.sha": git(origin, "rev-parse", "HEAD").strip(),
+    }
+
+    runner.run("render")
+
+    sqlite, postgresql = runner.summary.read_text().split("## postgresql\n")
+    assert sqlite == "## sqlite\nNo difference.\n"
+    assert "\n-    image: postgres:18\n+    image: postgres:19\n" in postgresql
+    assert "compose.yaml | 2 +-" in postgresql
+    assert ".copier-answers.yml" not in postgresql
