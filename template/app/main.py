@@ -54,9 +54,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     add_error_handlers(app)
 
-    app.include_router(health)
-
     app.include_router(items)
+
+    app.include_router(health)
 
     return app
 

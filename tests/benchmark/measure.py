@@ -113,8 +113,11 @@ def cpu(service: Service, database: Database, rounds: int) -> dict[str, dict[str
     }
     progress = Progress(f"{service.database}: CPU", rounds)
     with ExitStack() as stack, asyncio.Runner() as runner:
+        proxy = None
+        if isinstance(database, PostgreSQLDatabase):  # by TCP, as in production
+            proxy = stack.enter_context(open_proxy(database.socket))
         servers = {
-            name: stack.enter_context(serve(service, app, database))
+            name: stack.enter_context(serve(service, app, database, proxy))
             for name, app in apps(service).items()
         }
         clients = {name: runner.run(connect(port_of(server))) for name, server in servers.items()}

@@ -30,17 +30,11 @@ PAGE = (
 CREATE = insert(Item.__table__).returning(*COLUMNS)
 
 
-@router.post(
-    "",
-    status_code=status.HTTP_201_CREATED,
-    response_model=ItemRead,
-    responses=problems(status.HTTP_409_CONFLICT, status.HTTP_413_CONTENT_TOO_LARGE),
-)
-async def create_item(
-    data: ItemCreate, session: SessionDep, request: Request, response: Response
-) -> object:
-    item = (await session.execute(CREATE, data.model_dump())).one()
-    response.headers["Location"] = f"{request.url.path}/{item.id}"
+@router.get("/{item_id}", response_model=ItemRead, responses=problems(status.HTTP_404_NOT_FOUND))
+async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> object:
+    item = await reader.first(ITEM, id=item_id)
+    if item is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND)
     response.headers["ETag"] = etag(item.version)
     return item
 
@@ -58,11 +52,17 @@ async def list_items(
     return {"items": items, "next_cursor": encode_cursor(items[-1].id) if more else None}
 
 
-@router.get("/{item_id}", response_model=ItemRead, responses=problems(status.HTTP_404_NOT_FOUND))
-async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> object:
-    item = await reader.first(ITEM, id=item_id)
-    if item is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND)
+@router.post(
+    "",
+    status_code=status.HTTP_201_CREATED,
+    response_model=ItemRead,
+    responses=problems(status.HTTP_409_CONFLICT, status.HTTP_413_CONTENT_TOO_LARGE),
+)
+async def create_item(
+    data: ItemCreate, session: SessionDep, request: Request, response: Response
+) -> object:
+    item = (await session.execute(CREATE, data.model_dump())).one()
+    response.headers["Location"] = f"{request.url.path}/{item.id}"
     response.headers["ETag"] = etag(item.version)
     return item
 

@@ -3,9 +3,8 @@
 import datetime
 import time
 from typing import Any
-from weakref import WeakKeyDictionary
 
-from asyncpg import InterfaceError, PostgresError  # type: ignore[import-untyped]
+import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import BigInteger, DateTime, Integer, Row, TypeDecorator, cast, func, select
 from sqlalchemy import Dialect as AnyDialect
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
@@ -65,20 +64,24 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
         return value
 
 
+class Connection(asyncpg.Connection):  # type: ignore[misc]
+    """The driver's, with the moment (seconds) at which it was last known to be good."""
+
+    good_at = 0.0
+
+
 class Dialect(PGDialect_asyncpg):
     """SQLAlchemy's, where its connections wait longer, or ask more often, than a request should."""
 
     supports_statement_cache = True
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)  # type: ignore[no-untyped-call]
-        self._last_checked: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+    lost_at = 0.0  # when a connection was lost; others may be since
 
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
         # Refused, unknown host, timed out: asyncpg lets the operating system's errors through,
         # and no `except SQLAlchemyError` would see them.
         try:
-            return super().connect(*args, **options)
+            return super().connect(*args, connection_class=Connection, **options)
         except OSError as error:
             reason = str(error) or "timed out"
             raise self.loaded_dbapi.OperationalError(reason, error) from error
@@ -89,22 +92,22 @@ class Dialect(PGDialect_asyncpg):
         The driver knows of one that the server has closed; a link that died silently takes time
         to be noticed, so one that was good a moment ago is not asked again.
         """
-        connection = dbapi_connection.driver_connection
+        connection: Connection = dbapi_connection.driver_connection
         if connection.is_closed():
             return False
         now = time.monotonic()
-        if now - self._last_checked.get(connection, 0) > PING_AFTER:
+        if connection.good_at <= max(now - PING_AFTER, self.lost_at):
             try:
                 await_only(connection.execute("SELECT 1", timeout=PING_TIMEOUT))
-            except (OSError, PostgresError, InterfaceError):
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 return False
-        self._last_checked[connection] = now
+        connection.good_at = now
         return True
 
     def do_terminate(self, dbapi_connection: Any) -> None:
         # SQLAlchemy would first say goodbye, and wait 2 s for a server that does not answer.
         dbapi_connection.driver_connection.terminate()
-        self._last_checked.clear()  # where one connection was lost, others may be
+        self.lost_at = time.monotonic()
 
 
 def judge(server: Row[Any], connections: int) -> tuple[str, str]:
