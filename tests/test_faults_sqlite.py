@@ -120,10 +120,9 @@ def test_a_long_write_of_another_process_lets_reads_through_and_ends_writes_in_t
             assert 0.4 < time.monotonic() - start < 0.5 + MARGIN
             assert unavailable(server.client.patch(f"/items/{created['id']}", json={}))
             assert unavailable(server.client.delete(f"/items/{created['id']}"))
-            start = time.monotonic()
+            # A read that had to wait would be 503: the write goes on for longer than any waits.
             assert server.client.get("/items").json()["items"] == [created]
             assert server.client.get("/health/ready").json() == {"status": "ready"}
-            assert time.monotonic() - start < 0.4
         assert post(server, "after").status_code == 201
     assert names(file) == {"before", "after"}
 
