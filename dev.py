@@ -3,6 +3,7 @@
     python3 dev.py new               a service on SQLite, served on http://127.0.0.1:8000
     python3 dev.py new postgresql    the same on a PostgreSQL of its own
     python3 dev.py test              all tests; further words are pytest's
+    python3 dev.py benchmark         what a request costs, beside the bare driver
 
 uv does the work: yours, or one that is installed into .uv/ here.
 """
@@ -58,6 +59,11 @@ def test(options: list[str]) -> NoReturn:
     replace_this_process(find_uv(), "run", "pytest", *options, folder=HERE)
 
 
+def benchmark(options: list[str]) -> NoReturn:
+    run = [find_uv(), "run", "--group", "benchmark", "python", "-m", "tests.benchmark"]
+    replace_this_process(*run, *options, folder=HERE)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -72,13 +78,16 @@ if __name__ == "__main__":
         help="where to; by default my-service, beside this clone",
     )
     create.add_argument("--port", type=int, default=8000)
-    commands.add_parser("test", help="run all tests")
+    commands.add_parser("test", help="run all tests", add_help=False)
+    commands.add_parser("benchmark", help="measure what a request costs", add_help=False)
     arguments, further = parser.parse_known_args()
     os.environ.pop("VIRTUAL_ENV", None)
     os.environ["UV_PYTHON"] = sys.executable  # and not one that uv would download
     os.environ.setdefault("UV_SYSTEM_CERTS", "true")  # a company's own, where it has some
     if arguments.command == "test":
         test(further)
+    if arguments.command == "benchmark":
+        benchmark(further)
     if further:
         parser.error(f"unknown: {' '.join(further)}")
     new(arguments.database, arguments.folder, arguments.port)

@@ -53,7 +53,7 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
     ("E5", "app/main.py", ("        lifespan=lifespan,\n", "        on_startup=[],\n")),
     ("E5", "app/main.py", ("    return app\n", "    app.router.add_event_handler('shutdown', print)\n    return app\n")),
     ("E6", LIFESPAN, ("        stack.push_async_callback(dispose, engine)\n", "")),
-    ("E6", LIFESPAN, ("        stack.push_async_callback(dispose, engine)\n        app.state.engine = engine\n", "        app.state.engine = engine\n        stack.push_async_callback(dispose, engine)\n")),
+    ("E6", LIFESPAN, ("        stack.push_async_callback(dispose, engine)\n        watch_statements(engine, settings.database_slow_statement)\n", "        watch_statements(engine, settings.database_slow_statement)\n        stack.push_async_callback(dispose, engine)\n")),
     ("E7", LIFESPAN, ("        app.state.engine = engine\n", "")),
     ("E8", "app/orders.py", HANDLER.format("await request.app.state.engine.dispose()")),
     ("E9", "app/orders.py", 'URL = "{dialect}://user@host/name"\n'),

@@ -13,8 +13,9 @@ Columns = TypeVarTuple("Columns")
 
 
 async def get_session(request: Request) -> AsyncGenerator[AsyncSession]:
-    async with request.app.state.sessionmaker.begin() as session:
+    async with request.app.state.sessionmaker() as session:
         yield session
+        await session.commit()
 
 
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]

@@ -1,9 +1,10 @@
 """What a request costs: the service beside its handlers on the bare driver, and as usually written.
 
-    python3 dev.py benchmark                     both databases, in about four minutes
+    python3 dev.py benchmark                     both databases, in less than five minutes
     python3 dev.py benchmark --database sqlite   one of them
+    python3 dev.py benchmark --write             both, and the documentation's figures and plots
 
-Everything is measured in one run on one machine, in rounds that take turns, so that ratios hold
+Everything is measured in one run on one machine, by rounds that take turns, so that ratios hold
 where single figures do not. It is no test: nothing fails because of a number.
 """
 
@@ -13,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.benchmark import measure
+from tests.benchmark import measure, report
 from tests.services import (
     DATABASES,
     PostgreSQLDatabase,
@@ -25,21 +26,17 @@ from tests.services import (
 )
 
 
-def benchmark(template: Path, folder: Path, name: str, rounds: int) -> dict[str, Any]:
-    print(f"{name}: rendering and installing", flush=True)
-    service = Service(render(template, folder / name, database=name), name)
-    service.run("uv", "sync", "--quiet", "--compile-bytecode")
-    (folder / f"{name}-files").mkdir()
-    with open_database(name, folder / f"{name}-files") as database:
+def benchmark(service: Service, folder: Path, processes: int, rounds: int) -> dict[str, Any]:
+    with open_database(service.database, folder) as database:
         service.migrate(database)
-        figures: dict[str, Any] = {"cpu": measure.cpu(service, database, rounds)}
+        figures: dict[str, Any] = {"cpu": measure.cpu(service, database, processes, rounds)}
         if isinstance(database, PostgreSQLDatabase):
             figures["round_trips"] = measure.round_trips(service, database)
-            figures["pool_use"] = measure.throughput(service, database)
+            figures["pool_use"] = measure.pool_use(service, database)
         if isinstance(database, SQLiteDatabase):
             figures["thread_hops"] = measure.thread_hops(service, database)
-        figures["processes"] = measure.start_and_memory(service, database, 5)
-        figures["far_page"] = measure.pages(service, database, rounds)
+        figures["processes"] = measure.processes(service, database, 5)
+        figures["far_page"] = round(measure.far_page(service, database, 15), 2)
     return figures
 
 
@@ -50,22 +47,33 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--database", choices=DATABASES, action="append", dest="databases")
-    parser.add_argument("--rounds", type=int, default=15, help="fewer are faster, and noisier")
+    parser.add_argument("--processes", type=int, default=4, help="how often each is started anew")
+    parser.add_argument("--rounds", type=int, default=4, help="of each process")
+    parser.add_argument("--write", action="store_true", help="write the documentation's figures")
     arguments = parser.parse_args()
+    databases = arguments.databases or DATABASES
+    if arguments.write and set(databases) != set(DATABASES):
+        parser.error("--write needs both databases")
+
+    measured: dict[str, dict[str, Any]] = {}
+    versions: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as temporary:
         folder = Path(temporary)
         (folder / "settings.yml").write_text("{}")
         os.environ["COPIER_SETTINGS_PATH"] = str(folder / "settings.yml")
         template = snapshot(folder / "template")
-        for name in arguments.databases or DATABASES:
-            figures = benchmark(template, folder, name, arguments.rounds)
-            cpu = figures.pop("cpu")
-            for kind, apps in cpu.items():
-                base = min(apps["bare"])
-                print(
-                    kind, {n: f"{min(v) * 1e6:.0f} us {min(v) / base:.2f}" for n, v in apps.items()}
-                )
-            print(figures)
+        for name in databases:
+            print(f"{name}: rendering and installing", flush=True)
+            service = Service(render(template, folder / name, database=name), name)
+            service.run("uv", "sync", "--quiet", "--compile-bytecode")
+            files = folder / f"{name}-files"
+            files.mkdir()
+            measured[name] = benchmark(service, files, arguments.processes, arguments.rounds)
+            versions[name] = report.versions(service)
+    figures = report.collect(measured, versions)
+    report.show(figures, report.stored())
+    if arguments.write:
+        report.write(figures)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ import datetime
 import logging
 import os
 import sqlite3
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -68,39 +66,41 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
 
 
 class Writer(Session):
-    """Waits for its turn when it first needs a connection, and holds none meanwhile."""
+    """One of many that take turns, as the file has one writer at a time.
+
+    It waits when it first needs a connection, and holds none meanwhile, or there would be none left
+    in the pool for those who read. What a handler does before its first statement keeps nobody
+    waiting.
+    """
+
+    _has_turn = False
 
     def get_bind(self, *arguments: Any, **options: Any) -> Any:
-        if take_turn := self.info.get("take_turn"):
-            await_only(take_turn())
-            del self.info["take_turn"]
+        if not self._has_turn:
+            await_only(self._take_turn())
         return super().get_bind(*arguments, **options)
+
+    async def _take_turn(self) -> None:
+        async with asyncio.timeout(self.info["timeout"]):
+            await self.info["turn"].acquire()
+        self._has_turn = True
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            if self._has_turn:
+                self._has_turn = False
+                self.info["turn"].release()
 
 
 class Sessionmaker(async_sessionmaker[AsyncSession]):
-    """Lets one transaction in after the other, as the file has one writer at a time.
-
-    The others wait without a connection, or they would leave none in the pool for those who read.
-    A turn begins with the first statement: what a handler does before it keeps nobody waiting.
-    """
+    """Makes sessions that take turns to write."""
 
     def __init__(self, engine: AsyncEngine, **options: Any) -> None:
-        super().__init__(engine, sync_session_class=Writer, **options)
         pool: Any = engine.pool
-        self._timeout: float = pool.timeout()
-        self._turn = asyncio.Lock()
-
-    @asynccontextmanager
-    async def begin(self) -> AsyncGenerator[AsyncSession]:  # type: ignore[override]
-        async with AsyncExitStack() as stack:
-
-            async def take_turn() -> None:
-                async with asyncio.timeout(self._timeout):
-                    await stack.enter_async_context(self._turn)
-
-            async with super().begin() as session:
-                session.info["take_turn"] = take_turn
-                yield session
+        info = {"turn": asyncio.Lock(), "timeout": pool.timeout()}
+        super().__init__(engine, sync_session_class=Writer, info=info, **options)
 
 
 class Dialect(SQLiteDialect_aiosqlite):
