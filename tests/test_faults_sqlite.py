@@ -407,12 +407,12 @@ def extended(service: Service, tmp_path: Path) -> Service:
     (folder / "app" / "parts" / "models.py").write_text(MODEL)
     (folder / "app" / "parts" / "routes.py").write_text(ROUTES)
     replace(
-        folder / "app" / "main.py",
+        folder / "app" / "features.py",
         "import router as items\n",
         "import router as items\nfrom app.parts.routes import router as parts\n",
     )
     replace(
-        folder / "app" / "main.py",
+        folder / "app" / "features.py",
         "include_router(items)",
         "include_router(items)\n    app.include_router(parts)",
     )
