@@ -81,11 +81,11 @@ def render(template: Path, folder: Path, **answers: Any) -> Path:
 
 
 def text_files(folder: Path) -> dict[str, str]:
-    """Return the text of each file that a fresh service holds, by its path."""
+    """Return the text of each file that a service holds, by its path; not git's."""
     return {
         str(path.relative_to(folder)): path.read_text(encoding="utf-8")
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and ".git" not in path.relative_to(folder).parts
     }
 
 
