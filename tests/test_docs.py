@@ -1,6 +1,7 @@
 """The documentation says what is so: its tables are compared with the code, its tutorial is typed."""
 
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,10 +17,12 @@ from tests.services import (
     Service,
     environment,
     free_port,
+    git,
     render,
     text_files,
     wait_until_served,
 )
+from tests.updates import NEXT, WORKING_TREE, check_clean, commit, start, update
 
 DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -54,15 +57,44 @@ def test_every_setting_is_documented_with_its_default(service: Service) -> None:
 
 def test_every_file_is_documented_with_its_owner(template: Path, tmp_path: Path) -> None:
     files = text_files(render(template, tmp_path / "service"))
-    owners = {name: cells[0] for name, cells in table("reference/files.md").items()}
 
-    assert owners.keys() == files.keys()
-    excluded = yaml.safe_load((template / "copier.yml").read_text())["_exclude"]
-    copied_once = tuple(
-        match[1] for pattern in excluded if (match := re.search(r"%}/(.*){%", pattern))
-    )
-    assert {name for name, owner in owners.items() if owner == "service"} == {
-        name for name in files if name.startswith(copied_once)
+    assert table("reference/files.md").keys() == files.keys()
+
+
+def test_an_update_does_to_each_file_what_is_due_to_its_owner(
+    template: Path, database_name: str, tmp_path: Path
+) -> None:
+    owners = {name: cells[0] for name, cells in table("reference/files.md").items()}
+    template = Path(shutil.copytree(template, tmp_path / "template"))
+    service = start(template, WORKING_TREE, tmp_path / "service", database=database_name)
+    deleted = {"app/items/schemas.py", "app/feature_settings.py", "tests/test_health.py"}
+    mine = {}
+    for name, text in text_files(service).items():
+        mine[name] = f"# mine\n{text}" if text and owners[name] != "Copier" else text
+        (service / name).write_text(mine[name])
+    for name in deleted:
+        (service / name).unlink()
+    others = {"uv.lock": "locked\n", "migrations/versions/own.py": "own\n", "app/own.py": "own\n"}
+    for name, text in others.items():
+        (service / name).write_text(text)
+    commit(service, "Edit every file")
+    (service / ".env").write_text("LOG_LEVEL=DEBUG\n")
+    for file in (template / "template").rglob("*"):
+        if file.is_file() and "{%" not in file.name and "{% include" not in file.read_text():
+            file.write_text(f"{file.read_text()}# newer\n")
+    commit(template, "Change every file")
+    git(template, "tag", NEXT)
+
+    update(service, NEXT)
+
+    check_clean(service)
+    after = text_files(service)
+    assert after.pop(".copier-answers.yml").count(NEXT) == 1
+    assert after.pop(".env") == "LOG_LEVEL=DEBUG\n"
+    assert after == others | {
+        name: mine[name] if owner == "service" else f"{mine[name]}# newer\n"
+        for name, owner in owners.items()
+        if owner != "Copier" and name not in deleted
     }
 
 

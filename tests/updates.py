@@ -517,13 +517,13 @@ def delete_example(folder: Path) -> None:
 
 
 def rename_example(folder: Path) -> None:
-    """Call items products, and let them grow."""
-    (folder / "app/items").rename(folder / "app/products")
-    (folder / "tests/test_items.py").rename(folder / "tests/test_products.py")
-    for file in (*(folder / "app/products").glob("*.py"), folder / "app/features.py"):
-        text = file.read_text().replace("app.items", "app.products")
-        file.write_text(re.sub(r"\bItem\b", "Product", text))
-    replace(folder / "app/products/routes.py", "MAX_LIMIT = 100", "MAX_LIMIT = 100\nMORE = True")
+    """Call items the units of an inventory, and let them grow."""
+    (folder / "app/items").rename(folder / "app/inventory")
+    (folder / "tests/test_items.py").rename(folder / "tests/test_inventory.py")
+    for file in (*(folder / "app/inventory").glob("*.py"), folder / "app/features.py"):
+        text = file.read_text().replace("app.items", "app.inventory")
+        file.write_text(re.sub(r"\bItem\b", "Unit", text))
+    replace(folder / "app/inventory/routes.py", "MAX_LIMIT = 100", "MAX_LIMIT = 100\nMORE = True")
 
 
 def open_resource_in_lifespan(folder: Path) -> None:
