@@ -313,7 +313,9 @@ def expect(templates: Path, old: Path, version: str, folder: Path) -> Path:
         if is_copied_once(name):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
-        elif name not in fresh:  # it has moved
+        elif name not in fresh:
+            note = templates / "template" / name
+            assert note.exists(), f"{name} is gone; a file that has moved leaves a note"
             (folder / name).write_text(git(templates, "show", f"{version}:template/{name}"))
     return folder
 
@@ -423,35 +425,23 @@ async def test_a_note_is_kept(client: AsyncClient) -> None:
 
 
 def add_feature(folder: Path) -> None:
-    write(folder, "app/notes/__init__.py", "")
-    write(folder, "app/notes/routes.py", NOTES_ROUTES)
-    write(folder, "tests/test_notes.py", NOTES_TEST)
-    add_table(folder)
-    add_setting(folder)
-    features = folder / "app/features.py"
-    features.write_text(
-        features.read_text()
-        .replace("\n\n\ndef", "\nfrom app.notes.routes import router as notes\n\n\ndef")
-        .replace(
-            "(items)\n",
-            '(items)\n    app.include_router(notes)\n    logging.getLogger("httpx2").setLevel("WARNING")\n',
-        )
-        .replace("\n\nfrom fastapi", "\n\nimport logging\n\nfrom fastapi", 1)
-    )
-
-
-def add_table(folder: Path) -> None:
+    """Add notes: a router, a table, a setting, a client, a logger's level, and their test."""
     write(folder, "app/notes/__init__.py", "")
     write(folder, "app/notes/models.py", NOTES_MODELS)
+    write(folder, "app/notes/routes.py", NOTES_ROUTES)
     write(folder, "migrations/versions/2026_12_01_000000000001_create_notes.py", NOTES_MIGRATION)
+    write(folder, "tests/test_notes.py", NOTES_TEST)
 
+    features = folder / "app/features.py"
+    insert(features, "\n\n", "from fastapi import", "import logging\n\n")
+    insert(features, "\n", "\n\ndef", "from app.notes.routes import router as notes\n")
+    with features.open("a") as file:
+        file.write("    app.include_router(notes)\n")
+        file.write('    logging.getLogger("httpx2").setLevel("WARNING")\n')
 
-def add_setting(folder: Path) -> None:
-    settings = folder / "app/feature_settings.py"
-    field = '    notes_url: str = "https://notes.example"\n'
-    if field not in settings.read_text():
-        settings.write_text(f"{settings.read_text()}\n{field}")
-        VARIABLES.put(folder, "#NOTES_URL=https://notes.example\n")
+    with (folder / "app/feature_settings.py").open("a") as file:
+        file.write('\n    notes_url: str = "https://notes.example"\n')
+    VARIABLES.put(folder, "#NOTES_URL=https://notes.example\n")
 
 
 def add_packages(folder: Path) -> None:
@@ -474,9 +464,9 @@ def add_options(folder: Path) -> None:
 # The first words are those of docs/reference/files.md.
 SEAMS: dict[str, Edit] = {
     "a feature's router, a middleware, an error handler, a logger's level": add_feature,
-    "a setting": add_setting,
+    "a setting": add_feature,
     "a client, a cache or another resource of the process": add_feature,
-    "a table": add_table,
+    "a table": add_feature,
     "a package": add_packages,
     "a tool's table in `pyproject.toml`, a task of poe": lambda folder: TABLES.put(
         folder, '[tool.poe.tasks.report]\ncmd = "python scripts/report.py"\n\n[tool.reporter]\n'
@@ -557,6 +547,8 @@ EDITS: dict[str, Edit] = SEAMS | {
     ),
     "a test of the template is deleted": lambda folder: (folder / "tests/test_health.py").unlink(),
 }
+
+NAMES = {edit: name for name, edit in EDITS.items()}  # each edit once
 
 
 @dataclass(frozen=True)
