@@ -84,7 +84,7 @@ def render(template: Path, folder: Path, **answers: Any) -> Path:
 
 def replace(file: Path, old: str, new: str) -> None:
     text = file.read_text()
-    assert text.count(old) == 1
+    assert text.count(old) == 1, f"{file.name} has {old!r} {text.count(old)} times"
     file.write_text(text.replace(old, new))
 
 
@@ -98,11 +98,11 @@ def names_of_tests() -> set[str]:
 
 
 def text_files(folder: Path) -> dict[str, str]:
-    """Return the text of each file that a fresh service holds, by its path."""
+    """Return the text of each file that a service holds, by its path; not git's."""
     return {
         str(path.relative_to(folder)): path.read_text(encoding="utf-8")
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and ".git" not in path.relative_to(folder).parts
     }
 
 
@@ -280,11 +280,11 @@ class Service:
         package.mkdir()
         for name, text in {"__init__": "", **modules}.items():
             (package / f"{name}.py").write_text(text)
-        main = self.folder / "app" / "main.py"
+        features = self.folder / "app" / "features.py"
         imported = "import router as items\n"
-        replace(main, imported, f"{imported}from app.more.routes import router as more\n")
+        replace(features, imported, f"{imported}from app.more.routes import router as more\n")
         included = "    app.include_router(items)\n"
-        replace(main, included, f"{included}    app.include_router(more)\n")
+        replace(features, included, f"{included}    app.include_router(more)\n")
 
     def migrate(self, database: Database) -> None:
         self.run(

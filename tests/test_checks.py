@@ -35,14 +35,14 @@ def test_a_service_without_the_example_passes_its_checks(copied: Service) -> Non
     readme = (copied.folder / "README.md").read_text()
     [command] = re.findall(r"^\$ (rm -r app/items .*)$", readme, re.MULTILINE)
     copied.run("sh", "-c", command)
-    main = copied.folder / "app/main.py"
-    lines = main.read_text().splitlines(keepends=True)
-    main.write_text("".join(line for line in lines if "items" not in line))
+    features = copied.folder / "app/features.py"
+    lines = features.read_text().splitlines(keepends=True)
+    features.write_text("".join(line for line in lines if "items" not in line))
 
     copied.run("uv", "run", "poe", "fix")
     copied.run("uv", "run", "poe", "check")
 
-    assert main.read_text().count("\n") == len(lines) - 3  # two lines, and a blank one
+    assert features.read_text().count("\n") == len(lines) - 3  # two lines, and a blank one
 
 
 def test_a_new_model_gets_a_migration_that_passes_the_checks(

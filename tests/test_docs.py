@@ -1,6 +1,7 @@
 """The documentation says what is so: its tables are compared with the code, its tutorial is typed."""
 
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -16,11 +17,13 @@ from tests.services import (
     Service,
     environment,
     free_port,
+    git,
     names_of_tests,
     render,
     text_files,
     wait_until_served,
 )
+from tests.updates import NEXT, WORKING_TREE, check_clean, commit, start, update
 
 DOCS = REPOSITORY / "docs"
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -55,30 +58,56 @@ def test_every_setting_is_documented_with_its_default(service: Service) -> None:
 
 def test_every_file_is_documented_with_its_owner(template: Path, tmp_path: Path) -> None:
     files = text_files(render(template, tmp_path / "service"))
-    owners = {name: cells[0] for name, cells in table("reference/files.md").items()}
 
-    assert owners.keys() == files.keys()
-    excluded = yaml.safe_load((template / "copier.yml").read_text())["_exclude"]
-    copied_once = tuple(
-        match[1] for pattern in excluded if (match := re.search(r"%}/(.*){%", pattern))
-    )
-    assert {name for name, owner in owners.items() if owner == "service"} == {
-        name for name in files if name.startswith(copied_once)
+    assert table("reference/files.md").keys() == files.keys()
+
+
+def test_an_update_does_to_each_file_what_is_due_to_its_owner(
+    template: Path, database_name: str, tmp_path: Path
+) -> None:
+    owners = {name: cells[0] for name, cells in table("reference/files.md").items()}
+    template = Path(shutil.copytree(template, tmp_path / "template"))
+    service = start(template, WORKING_TREE, tmp_path / "service", database=database_name)
+    deleted = {"app/items/schemas.py", "app/feature_settings.py", "tests/test_health.py"}
+    mine = {}
+    for name, text in text_files(service).items():
+        mine[name] = f"# mine\n{text}" if text and owners[name] != "Copier" else text
+        (service / name).write_text(mine[name])
+    for name in deleted:
+        (service / name).unlink()
+    others = {"uv.lock": "locked\n", "migrations/versions/own.py": "own\n", "app/own.py": "own\n"}
+    for name, text in others.items():
+        (service / name).write_text(text)
+    commit(service, "Edit every file")
+    (service / ".env").write_text("LOG_LEVEL=DEBUG\n")
+    for file in (template / "template").rglob("*"):
+        if file.is_file() and "{%" not in file.name and "{% include" not in file.read_text():
+            file.write_text(f"{file.read_text()}# newer\n")
+    commit(template, "Change every file")
+    git(template, "tag", NEXT)
+
+    update(service, NEXT)
+
+    check_clean(service)
+    after = text_files(service)
+    assert after.pop(".copier-answers.yml").count(NEXT) == 1
+    assert after.pop(".env") == "LOG_LEVEL=DEBUG\n"
+    assert after == others | {
+        name: mine[name] if owner == "service" else f"{mine[name]}# newer\n"
+        for name, owner in owners.items()
+        if owner != "Copier" and name not in deleted
     }
 
 
-def test_every_question_is_documented_with_its_default(template: Path) -> None:
-    questions = yaml.safe_load((template / "copier.yml").read_text())
+def test_every_question_is_documented_with_its_default(template: Path, tmp_path: Path) -> None:
+    folder = render(template, tmp_path / "service")
+    answers = yaml.safe_load((folder / ".copier-answers.yml").read_text())
     rows = table("reference/questions.md")
 
-    asked = {
-        name
-        for name, question in questions.items()
-        if not name.startswith("_") and question.get("when") is not False
-    }
+    asked = {name for name in answers if not name.startswith("_")} - {"checksum"}
     assert asked <= rows.keys()
     for name in asked - {"project_slug"}:
-        assert rows[name][0] == f"`{questions[name]['default']}`"
+        assert rows[name][0] == f"`{answers[name]}`"
 
 
 @pytest.mark.parametrize(
@@ -100,15 +129,6 @@ def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None
         names = re.findall(r"`(test_\w+)`", shown)
         assert names or re.match(r"none: \w", shown), shown
         assert set(names) <= tests
-
-
-def edit(file: Path, text: str) -> None:
-    """Put `text` where its first or last line stands in the file."""
-    first, *_, last = text.splitlines(keepends=True)
-    content = file.read_text()
-    start = content.index(first if first in content else last)
-    end = content.index(last, start) + len(last)
-    file.write_text(content[:start] + text + content[end:])
 
 
 def shows(printed: str, expected: str) -> bool:
@@ -195,8 +215,6 @@ def test_the_tutorial_works_as_it_stands_on_the_page(
                 printed = reader.type(text.strip().splitlines())
             elif language == "text":
                 reader.compare(printed, text)
-            elif file and file[1] == "app/main.py":
-                edit(reader.folder / file[1], text)
             elif file:
                 (reader.folder / file[1]).write_text(text)
             else:

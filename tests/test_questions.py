@@ -40,6 +40,7 @@ def test_no_answers_give_the_default_service(template: Path, tmp_path: Path) -> 
     assert answers == {
         "_commit": "999.0.0",
         "_src_path": str(template),
+        "checksum": answers["checksum"],
         "database": "sqlite",
         "description": "An HTTP service that keeps items in a database.",
         "project_name": "My Service",

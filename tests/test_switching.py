@@ -80,17 +80,13 @@ async def test_an_unknown_note_is_null(client: AsyncClient) -> None:
 """,
 }
 EDITS = [
-    ("app/main.py", "    app.include_router(items)\n", "\n    app.include_router(notes)\n"),
-    ("app/main.py", "trace_requests\n", "from app.notes.routes import router as notes\n"),
-    (
-        "app/settings.py",
-        "    database_echo: bool = False\n",
-        '\n    sender: str = "a@example.com"\n',
-    ),
+    ("app/features.py", "    app.include_router(items)\n", "    app.include_router(notes)\n"),
+    ("app/features.py", "router as items\n", "from app.notes.routes import router as notes\n"),
+    ("app/feature_settings.py", '`PAYMENT_URL`."""\n', '\n    sender: str = "a@example.com"\n'),
     (".env.example", "#MAX_BODY_SIZE=1048576\n", "\n# Who sends mail.\n#SENDER=a@example.com\n"),
     ("README.md", "## Configure\n", "\nAsk the desk for a sender.\n"),
     ("compose.yaml", "    stop_grace_period: 30s\n", "\n  mail:\n    image: axllent/mailpit:v1\n"),
-    ("pyproject.toml", '    "httptools>=0.8",\n', '    "packaging>=26",\n'),
+    ("pyproject.toml", "win32'\",\n    # The service's own:\n", '    "packaging>=26",\n'),
 ]
 
 # What a fresh service proves of them is proved elsewhere.

@@ -39,6 +39,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
             engine, expire_on_commit=False, close_resets_only=False
         )
         app.state.reader = Reader(engine)
+
         yield
 
 

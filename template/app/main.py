@@ -8,8 +8,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import DESCRIPTION, TITLE
 from app.errors import add_error_handlers, problems
+from app.features import add_features
 from app.health import router as health
-from app.items import router as items
 from app.lifespan import lifespan
 from app.middleware import check_hosts, limit_bodies, trace_requests
 from app.observability import configure_logging, request_telemetry
@@ -54,7 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     add_error_handlers(app)
 
-    app.include_router(items)
+    add_features(app)
 
     app.include_router(health)
 

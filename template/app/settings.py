@@ -15,6 +15,7 @@ from pydantic import (
 from pydantic_settings import NoDecode, SettingsConfigDict
 
 from app.database_settings import DatabaseSettings, Seconds
+from app.feature_settings import FeatureSettings
 
 
 def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -32,7 +33,7 @@ CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
-class Settings(DatabaseSettings):
+class Settings(FeatureSettings, DatabaseSettings):
     """The environment, typed; `.env.example` explains each variable."""
 
     model_config = SettingsConfigDict(

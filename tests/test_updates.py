@@ -1,0 +1,516 @@
+"""A service that has lived for long takes a later release: what its owners did to it is still there."""
+
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.services import (
+    DATABASES,
+    REPOSITORY,
+    Service,
+    environment,
+    git,
+    open_database,
+    text_files,
+)
+from tests.updates import (
+    CONFLICTS,
+    MOVED,
+    NAMES,
+    NEXT,
+    NOTE,
+    PLACES,
+    REWRITTEN,
+    SEAMS,
+    WORKING_TREE,
+    Conflict,
+    Edit,
+    check_clean,
+    commit,
+    conflicts,
+    delete_example,
+    expect,
+    publish,
+    releases,
+    replace,
+    start,
+    update,
+    write,
+)
+
+PAIRS = [*((version, WORKING_TREE) for version in releases()), (WORKING_TREE, NEXT)]
+
+
+@pytest.fixture(scope="session")
+def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template with all its releases, and with synthetic ones."""
+    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
+
+
+@dataclass(frozen=True)
+class Step:
+    """From one release to a later one: a service before, and what it should be after."""
+
+    database: str
+    new: str
+    before: Path
+    after: Path
+
+    def take(self, edit: Edit, folder: Path) -> tuple[Path, Path]:
+        """Edit a service and update it; return it, and the fresh one that got the same edit."""
+        updated = Path(shutil.copytree(self.before, folder / "service"))
+        edit(updated)
+        commit(updated, "Edit")
+        update(updated, self.new)
+        expected = Path(shutil.copytree(self.after, folder / "expected"))
+        edit(expected)
+        return updated, expected
+
+
+def versions_and_database(param: tuple[tuple[str, str], str]) -> str:
+    (old, new), database = param
+    return f"{old}-{new}-{database}"
+
+
+@pytest.fixture(
+    scope="session", params=itertools.product(PAIRS, DATABASES), ids=versions_and_database
+)
+def step(
+    request: pytest.FixtureRequest, templates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Step:
+    """The step from each release to the working tree, and from that to the next release."""
+    versions, database = request.param
+    return make_step(versions, database, templates, tmp_path_factory.mktemp("step"))
+
+
+@pytest.fixture(
+    scope="session", params=itertools.product(PAIRS[-2:], DATABASES), ids=versions_and_database
+)
+def recent_step(
+    request: pytest.FixtureRequest, templates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Step:
+    """The last two of them, so that the time of the tests does not grow with each release."""
+    versions, database = request.param
+    return make_step(versions, database, templates, tmp_path_factory.mktemp("step"))
+
+
+def make_step(versions: tuple[str, str], database: str, templates: Path, folder: Path) -> Step:
+    old, new = versions
+    before = start(templates, old, folder / "before", database=database)
+    return Step(database, new, before, expect(templates, before, new, folder / "after"))
+
+
+@pytest.mark.parametrize("edit", NAMES, ids=NAMES.values())
+def test_an_update_gives_a_fresh_service_with_the_same_edit(
+    recent_step: Step, edit: Edit, tmp_path: Path
+) -> None:
+    updated, expected = recent_step.take(edit, tmp_path)
+
+    check_clean(updated)
+    assert text_files(updated) == text_files(expected)
+
+
+def test_an_update_brings_no_empty_file_and_leaves_none_behind(step: Step, tmp_path: Path) -> None:
+    updated, expected = step.take(lambda _: None, tmp_path)
+
+    before, after = text_files(step.before), text_files(updated)
+    assert after == text_files(expected)
+    assert before.keys() <= after.keys()
+    assert all(after[name] for name in after.keys() - before.keys())
+
+
+def test_an_update_keeps_the_answers_and_switches_nothing_on(step: Step, tmp_path: Path) -> None:
+    updated, _ = step.take(lambda _: None, tmp_path)
+
+    before = yaml.safe_load((step.before / ".copier-answers.yml").read_text())
+    after = yaml.safe_load((updated / ".copier-answers.yml").read_text())
+    assert after.pop("_commit") == step.new
+    del before["_commit"]
+    assert after.items() >= before.items()
+    assert not any(after[name] for name in after.keys() - before.keys())
+
+
+def test_a_service_full_of_edits_is_updated_and_serves_its_old_rows(
+    step: Step, tmp_path: Path
+) -> None:
+    service = Service(Path(shutil.copytree(step.before, tmp_path / "service")), step.database)
+    service.run("uv", "sync", "--quiet")
+    with open_database(step.database, tmp_path) as database:
+        service.migrate(database)
+        with service.serve(**database.variables) as server:
+            for name in ("Spanner", "Hammer"):
+                assert server.client.post("/items", json={"name": name}).status_code == 201
+        expected = Path(shutil.copytree(step.after, tmp_path / "expected"))
+        shutil.copy(service.folder / "uv.lock", expected)
+        for folder in (service.folder, expected):
+            write(folder, ".env", "LOG_LEVEL=DEBUG\n")
+            for edit in NAMES:
+                if edit is not delete_example:
+                    edit(folder)
+        commit(service.folder, "Edit")
+
+        update(service.folder, step.new)
+
+        listed = git(service.folder, "ls-files", "--cached", "--others", "--exclude-standard")
+        names = {name for name in listed.splitlines() if (service.folder / name).exists()}
+        assert {
+            name: (service.folder / name).read_text() for name in names | {".env"}
+        } == text_files(expected)
+        service.run("uv", "sync", "--quiet")
+        migrated = service.run(
+            "uv", "run", "alembic", "upgrade", "head", variables=database.variables
+        )
+        assert migrated.stdout.count("Running upgrade") == 1  # the owner's
+        with service.serve(**database.variables) as server:
+            http = server.client
+            assert http.get("/health/ready").status_code == 200
+            items = http.get("/items").json()["items"]
+            assert [item["name"] for item in items] == ["Spanner", "Hammer"]
+            http.post("/notes", params={"text": "Call back"})
+            assert http.get("/notes").json() == ["Call back"]
+    service.run("uv", "run", "poe", "check")
+
+
+# What the template promises ------------------------------------------------------------------------
+
+
+def table(page: str, heading: str) -> dict[str, list[str]]:
+    """Return the rows of the table under a heading, by their first cell."""
+    text = (REPOSITORY / "docs/reference" / page).read_text().partition(f"\n## {heading}\n")[2]
+    section = text.partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return {cells[0]: cells[1:] for cells in rows[2:]}
+
+
+def test_every_place_of_the_documentation_is_tried() -> None:
+    assert table("files.md", "Where your own things go").keys() == SEAMS.keys()
+
+
+def test_every_conflict_of_the_documentation_is_tried() -> None:
+    assert table("updates.md", "What conflicts").keys() == CONFLICTS.keys()
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=30)
+LINES = st.lists(WORDS.map(lambda words: f"# {words}\n"), max_size=3)
+few = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=8,
+    phases=[Phase.generate],  # to shrink a failure would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="session", params=DATABASES)
+def rewritten(
+    request: pytest.FixtureRequest, templates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Step:
+    """A release that changes all but what is promised."""
+    folder = tmp_path_factory.mktemp("rewritten")
+    return make_step((WORKING_TREE, REWRITTEN), request.param, templates, folder)
+
+
+@few
+@given(texts=st.lists(LINES.map("".join), min_size=len(PLACES), max_size=len(PLACES)))
+def test_whatever_a_release_changes_a_place_that_is_promised_never_conflicts(
+    rewritten: Step, tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    def edit(folder: Path) -> None:
+        for place, text in zip(PLACES, texts, strict=True):
+            place.put(folder, text)
+
+    updated, expected = rewritten.take(edit, tmp_path_factory.mktemp("places"))
+
+    check_clean(updated)
+    assert text_files(updated) == text_files(expected)
+
+
+@few
+@given(data=st.data())
+def test_no_line_and_no_file_is_ever_lost(
+    recent_step: Step, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("anywhere")
+    updated = Path(shutil.copytree(recent_step.before, folder / "service"))
+    names = st.sampled_from(sorted(text_files(updated).keys() - {".copier-answers.yml"}))
+    mine: dict[str, list[str]] = {}
+    for number in range(8):
+        name = data.draw(names, "edited")
+        lines = (updated / name).read_text().splitlines(keepends=True)
+        line = f"# {number} {data.draw(WORDS, 'line')}\n"
+        lines.insert(data.draw(st.integers(0, len(lines)), "position"), line)
+        (updated / name).write_text("".join(lines))
+        mine.setdefault(name, []).append(line)
+    deleted = data.draw(st.sets(names, max_size=2), "deleted")
+    for name in deleted:
+        (updated / name).unlink()
+        mine.pop(name, None)
+    write(updated, "app/own/notes.txt", "".join(itertools.chain(*mine.values())))
+    commit(updated, "Edit")
+    own = text_files(updated)
+
+    update(updated, recent_step.new)
+
+    after = text_files(updated)
+    assert own.keys() <= after.keys()
+    assert not deleted & after.keys()
+    assert after["app/own/notes.txt"] == own["app/own/notes.txt"]
+    unmerged = conflicts(updated)
+    for name, lines in mine.items():
+        kept = after[name].splitlines(keepends=True)
+        assert set(lines) <= set(kept), name
+        assert ("<<<<<<< before updating\n" in kept) == (name in unmerged), name
+        if name not in unmerged:
+            without = "".join(line for line in kept if line not in lines)
+            assert without == (recent_step.after / name).read_text(), name
+
+
+@pytest.fixture
+def living(templates: Path, tmp_path: Path) -> Path:
+    """A service of the working tree."""
+    return start(templates, WORKING_TREE, tmp_path / "living")
+
+
+@pytest.mark.parametrize("conflict", CONFLICTS.values(), ids=CONFLICTS)
+def test_where_both_change_a_line_git_marks_the_conflict_and_keeps_both(
+    living: Path, conflict: Conflict
+) -> None:
+    conflict.edit(living)
+    commit(living, "Edit")
+
+    update(living, NEXT)
+
+    assert conflicts(living) == {conflict.file}
+    text = (living / conflict.file).read_text()
+    mine, theirs = text.split("<<<<<<<", 1)[1].split(">>>>>>>", 1)[0].split("=======", 1)
+    assert conflict.mine.splitlines()[-1] in mine
+    assert conflict.theirs in theirs
+    with pytest.raises(subprocess.CalledProcessError):
+        git(living, "diff", "--check")
+
+
+def test_a_release_brings_no_migration(living: Path) -> None:
+    name = "migrations/versions/2026_12_01_000000000001_create_notes.py"
+    write(living, name, 'revision = "000000000001"\ndown_revision = "ff1af746d745"\n')
+    commit(living, "A revision with the id of one in the next release")
+    before = {path.name: path.read_text() for path in (living / "migrations/versions").iterdir()}
+
+    update(living, NEXT)
+
+    after = {path.name: path.read_text() for path in (living / "migrations/versions").iterdir()}
+    assert after == before
+
+
+def test_a_file_that_has_moved_leaves_a_note_that_can_be_deleted_for_good(
+    living: Path, templates: Path, tmp_path: Path
+) -> None:
+    update(living, NEXT)
+    assert (living / MOVED).read_text() == NOTE
+    (living / MOVED).unlink()
+    commit(living, "Update, and delete the note")
+
+    update(living, REWRITTEN)
+
+    assert not (living / MOVED).exists()
+    fresh = start(templates, NEXT, tmp_path / "fresh")
+    assert not (fresh / MOVED).exists()
+
+
+def test_a_renamed_question_keeps_its_answer(templates: Path, tmp_path: Path) -> None:
+    service = start(templates, WORKING_TREE, tmp_path / "service", project_name="Orders")
+    template = Path(shutil.copytree(templates, tmp_path / "templates"))
+    git(template, "checkout", "--quiet", WORKING_TREE)
+    for file in (template / "copier.yml", *(template / "template").rglob("*.jinja")):
+        file.write_text(re.sub(r"\bproject_name\b", "service_name", file.read_text()))
+    default = "  default: \"{{ UNSET if updating else 'My Service' }}\"\n"
+    replace(
+        template / "copier.yml",
+        default,
+        "  default: \"{{ project_name | default('My Service') }}\"\n",
+    )
+    commit(template, "project_name is called service_name")
+    git(template, "tag", "1002.0.0")
+    replace(service / ".copier-answers.yml", str(templates), str(template))
+    commit(service, "The template has moved")
+
+    update(service, "1002.0.0")
+
+    changed = git(service, "diff", "--name-only").split()
+    assert changed == [".copier-answers.yml"]
+    answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
+    assert answers["service_name"] == "Orders"
+    assert "project_name" not in answers
+
+
+# What Copier refuses -------------------------------------------------------------------------------
+
+
+def edit_answers(pattern: str, replacement: str) -> Edit:
+    def edit(folder: Path) -> None:
+        file = folder / ".copier-answers.yml"
+        text, count = re.subn(pattern, replacement, file.read_text())
+        assert count == 1
+        file.write_text(text)
+        commit(folder, "Edit the answers by hand")
+
+    return edit
+
+
+REFUSED: dict[str, Edit] = {
+    "Destination repository is dirty": lambda folder: write(folder, "README.md", "Unfinished\n"),
+    "Updating is only supported in git-tracked subprojects": lambda folder: shutil.rmtree(
+        folder / ".git"
+    ),
+    "Downgrades are not supported": lambda folder: edit_answers("_commit: .*", "_commit: 1001.0.0")(
+        folder
+    ),
+    "Unknown revision": edit_answers("_commit: .*", "_commit: deadbee"),
+    "Local template must be a directory": edit_answers("_src_path: .*", "_src_path: /nowhere"),
+    "the answers have been edited by hand": edit_answers("database: .*", "database: postgresql"),
+    "Invalid choice for": edit_answers("database: .*", "database: oracle"),
+    "must have 1 to 64 characters": edit_answers("project_name: .*", "project_name: ''"),
+    "while parsing": edit_answers("database: .*", "database: ["),
+    "cannot obtain old template references": edit_answers("_commit: .*\\n", ""),
+    "Template not found": lambda folder: git(folder, "rm", "--quiet", ".copier-answers.yml"),
+}
+
+
+def call_copier(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "copier", "update", "--defaults", *options, str(folder)]
+    return subprocess.run(
+        command, env=environment(), capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def snapshot_of(folder: Path) -> tuple[dict[str, str], str]:
+    status = git(folder, "status", "--porcelain") if (folder / ".git").exists() else ""
+    return text_files(folder), status
+
+
+@pytest.mark.parametrize(("message", "edit"), REFUSED.items(), ids=REFUSED)
+def test_an_update_that_cannot_be_is_refused_and_changes_nothing(
+    living: Path, message: str, edit: Edit
+) -> None:
+    edit(living)
+    if message == "Template not found":
+        commit(living, "Without answers")
+    before = snapshot_of(living)
+
+    done = call_copier(living, "--vcs-ref", NEXT)
+
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert snapshot_of(living) == before
+
+
+def test_every_refusal_is_explained() -> None:
+    explained = {cell.strip("`") for cell in table("updates.md", "When it refuses")}
+
+    assert explained == REFUSED.keys() | {"is required"}
+
+
+def test_an_answer_that_a_release_no_longer_accepts_is_not_replaced_by_its_default(
+    templates: Path, tmp_path: Path
+) -> None:
+    template = Path(shutil.copytree(templates, tmp_path / "templates"))
+    service = start(template, WORKING_TREE, tmp_path / "service", database="sqlite")
+    questions = template / "copier.yml"
+    replace(questions, "    SQLite, a file beside the service: sqlite\n", "")
+    commit(template, "No SQLite any more")
+    git(template, "tag", "1002.0.0")
+    before = snapshot_of(service)
+
+    done = call_copier(service, "--vcs-ref", "1002.0.0")
+
+    assert done.returncode != 0
+    assert 'Question "database" is required' in done.stderr
+    assert snapshot_of(service) == before
+
+
+def test_a_slug_that_a_release_no_longer_accepts_is_not_replaced_by_another(
+    templates: Path, tmp_path: Path
+) -> None:
+    template = Path(shutil.copytree(templates, tmp_path / "templates"))
+    service = start(template, WORKING_TREE, tmp_path / "service", project_name="Valkey")
+    replace(template / "copier.yml", "uvicorn, uvloop,", "uvicorn, uvloop, valkey,")
+    commit(template, "A new dependency")
+    git(template, "tag", "1002.0.0")
+
+    refused = call_copier(service, "--vcs-ref", "1002.0.0")
+    done = call_copier(service, "--vcs-ref", "1002.0.0", "--data", "project_slug=valkey-service")
+
+    assert "project_slug" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert 'name = "valkey-service"' in (service / "pyproject.toml").read_text()
+
+
+# Releases ------------------------------------------------------------------------------------------
+
+
+def test_the_changelog_the_history_and_the_tags_name_the_same_releases() -> None:
+    found = releases()
+
+    tags = git(REPOSITORY, "tag").split()
+    assert {tag: git(REPOSITORY, "rev-list", "-1", tag).strip() for tag in tags}.items() <= (
+        found.items()
+    )
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert list(found)[-1:] in ([], [project["version"]])
+
+
+@pytest.fixture
+def history(tmp_path: Path) -> Path:
+    """A repository with two releases, and work between them."""
+    folder = tmp_path / "history"
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    for changes in (
+        "## Unreleased\n",
+        "## Unreleased\n\n## 0.1.0 - 2027-01-31\n",
+        "## Unreleased\n\nA merge lost the release.\n",
+        "## Unreleased\n\nA change.\n\n## 0.1.0 - 2027-01-31\n",
+        "## 0.2.0 - 2027-02-28\n\nA change.\n\n## 0.1.0 - 2027-01-31\n",
+        "## 0.2.0 - 2027-02-28\n\nA change.\n\n## 0.1.0 - 2027-01-30\n\nIts date was wrong.\n",
+    ):
+        write(folder, "CHANGELOG.md", f"# Changelog\n\n{changes}")
+        commit(folder, changes)
+    return folder
+
+
+def test_a_release_is_the_commit_that_added_its_heading(history: Path) -> None:
+    found = releases(history)
+
+    commits = git(history, "log", "--reverse", "--format=%H").split()
+    assert found == {"0.1.0": commits[1], "0.2.0": commits[4]}
+
+
+def test_releases_are_found_after_a_rebase(history: Path) -> None:
+    git(
+        history,
+        "rebase",
+        "--quiet",
+        "--root",
+        "--force-rebase",
+        "--exec",
+        "git commit --amend -qm x",
+    )
+
+    commits = git(history, "log", "--reverse", "--format=%H").split()
+    assert releases(history) == {"0.1.0": commits[1], "0.2.0": commits[4]}
+
+
+def test_a_truncated_history_is_named_with_its_remedy(history: Path, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "--quiet", "--depth", "2", history.as_uri(), "shallow")
+
+    with pytest.raises(LookupError, match="git fetch --unshallow"):
+        releases(tmp_path / "shallow")

@@ -1,0 +1,589 @@
+"""Releases of the template, and what people do to a service that lives with them."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import copier
+import yaml
+
+from tests.services import REPOSITORY, environment, git, replace, text_files
+
+WORKING_TREE = "999.0.0"  # the tag of a snapshot
+NEXT = "1000.0.0"  # changes all that a release is likely to change, and works
+REWRITTEN = "1001.0.0"  # changes every line but those of the places that are promised
+
+HEADING = re.compile(r"^## (\d+\.\d+\.\d+) - \d{4}-\d{2}-\d{2}$", re.MULTILINE)
+
+Edit = Callable[[Path], object]
+
+
+# Releases -----------------------------------------------------------------------------------------
+
+
+def releases(repository: Path = REPOSITORY) -> dict[str, str]:
+    """Return the commit of each release, oldest first: the one that added its heading.
+
+    Raises:
+        LookupError: if the history does not reach back to them.
+    """
+    versions = HEADING.findall(git(repository, "show", "HEAD:CHANGELOG.md"))
+    found = {}
+    for version in reversed(versions):
+        search = ("log", "--reverse", "--format=%H", f"-S\n## {version} - ", "--", "CHANGELOG.md")
+        commits = git(repository, *search).split()
+        found[version] = commits[0] if commits else ""
+    shallow = git(repository, "rev-parse", "--is-shallow-repository").strip() == "true"
+    if "" in found.values() or (found and shallow):
+        raise LookupError(
+            "the history is truncated, so releases cannot be found: run git fetch --unshallow"
+        )
+    return found
+
+
+def publish(template: Path, folder: Path) -> Path:
+    """Clone a snapshot; tag the releases in its history and the synthetic ones after it."""
+    git(template, "clone", "--quiet", str(template), str(folder))
+    for version, commit in releases().items():
+        git(folder, "tag", "--force", version, commit)
+    for version, write in ((NEXT, write_next_release), (REWRITTEN, rewrite)):
+        write(folder)
+        git(folder, "add", "--all")
+        git(folder, "commit", "--quiet", "--message", version)
+        git(folder, "tag", version)
+    return folder
+
+
+def insert(file: Path, before: str, after: str, text: str) -> None:
+    """Put `text` where `after` follows `before`."""
+    replace(file, before + after, before + text + after)
+
+
+MOVED = "tests/test_transactions.py"
+NOTE = '"""Moved to tests/test_sessions.py. Delete this file."""\n'
+
+
+def write_next_release(repository: Path) -> None:
+    template = repository / "template"
+    write_next_packages(template / "pyproject.toml.jinja")
+    write_next_app(template / "app")
+    for variant in (template / "variants").iterdir():
+        write_next_container(variant)
+    workflow = template / ".github/workflows/ci.yml"
+    workflow.write_text(re.sub(r"@[0-9a-f]{40} # v.*", f"@{'0' * 40} # v99", workflow.read_text()))
+    insert(workflow, "", "      - run: uv run poe check\n", "      - run: uv run ruff --version\n")
+    insert(template / "README.md.jinja", "", "## Deploy\n", "## Observe\n\nRead the log.\n\n")
+    replace(template / "README.md.jinja", "Commit first. The update", "Commit first. An update")
+    insert(template / "AGENTS.md.jinja", "", "- Middleware is", "- A timeout has a reason.\n")
+    insert(template / ".dockerignore", "!app/\n", "", "!LICENSE\n")
+
+    # A file has moved, and leaves a note in services that have it.
+    (template / MOVED).rename(template / "tests/test_sessions.py")
+    (template / MOVED).write_text(NOTE)
+    questions = repository / "copier.yml"
+    once = "  - \"{% if _copier_operation == 'copy' %}/" + MOVED + '{% endif %}"\n'
+    insert(questions, "_exclude:\n", "", once)
+
+    # What is copied once has changed, and comes with a migration more.
+    for file in (
+        *(template / "app/items").glob("*.py"),
+        *(template / "app").glob("feature*.py"),
+        *(template / "migrations/versions").glob("*.py"),
+        template / "tests/test_items.py",
+    ):
+        file.write_text(f"{file.read_text()}\nNEW = True\n")
+    (template / "app/items/new.py").write_text("NEW = True\n")
+    (template / "migrations/versions/2026_12_24_000000000001_new.py").write_text(
+        'revision = "000000000001"\ndown_revision = "ff1af746d745"\n'
+    )
+
+    # A question more, off by default, with a file of its own; and another default.
+    new = "metrics:\n  type: bool\n  help: Count requests?\n  default: false\n\n"
+    insert(questions, "", "# What the service depends on, directly or not", new)
+    replace(questions, "else 'sqlite' }}", "else 'postgresql' }}")
+    (template / "app/{% if metrics %}metrics.py{% endif %}").write_text("COUNT = 0\n")
+
+
+def write_next_packages(pyproject: Path) -> None:
+    text = re.sub(r'(    "[a-z0-9\[\]-]+>=[0-9.]+)', r"\1.0", pyproject.read_text())
+    text = re.sub(r'    "(httptools|pytest-xdist)>=.*\n', "", text)
+    own = "    # The service's own:\n"
+    text = text.replace(own, f'    "typing-extensions>=4.12",\n{own}', 1)
+    pyproject.write_text(
+        text.replace(f"{own}]\n\n[tool.uv]", f'    "pyyaml>=6",\n{own}]\n\n[tool.uv]')
+    )
+    replace(pyproject, 'requires-python = ">=3.11"', 'requires-python = ">=3.11.0"')
+    insert(pyproject, "", '    { cmd = "pytest" },\n', '    { cmd = "ruff --version" },\n')
+    insert(pyproject, "", 'anyio_mode = "auto"\n', 'junit_family = "xunit2"\n')
+    insert(pyproject, "", '    "-ra",\n', '    "--tb=short",\n')
+    insert(pyproject, "", '    "TID251",\n', '    "T10",\n')
+    insert(pyproject, "strict = true\n", "explicit_package_bases", "show_error_codes = true\n")
+    insert(pyproject, "", "\n# The service's own:\n", '"os.popen".msg = "no shell"\n')
+
+
+def write_next_app(app: Path) -> None:
+    settings = app / "settings.py"
+    insert(settings, "    PositiveInt,\n", "", "    StrictBool,\n")
+    replace(settings, "PositiveInt = 1_048_576", "PositiveInt = 2_097_152")
+    insert(settings, "# bytes\n", "", "    log_started: StrictBool = False\n")
+    health = app / "health.py"
+    insert(health, "", '@router.get("/live")\n', '@router.get("/alive")\n')
+    lifespan = app / "lifespan.py"
+    replace(lifespan, "DISPOSE_TIMEOUT = 5.0", "DISPOSE_TIMEOUT = 6.0")
+    insert(lifespan, "import logging\n", "", "import time\n")
+    insert(lifespan, "app.state.settings\n", "", "        app.state.started = time.monotonic()\n")
+    main = app / "main.py"
+    cors = "from starlette.middleware.cors import CORSMiddleware\n"
+    insert(main, cors, "", "from starlette.middleware.gzip import GZipMiddleware\n")
+    gzip = "    app.add_middleware(GZipMiddleware, minimum_size=100_000)\n\n"
+    insert(main, "", "    add_error_handlers(app)\n", gzip)
+    insert(
+        app / "observability.py",
+        "    root = logging.getLogger()\n",
+        "",
+        '    logging.getLogger("concurrent.futures").setLevel(logging.WARNING)\n',
+    )
+
+
+def write_next_container(variant: Path) -> None:
+    dockerfile = variant / "Dockerfile"
+    text = dockerfile.read_text().replace("python:3.14-slim", "python:3.14.1-slim")
+    dockerfile.write_text(
+        text.replace('"--timeout-graceful-shutdown", "20"', '"--timeout-graceful-shutdown", "21"')
+    )
+    insert(dockerfile, "    DOCS_ENABLED=false \\\n", "", "    PYTHONUNBUFFERED=1 \\\n")
+    insert(variant / "compose.yaml", "  app:\n    build: .\n", "", "    init: true\n")
+    example = variant / ".env.example"
+    replace(example, "#MAX_BODY_SIZE=1048576\n", "#MAX_BODY_SIZE=2097152\n")
+    insert(
+        example, "", "\n# The service's own:\n", "\n# Say when it started.\n#LOG_STARTED=false\n"
+    )
+    insert(variant / ".gitignore", ".env\n", "", ".coverage\n")
+
+
+# Places -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the template promises not to change a line: between `before` and `after`."""
+
+    file: str
+    before: str
+    after: str = ""
+
+    def put(self, folder: Path, text: str) -> None:
+        insert(folder / self.file, self.before, self.after, text)
+
+
+OWN = "# The service's own:\n"
+
+PACKAGES = Place("pyproject.toml", f"    {OWN}", "]\n\n[dependency-groups]\n")
+DEVELOPMENT_PACKAGES = Place("pyproject.toml", f"    {OWN}", "]\n\n[tool.uv]\n")
+STEPS_OF_CHECK = Place("pyproject.toml", '    { cmd = "pytest" },\n', "]\n")
+MYPY_FILES = Place("pyproject.toml", '    "tests",\n', "]\n")
+MYPY_OPTIONS = Place("pyproject.toml", "explicit_package_bases = true\n", "\n[tool.pytest]\n")
+PYTEST_WORDS = Place("pyproject.toml", '    "-ra",\n', "]\n")
+PYTEST_WARNINGS = Place("pyproject.toml", '    "error",\n', "]\n")
+PYTEST_OPTIONS = Place("pyproject.toml", 'anyio_mode = "auto"\n', "\n[tool.ruff]\n")
+RUFF_RULES = Place("pyproject.toml", '    "TID251",\n', "]\n")
+RUFF_EXCEPTIONS = Place(
+    "pyproject.toml",
+    '"app/**/models.py" = ["RUF012"]  # SQLAlchemy\'s class attributes are declarations\n',
+    "\n",
+)
+TABLES = Place("pyproject.toml", f"\n{OWN}")
+VARIABLES = Place(".env.example", f"\n{OWN}")
+FIXTURES = Place("tests/conftest.py", "        yield client\n")
+IMAGE = Place("Dockerfile", "COPY app app\n", "\n")
+BUILT_FROM = Place(".dockerignore", "**/__pycache__/\n")
+IGNORED = Place(".gitignore", ".ruff_cache/\n")
+STEPS_OF_CI = Place(".github/workflows/ci.yml", "      - run: uv run poe check\n", "\n  image:\n")
+SECTIONS = Place("README.md", "\n", "## Update\n")
+RULES = Place("AGENTS.md", "What holds for this service only stands below this line.\n")
+
+PLACES = [
+    PACKAGES,
+    DEVELOPMENT_PACKAGES,
+    STEPS_OF_CHECK,
+    MYPY_FILES,
+    MYPY_OPTIONS,
+    PYTEST_WORDS,
+    PYTEST_WARNINGS,
+    PYTEST_OPTIONS,
+    RUFF_RULES,
+    RUFF_EXCEPTIONS,
+    TABLES,
+    VARIABLES,
+    FIXTURES,
+    IMAGE,
+    BUILT_FROM,
+    IGNORED,
+    STEPS_OF_CI,
+    SECTIONS,
+    RULES,
+]
+
+
+def rewrite(repository: Path) -> None:
+    """Change every line of the service but those of the places, and those that Jinja needs."""
+    template = repository / "template"
+    for file in template.rglob("*"):
+        if file.is_file():
+            name = re.sub(r"^variants/\w+/", "", str(file.relative_to(template)))
+            kept = {
+                line
+                for place in PLACES
+                if place.file == name.removesuffix(".jinja")
+                for line in (place.before + place.after).splitlines()
+            }
+            lines = [
+                line if not line or line in kept or "{{" in line or "{%" in line else f"{line} new"
+                for line in file.read_text().split("\n")
+            ]
+            file.write_text("\n".join(lines))
+
+
+# Services -----------------------------------------------------------------------------------------
+
+
+def commit(folder: Path, message: str) -> None:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
+
+
+def start(templates: Path, version: str, folder: Path, **answers: str) -> Path:
+    """Render a release and put the service under version control."""
+    copier.run_copy(
+        str(templates), folder, data=answers, defaults=True, quiet=True, vcs_ref=version
+    )
+    git(folder, "init", "--quiet")
+    commit(folder, "Start from the template")
+    return folder
+
+
+def update(folder: Path, version: str) -> None:
+    copier.run_update(folder, defaults=True, overwrite=True, quiet=True, vcs_ref=version)
+
+
+def conflicts(folder: Path) -> set[str]:
+    """Return the files that git knows to be unmerged."""
+    listed = git(folder, "ls-files", "--unmerged", "-z").split("\0")[:-1]
+    return {entry.split("\t")[1] for entry in listed}
+
+
+def check_clean(folder: Path) -> None:
+    """Check that an update left no conflict, in whatever form."""
+    assert conflicts(folder) == set()
+    git(folder, "diff", "--check")
+    for name, text in text_files(folder).items():
+        assert not name.endswith((".rej", ".orig"))
+        assert "<<<<<<<" not in text, name
+
+
+def is_copied_once(name: str) -> bool:
+    return name.startswith(
+        (
+            "app/items/",
+            "app/feature_settings.py",
+            "app/features.py",
+            "migrations/versions/",
+            "tests/test_items.py",
+        )
+    )
+
+
+def expect(templates: Path, old: Path, version: str, folder: Path) -> Path:
+    """Render a release as a service of an older one should be after its update."""
+    database = yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
+    start(templates, version, folder, database=database)
+    fresh, before = text_files(folder), text_files(old)
+    for name in filter(is_copied_once, fresh):
+        (folder / name).unlink()
+    for name, text in before.items():
+        if is_copied_once(name):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        elif name not in fresh:
+            note = templates / "template" / name
+            assert note.exists(), f"{name} is gone; a file that has moved leaves a note"
+            (folder / name).write_text(git(templates, "show", f"{version}:template/{name}"))
+    return folder
+
+
+# Edits: each works on a service of any release ------------------------------------------------------
+
+
+def write(folder: Path, name: str, text: str) -> None:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+
+
+def uv(folder: Path, *words: str) -> None:
+    command = ["uv", *words]
+    subprocess.run(command, cwd=folder, env=environment(), check=True, capture_output=True)
+
+
+NOTES_ROUTES = '''\
+"""Notes, and a client that lives as long as the process."""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+from fastapi import APIRouter, FastAPI
+from sqlalchemy import select
+
+from app.notes.models import Note
+from app.sessions import ReaderDep, SessionDep
+
+logger = logging.getLogger(__name__)
+
+NOTES = select(Note.text).order_by(Note.id)
+
+
+@asynccontextmanager
+async def client(app: FastAPI) -> AsyncGenerator[None]:
+    app.state.client = app.state.settings.notes_url
+    yield
+    logger.info("client closed")
+
+
+router = APIRouter(prefix="/notes", lifespan=client)
+
+
+@router.post("", status_code=201)
+async def create_note(text: str, session: SessionDep) -> None:
+    session.add(Note(text=text))
+
+
+@router.get("")
+async def list_notes(reader: ReaderDep) -> list[str]:
+    return [row.text for row in await reader.all(NOTES)]
+'''
+
+NOTES_MODELS = """\
+from sqlalchemy import Identity, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import BigIntegerKey
+from app.models import Base
+
+
+class Note(Base):
+    __tablename__ = "notes"
+
+    id: Mapped[int] = mapped_column(BigIntegerKey, Identity(), primary_key=True)
+    text: Mapped[str] = mapped_column(String(100))
+"""
+
+NOTES_MIGRATION = '''\
+"""create notes"""
+
+import sqlalchemy as sa
+from alembic import op
+
+from app import database
+
+revision = "000000000001"
+down_revision = "ff1af746d745"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "notes",
+        sa.Column("id", database.BigIntegerKey(), sa.Identity(always=False), nullable=False),
+        sa.Column("text", sa.String(length=100), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_notes")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("notes")
+'''
+
+NOTES_TEST = """\
+from httpx2 import AsyncClient
+
+
+async def test_a_note_is_kept(client: AsyncClient) -> None:
+    await client.post("/notes", params={"text": "Call back"})
+
+    assert (await client.get("/notes")).json() == ["Call back"]
+"""
+
+
+def add_feature(folder: Path) -> None:
+    """Add notes: a router, a table, a setting, a client, a logger's level, and their test."""
+    write(folder, "app/notes/__init__.py", "")
+    write(folder, "app/notes/models.py", NOTES_MODELS)
+    write(folder, "app/notes/routes.py", NOTES_ROUTES)
+    write(folder, "migrations/versions/2026_12_01_000000000001_create_notes.py", NOTES_MIGRATION)
+    write(folder, "tests/test_notes.py", NOTES_TEST)
+
+    features = folder / "app/features.py"
+    insert(features, "\n\n", "from fastapi import", "import logging\n\n")
+    insert(features, "\n", "\n\ndef", "from app.notes.routes import router as notes\n")
+    with features.open("a") as file:
+        file.write("    app.include_router(notes)\n")
+        file.write('    logging.getLogger("httpx2").setLevel("WARNING")\n')
+
+    with (folder / "app/feature_settings.py").open("a") as file:
+        file.write('\n    notes_url: str = "https://notes.example"\n')
+    VARIABLES.put(folder, "#NOTES_URL=https://notes.example\n")
+
+
+def add_packages(folder: Path) -> None:
+    uv(folder, "add", "--frozen", "annotated-types>=0.7", "idna>=3")
+    uv(folder, "add", "--frozen", "--dev", "iniconfig>=2")
+    uv(folder, "remove", "--frozen", "idna")
+
+
+def add_options(folder: Path) -> None:
+    PYTEST_WORDS.put(folder, '    "--durations=3",\n')
+    PYTEST_WARNINGS.put(folder, '    "ignore:.*notes:DeprecationWarning",\n')
+    PYTEST_OPTIONS.put(folder, 'markers = ["slow: takes its time"]\n')
+    MYPY_FILES.put(folder, '    "scripts",\n')
+    MYPY_OPTIONS.put(folder, "show_column_numbers = true\n")
+    RUFF_RULES.put(folder, '    "DTZ005",\n')
+    RUFF_EXCEPTIONS.put(folder, '"scripts/*.py" = ["DTZ005"]\n')
+    write(folder, "scripts/report.py", "import datetime\n\nNOW = datetime.datetime.now()\n")
+
+
+# The first words are those of docs/reference/files.md.
+SEAMS: dict[str, Edit] = {
+    "a feature's router, a middleware, an error handler, a logger's level": add_feature,
+    "a setting": add_feature,
+    "a client, a cache or another resource of the process": add_feature,
+    "a table": add_feature,
+    "a package": add_packages,
+    "a tool's table in `pyproject.toml`, a task of poe": lambda folder: TABLES.put(
+        folder, '[tool.poe.tasks.report]\ncmd = "python scripts/report.py"\n\n[tool.reporter]\n'
+    ),
+    "an option of pytest, mypy or ruff": add_options,
+    "a step of `poe check`": lambda folder: STEPS_OF_CHECK.put(
+        folder, '    { cmd = "python -V" },\n'
+    ),
+    "a fixture": lambda folder: FIXTURES.put(
+        folder, '\n\n@pytest.fixture\ndef note() -> str:\n    return "Call back"\n'
+    ),
+    "a system package or a further file of the image": lambda folder: IMAGE.put(
+        folder, "COPY data data\n"
+    ),
+    "a file that the image may be built from": lambda folder: BUILT_FROM.put(folder, "!data/\n"),
+    "a file that git ignores": lambda folder: IGNORED.put(folder, ".idea/\n"),
+    "a service of Compose, a variable of one": lambda folder: write(
+        folder, "compose.override.yaml", "services:\n  cache:\n    image: valkey/valkey:9\n"
+    ),
+    "a step of the workflow": lambda folder: STEPS_OF_CI.put(
+        folder, "      - run: uv run poe report\n"
+    ),
+    "a section of the README": lambda folder: SECTIONS.put(folder, "## Notes\n\nKeep them.\n\n"),
+    "a rule for those who change the service": lambda folder: RULES.put(
+        folder, "\n- A note is kept for ever.\n"
+    ),
+}
+
+
+def delete_example(folder: Path) -> None:
+    shutil.rmtree(folder / "app/items")
+    (folder / "tests/test_items.py").unlink()
+    for migration in (folder / "migrations/versions").glob("*_create_items.py"):
+        migration.unlink()
+    features = folder / "app/features.py"
+    lines = features.read_text().splitlines(keepends=True)
+    features.write_text("".join(line for line in lines if "items" not in line))
+
+
+def rename_example(folder: Path) -> None:
+    """Call items the units of an inventory, and let them grow."""
+    (folder / "app/items").rename(folder / "app/inventory")
+    (folder / "tests/test_items.py").rename(folder / "tests/test_inventory.py")
+    for file in (*(folder / "app/inventory").glob("*.py"), folder / "app/features.py"):
+        text = file.read_text().replace("app.items", "app.inventory")
+        file.write_text(re.sub(r"\bItem\b", "Unit", text))
+    replace(folder / "app/inventory/routes.py", "MAX_LIMIT = 100", "MAX_LIMIT = 100\nMORE = True")
+
+
+def open_resource_in_lifespan(folder: Path) -> None:
+    write(folder, "app/cache.py", "def close_cache() -> None: ...\n")
+    lifespan = folder / "app/lifespan.py"
+    insert(lifespan, "\n", "from app.database import", "from app.cache import close_cache\n")
+    insert(lifespan, "\n", "        yield\n", "        stack.callback(close_cache)\n\n")
+
+
+EDITS: dict[str, Edit] = SEAMS | {
+    "the example is deleted": delete_example,
+    "the example is renamed and grown": rename_example,
+    "the lifespan opens another resource": open_resource_in_lifespan,
+    "a line of the log has another form": lambda folder: replace(
+        folder / "app/observability.py", "%(levelname)-7s", "%(levelname)-8s"
+    ),
+    "a setting has another default": lambda folder: replace(
+        folder / "app/settings.py", "NonNegativeInt = 10", "NonNegativeInt = 11"
+    ),
+    "the README begins with other words": lambda folder: insert(
+        folder / "README.md", "", "## Run\n", "Ask the notes' team first.\n\n"
+    ),
+    "the image has another port": lambda folder: replace(
+        folder / "Dockerfile", "EXPOSE 8000", "EXPOSE 8080"
+    ),
+    "Compose publishes another port": lambda folder: replace(
+        folder / "compose.yaml", "127.0.0.1:8000:8000", "127.0.0.1:9000:8000"
+    ),
+    "the workflow runs on another branch": lambda folder: replace(
+        folder / ".github/workflows/ci.yml", "[main]", "[main, develop]"
+    ),
+    "a test of the template is deleted": lambda folder: (folder / "tests/test_health.py").unlink(),
+}
+
+NAMES = {edit: name for name, edit in EDITS.items()}  # each edit once
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """An edit of a line that the next release changes as well."""
+
+    file: str
+    old: str
+    mine: str
+    theirs: str
+
+    def edit(self, folder: Path) -> None:
+        replace(folder / self.file, self.old, self.mine)
+
+
+CONFLICTS = {
+    "a package of the template's is removed or bounded otherwise": Conflict(
+        "pyproject.toml", '"uvloop>=0.22;', '"uvloop==0.22.1;', '"uvloop>=0.22.0;'
+    ),
+    "an import stands beside one that a release adds or changes": Conflict(
+        "app/main.py",
+        "import CORSMiddleware\n",
+        "import CORSMiddleware\nfrom starlette.middleware.sessions import SessionMiddleware\n",
+        "GZipMiddleware\n",
+    ),
+    "a default that a release changes has been changed": Conflict(
+        "app/settings.py", "1_048_576", "4_194_304", "2_097_152"
+    ),
+    "another base image, or another version of it": Conflict(
+        "Dockerfile",
+        "FROM python:3.14-slim AS",
+        "FROM python:3.13-slim AS",
+        "python:3.14.1-slim AS",
+    ),
+    "an action of the workflow has been raised": Conflict(
+        ".github/workflows/ci.yml", "setup-uv@20cf", "setup-uv@1111", "# v99"
+    ),
+    "a paragraph that a release words anew has been reworded": Conflict(
+        "README.md", "Commit first. The update", "Breathe first. The update", "An update"
+    ),
+    "a file that has moved was edited": Conflict(
+        "tests/test_transactions.py", "import pytest\n", "import pytest  # mine\n", "Moved to"
+    ),
+}
