@@ -21,6 +21,7 @@ from tests.services import (
     environment,
     git,
     open_database,
+    replace,
     text_files,
 )
 from tests.updates import (
@@ -42,7 +43,6 @@ from tests.updates import (
     expect,
     publish,
     releases,
-    replace,
     start,
     update,
     write,

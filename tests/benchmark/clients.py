@@ -45,13 +45,15 @@ async def connect(port: int) -> Client:
     return Client(*await asyncio.open_connection("127.0.0.1", port))
 
 
-async def send_all(clients: Iterable[Client], messages: Callable[[], bytes], count: int) -> None:
-    """Send `count` requests, by all clients at the same time."""
+async def send_all(
+    clients: Iterable[Client], message: bytes | Callable[[], bytes], count: int
+) -> None:
+    """Send `count` requests, by all clients at the same time: the same, or each made by a call."""
     left = iter(range(count))
 
     async def work(client: Client) -> None:
         for _ in left:
-            await client.send(messages())
+            await client.send(message if isinstance(message, bytes) else message())
 
     async with asyncio.TaskGroup() as group:
         for client in clients:

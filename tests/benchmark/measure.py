@@ -9,6 +9,7 @@ from base64 import urlsafe_b64encode
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -73,8 +74,8 @@ def port_of(server: Server) -> int:
     return port
 
 
-def cost(server: Server) -> dict[str, float]:
-    measured: dict[str, float] = server.client.get("/measured").json()
+def cost(server: Server, kind: str) -> float:
+    measured: float = server.client.get("/measured").json()[kind]
     return measured
 
 
@@ -138,18 +139,15 @@ def cpu(
             clients = {name: runner.run(connect(port_of(it))) for name, it in servers.items()}
             runner.run(send_all([clients["service"]], create, SEEDS))
             get = request("GET", post(servers["service"].client))
-            messages: dict[str, Callable[[], bytes]] = {
-                "get": lambda get=get: get,
-                "list": lambda: LIST,
-                "post": create,
-                "live": lambda: LIVE,
-            }
+            same = {"get": get, "list": LIST, "live": LIVE}
             for number in range(-1, rounds):
                 for kind, count in COUNTS.items():
                     for name, client in clients.items():
-                        before = cost(servers[name])["cpu_seconds"]
-                        runner.run(send_all([client], messages[kind], count))
-                        seconds = cost(servers[name])["cpu_seconds"] - before
+                        before = cost(servers[name], "cpu_seconds")
+                        runner.run(
+                            send_all([client], create if kind == "post" else same[kind], count)
+                        )
+                        seconds = cost(servers[name], "cpu_seconds") - before
                         if number >= 0:  # the one before is there to warm up
                             samples[kind][name].append(seconds / count)
                 if number >= 0:
@@ -194,7 +192,7 @@ def round_trips(service: Service, database: PostgreSQLDatabase) -> dict[str, dic
             open_proxy(database.socket) as proxy,
             serve(service, name, database, proxy) as server,
         ):
-            counted[name] = used_by(server.client, lambda proxy=proxy: proxy.round_trips)
+            counted[name] = used_by(server.client, partial(getattr, proxy, "round_trips"))
     return counted
 
 
@@ -206,9 +204,7 @@ def thread_hops(service: Service, database: SQLiteDatabase) -> dict[str, dict[st
             emptied(database),
             serve(service, name, database, MEASURED_THREAD_HOPS="1") as server,
         ):
-            counted[name] = used_by(
-                server.client, lambda server=server: cost(server)["thread_hops"]
-            )
+            counted[name] = used_by(server.client, partial(cost, server, "thread_hops"))
     return counted
 
 
@@ -256,7 +252,7 @@ def far_page(service: Service, database: Database, rounds: int) -> float:
 
             def seconds(message: bytes) -> float:
                 start = time.perf_counter()
-                runner.run(send_all([client], lambda: message, 20))
+                runner.run(send_all([client], message, 20))
                 return time.perf_counter() - start
 
             near, far = page(10), page(ROWS - 200)
@@ -291,10 +287,10 @@ def pool_use(service: Service, database: PostgreSQLDatabase) -> dict[str, float]
 async def use(server: Server, message: bytes, count: int) -> float:
     """Return how many connections are in use on average."""
     clients: list[Client] = [await connect(port_of(server)) for _ in range(count)]
-    await send_all(clients, lambda: message, 2 * count)
-    before, start = cost(server)["connection_seconds"], time.perf_counter()
-    await send_all(clients, lambda: message, 3000)
+    await send_all(clients, message, 2 * count)
+    before, start = cost(server, "connection_seconds"), time.perf_counter()
+    await send_all(clients, message, 3000)
     elapsed = time.perf_counter() - start
     for client in clients:
         client.writer.close()
-    return (cost(server)["connection_seconds"] - before) / elapsed
+    return (cost(server, "connection_seconds") - before) / elapsed

@@ -21,7 +21,7 @@ class CountingQueue(queue.SimpleQueue[Any]):
 def count_thread_hops() -> None:
     import aiosqlite.core
 
-    aiosqlite.core.SimpleQueue = CountingQueue  # type: ignore[attr-defined]
+    aiosqlite.core.SimpleQueue = CountingQueue
 
 
 def time_connections() -> None:
