@@ -33,7 +33,8 @@ class Reader:
     session. Build the statement once, as a constant, and pass what varies as parameters.
     """
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, isolation_level: str) -> None:
+        self._isolation_level = isolation_level
         self._engine = engine.sync_engine
         self._dialect = engine.dialect
 
@@ -58,7 +59,7 @@ class Reader:
         with self._engine.connect() as connection:
             # What `execution_options(isolation_level=…)` does, without the cost of its events.
             pooled: Any = connection.connection.dbapi_connection
-            self._dialect.set_isolation_level(pooled, "AUTOCOMMIT")
+            self._dialect.set_isolation_level(pooled, self._isolation_level)
             try:
                 return connection.execute(statement, values).all()
             finally:

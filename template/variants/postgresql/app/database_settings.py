@@ -37,6 +37,10 @@ class DatabaseSettings(BaseSettings):
     database_connect_timeout: Seconds = 3
     database_command_timeout: Seconds = 5
 
+    # A PgBouncer in transaction mode is in between: each transaction may run on another connection
+    # of the server, where nothing is prepared and no parameter is set.
+    database_pooler: bool = False
+
     @model_validator(mode="after")
     def check(self) -> Self:
         parts = ("database_host", "database_user", "database_name", "database_password")
@@ -64,11 +68,20 @@ class DatabaseSettings(BaseSettings):
         return url.set(host=host, port=port)
 
     @property
+    def reader_isolation_level(self) -> str:
+        """What reads run with: one round trip, or a transaction, which a pooler keeps together."""
+        return "READ COMMITTED" if self.database_pooler else "AUTOCOMMIT"
+
+    @property
     def connect_args(self) -> dict[str, Any]:
         """What `asyncpg.connect` gets beside the URL."""
-        return {
+        limits = {
             "timeout": self.database_connect_timeout,
             "command_timeout": self.database_command_timeout,
+        }
+        if self.database_pooler:
+            return limits | {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+        return limits | {
             "server_settings": {
                 "application_name": NAME,
                 # The server gives up as well: what nobody waits for keeps no locks. Milliseconds.

@@ -35,6 +35,11 @@ class DatabaseSettings(BaseSettings):
         return parse(self.database_url)
 
     @property
+    def reader_isolation_level(self) -> str:
+        """What reads run with: outside a transaction, they take no lock."""
+        return "AUTOCOMMIT"
+
+    @property
     def connect_args(self) -> dict[str, Any]:
         """What `sqlite3.connect` gets beside the file's name."""
         return {"timeout": self.database_command_timeout}
