@@ -16,6 +16,7 @@ from tests.services import (
     START_TIMEOUT,
     Database,
     Service,
+    SQLiteDatabase,
     environment,
     free_port,
     git,
@@ -95,6 +96,11 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(
         assert "Traceback" not in done.stdout
         return done.returncode, done.stdout
 
+    if isinstance(database, SQLiteDatabase):
+        code, missing = doctor()
+        assert code == 1
+        assert "does not answer" in missing
+        database.path.touch()
     code, unmigrated = doctor()
     assert code == 1
     assert "WRONG schema    behind; run alembic upgrade head" in unmigrated

@@ -436,7 +436,13 @@ def test_another_name_changes_what_people_read_and_nothing_else(
 
     assert files(folder) == files(fresh)
     changed = git(folder, "diff", "--name-only").split()
-    assert changed == [".copier-answers.yml", "README.md", "app/__init__.py", "pyproject.toml"]
+    assert changed == [
+        ".copier-answers.yml",
+        ".devcontainer/devcontainer.json",
+        "README.md",
+        "app/__init__.py",
+        "pyproject.toml",
+    ]
     assert set(shown.splitlines()) <= set(said.splitlines())
     assert 'name = "order-desk"' in (folder / "uv.lock").read_text()
 
@@ -448,6 +454,7 @@ def test_a_new_title_alone_keeps_the_slug(template: Path, tmp_path: Path) -> Non
 
     assert git(folder, "diff", "--name-only").split() == [
         ".copier-answers.yml",
+        ".devcontainer/devcontainer.json",
         "README.md",
         "app/__init__.py",
     ]

@@ -281,7 +281,7 @@ def check_clean(folder: Path) -> None:
     git(folder, "diff", "--check")
     for name, text in text_files(folder).items():
         assert not name.endswith((".rej", ".orig"))
-        assert "<<<<<<<" not in text, name
+        assert "\n<<<<<<< " not in f"\n{text}", name
 
 
 def is_copied_once(name: str) -> bool:
