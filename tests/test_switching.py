@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Database, Service, git, open_database, render
+from tests.services import Database, Service, SQLiteDatabase, git, open_database, render
 from tests.test_docs import BLOCK, DOCS
 
 PAGE = BLOCK.findall((DOCS / "how-to/switch-databases.md").read_text())
@@ -348,6 +348,8 @@ def test_rows_are_moved_all_or_none_and_only_into_an_empty_migrated_database(
             done = service.run(*command, variables=target.variables | variables, check=False)
             return done.returncode, done.stdout
 
+        if isinstance(target, SQLiteDatabase):
+            target.path.touch()
         code, said = move()
         assert code == 1
         assert "at different migrations" in said

@@ -5,6 +5,7 @@ from typing import Annotated, Any, TypeVarTuple
 
 from fastapi import Depends, Request
 from sqlalchemy import Row, Select
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
@@ -33,7 +34,7 @@ class Reader:
     session. Build the statement once, as a constant, and pass what varies as parameters.
     """
 
-    def __init__(self, engine: AsyncEngine, isolation_level: str) -> None:
+    def __init__(self, engine: AsyncEngine, isolation_level: IsolationLevel) -> None:
         self._isolation_level = isolation_level
         self._engine = engine.sync_engine
         self._dialect = engine.dialect

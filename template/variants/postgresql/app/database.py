@@ -81,10 +81,12 @@ class Dialect(PGDialect_asyncpg):
         # Refused, unknown host, timed out: asyncpg lets the operating system's errors through,
         # and no `except SQLAlchemyError` would see them.
         try:
-            return super().connect(*args, connection_class=Connection, **options)
+            connection: Any = super().connect(*args, connection_class=Connection, **options)
         except OSError as error:
             reason = str(error) or "timed out"
             raise self.loaded_dbapi.OperationalError(reason, error) from error
+        connection.driver_connection.good_at = time.monotonic()
+        return connection  # type: ignore[no-any-return]
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         """Say whether a connection is still good, which the pool asks at every checkout.

@@ -8,6 +8,7 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
 from sqlalchemy.dialects import registry
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import ArgumentError
 
 from app import NAME
@@ -68,7 +69,7 @@ class DatabaseSettings(BaseSettings):
         return url.set(host=host, port=port)
 
     @property
-    def reader_isolation_level(self) -> str:
+    def reader_isolation_level(self) -> IsolationLevel:
         """What reads run with: one round trip, or a transaction, which a pooler keeps together."""
         return "READ COMMITTED" if self.database_pooler else "AUTOCOMMIT"
 

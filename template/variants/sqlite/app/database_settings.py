@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
 from sqlalchemy.dialects import registry
+from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import ArgumentError
 
 EXAMPLE = "sqlite+aiosqlite:///./app.db"
@@ -35,7 +36,7 @@ class DatabaseSettings(BaseSettings):
         return parse(self.database_url)
 
     @property
-    def reader_isolation_level(self) -> str:
+    def reader_isolation_level(self) -> IsolationLevel:
         """What reads run with: outside a transaction, they take no lock."""
         return "AUTOCOMMIT"
 
