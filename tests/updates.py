@@ -181,7 +181,7 @@ class Place:
 
 OWN = "# The service's own:\n"
 
-PACKAGES = Place("pyproject.toml", f"    {OWN}", "]\n\n[dependency-groups]\n")
+PACKAGES = Place("pyproject.toml", f"    {OWN}", "]\n\n[project.optional-dependencies]\n")
 DEVELOPMENT_PACKAGES = Place("pyproject.toml", f"    {OWN}", "]\n\n[tool.uv]\n")
 STEPS_OF_CHECK = Place("pyproject.toml", '    { cmd = "pytest" },\n', "]\n")
 MYPY_FILES = Place("pyproject.toml", '    "tests",\n', "]\n")
