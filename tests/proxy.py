@@ -31,6 +31,7 @@ class Proxy:
         self._tls = tls
         self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._states: list[dict[str, bool]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -46,6 +47,11 @@ class Proxy:
     def settle(self) -> None:
         """Pass on what has arrived, the ends of connections too."""
         self._run(self._settle())
+
+    def forget(self) -> None:
+        """Let nothing through on the connections of now, as a firewall that has forgotten them."""
+        for state in self._states:
+            state["lost"] = True
 
     def cut(self) -> None:
         self._run(self._cut())
@@ -89,6 +95,7 @@ class Proxy:
         # Bytes that were swallowed don't come back: such a connection stays silent, as behind a
         # firewall that has forgotten it.
         state = {"lost": False, "asked": False}
+        self._states.append(state)
         with suppress(OSError, asyncio.IncompleteReadError):
             if self._tls is not None and await reader.readexactly(8) == SSL_REQUEST:
                 writer.write(b"S")

@@ -1,5 +1,6 @@
 """The documentation says what is so: its tables are compared with the code, its tutorial is typed."""
 
+import json
 import re
 import shutil
 import signal
@@ -11,6 +12,7 @@ import httpx2
 import pytest
 import yaml
 
+from tests.benchmark import report
 from tests.services import (
     REPOSITORY,
     START_TIMEOUT,
@@ -117,6 +119,13 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
 
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_tables_of_the_benchmark_are_its_figures() -> None:
+    page = (DOCS / "explanation/performance.md").read_text()
+    figures = json.loads((DOCS / "explanation/benchmark.json").read_text())
+
+    assert report.with_tables(page, figures) == page
 
 
 def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None:

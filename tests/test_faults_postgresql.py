@@ -199,6 +199,20 @@ def test_connections_that_the_server_ended_are_replaced_unnoticed(
         assert set(pool.map(request, range(140, 150))) == {200, 201}
 
 
+def test_a_link_that_has_died_silently_is_replaced_unnoticed(
+    service: Service, place: Place
+) -> None:
+    with serve(service, place) as server:
+        assert server.client.get("/items").status_code == 200
+        for method, status in (("GET", 200), ("POST", 201)):
+            time.sleep(1.1)  # one that was used a moment ago is not tested
+            place.proxy.forget()
+            start = time.monotonic()
+            body = {"name": "a"} if method == "POST" else None
+            assert server.client.request(method, "/items", json=body).status_code == status
+            assert time.monotonic() - start < 1 + MARGIN
+
+
 def test_a_restart_of_the_server_under_load_is_503_only_while_it_lasts(
     service: Service, place: Place
 ) -> None:
