@@ -167,6 +167,7 @@ def used_by(client: httpx2.Client, read: Callable[[], float]) -> dict[str, float
             time.sleep(idle)
             before = read()
             client.request(method, target, json=sent).raise_for_status()
+            time.sleep(0.05)  # for what comes after the response
             grown = read() - before
         return grown
 

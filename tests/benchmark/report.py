@@ -209,7 +209,7 @@ def plot(figures: dict[str, Any], theme: str) -> None:
         "xtick.color": text,
         "ytick.color": text,
     }
-    databases = list(figures["ratios"])
+    databases = list(DATABASES)
     figure, axes = pyplot.subplots(
         1, len(databases), figsize=(9, 3), sharex=True, layout="constrained", squeeze=False
     )
@@ -228,8 +228,10 @@ def plot(figures: dict[str, Any], theme: str) -> None:
         axis.axvline(1, color=text, linewidth=1, linestyle=":")
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
-        axis.set_xlim(0, 8)
+        axis.set_xlim(0, 9)
     figure.supxlabel("CPU of a request; 1 is the bare driver")
-    axes[0][0].legend(frameon=False, loc="lower right")
+    figure.legend(
+        *axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2
+    )
     figure.savefig(FIGURES.with_name(f"benchmark-{theme}.svg"), transparent=True)
     pyplot.close(figure)

@@ -9,12 +9,15 @@ from app.items.schemas import ItemCreate, ItemPage, ItemRead
 from app.settings import load_settings
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from sqlalchemy import select
+from sqlalchemy.dialects import registry
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    engine = create_async_engine(load_settings().driver_url, pool_pre_ping=True)
+    url = load_settings().driver_url
+    registry.deregister(url.drivername.replace("+", "."))  # the service's dialect
+    engine = create_async_engine(url, pool_pre_ping=True)
     app.state.sessionmaker = async_sessionmaker(engine, expire_on_commit=False)
     yield
     await engine.dispose()
