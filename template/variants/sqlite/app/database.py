@@ -5,6 +5,7 @@ import datetime
 import logging
 import os
 import sqlite3
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -124,7 +125,8 @@ class Dialect(SQLiteDialect_aiosqlite):
             error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
             raise error
         # By itself, the driver would begin a transaction no sooner than with its first write.
-        connection: Any = super().connect(path, isolation_level=None, **options)
+        uri = f"{Path(path).absolute().as_uri()}?mode=rw"  # should it go missing just now
+        connection: Any = super().connect(uri, uri=True, isolation_level=None, **options)
         opened = connection.driver_connection
         await_only(opened.execute("PRAGMA foreign_keys = ON"))
         await_only(opened.execute("PRAGMA synchronous = NORMAL"))  # safe with the write-ahead log
