@@ -15,7 +15,15 @@ import yaml
 
 from tests.containers import Image, NoNamespacesError, process_1
 from tests.proxy import open_proxy
-from tests.services import Database, PostgreSQLDatabase, Service, SQLiteDatabase, wait_for
+from tests.services import (
+    DATABASES,
+    Database,
+    PostgreSQLDatabase,
+    Service,
+    SQLiteDatabase,
+    wait_for,
+)
+from tests.test_docs import DOCS
 
 GRACE = 30  # seconds: compose.yaml's, and Kubernetes' unless told otherwise
 
@@ -88,6 +96,19 @@ def test_the_image_holds_what_the_service_needs_and_no_more(image: Image) -> Non
     assert not image.shell("find image -name uv -o -name uv.lock -o -name '.env*'", mounted=False)
 
 
+def test_the_layers_are_about_as_large_as_the_page_says(image: Image, database_name: str) -> None:
+    page = (DOCS / "how-to/docker.md").read_text()
+    rows = re.findall(r"^\| (`.*) \|.*\| (.*) MB \| (.*) MB \|$", page, re.MULTILINE)
+
+    assert len(rows) == 2
+    for names, *sizes in rows:
+        documented = float(sizes[DATABASES.index(database_name)])
+        files = " ".join(re.findall("`(.*?)`", names))
+        script = f"cd image{image.workdir} && du -cb {files} | tail -n 1"
+        size = int(image.shell(script, mounted=False).split()[0]) / 1e6
+        assert documented * 0.5 < size < documented * 1.25, names
+
+
 def status(process: psutil.Process) -> dict[str, list[str]]:
     """Return what the kernel says of a process."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
@@ -104,6 +125,7 @@ def test_a_container_is_an_ordinary_user_who_can_write_nowhere_but_to_its_volume
         runs_as = status(process_1(server))
         assert runs_as["Uid"] == ["10001"] * 4
         assert int(runs_as["CapEff"][0], base=16) == 0
+        assert process_1(server).memory_info().rss < 128 * 2**20
         check = image.at(str(server.client.base_url.port), image.healthcheck)
         assert image.run(check, {}, {}).returncode == 0
 

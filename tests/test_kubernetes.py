@@ -1,0 +1,180 @@
+"""The manifests of the how-to: of Kubernetes' form, and in agreement with the image and its code."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate  # type: ignore[import-untyped]
+import pytest
+import yaml
+
+from tests.containers import instructions
+from tests.services import REPOSITORY, Service
+from tests.test_docs import BLOCK, DOCS
+
+TEMPLATE = REPOSITORY / "template"
+PAGE = (DOCS / "how-to/kubernetes.md").read_text()
+BLOCKS = {"sqlite": ["sqlite"], "postgresql": ["secret", "migrate", "service"]}
+
+
+def manifests(database: str) -> dict[str, Any]:
+    """Return what the page has for a database, by kind."""
+    titled = {title: text for _, title, text in BLOCK.findall(PAGE)}
+    documents = [
+        document
+        for name in BLOCKS[database]
+        for document in yaml.safe_load_all(titled[f' title="{name}"'])
+    ]
+    return {document["kind"]: document for document in documents}
+
+
+@pytest.fixture
+def pods(database_name: str) -> dict[str, Any]:
+    """The pods' specifications, by kind of what makes them."""
+    return {
+        kind: manifest["spec"]["template"]["spec"]
+        for kind, manifest in manifests(database_name).items()
+        if kind in ("Deployment", "Job")
+    }
+
+
+@pytest.fixture
+def variant(database_name: str) -> Path:
+    return TEMPLATE / "variants" / database_name
+
+
+@pytest.fixture
+def image(variant: Path) -> dict[str, str]:
+    """The Dockerfile's last words, by instruction."""
+    return dict(instructions(variant / "Dockerfile"))
+
+
+def containers(pods: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for pod in pods.values():
+        yield from pod.get("initContainers", [])
+        yield from pod["containers"]
+
+
+def constant(module: str, name: str) -> float:
+    [value] = re.findall(rf"^{name} = ([\d.]+)", (TEMPLATE / module).read_text(), re.MULTILINE)
+    return float(value)
+
+
+def test_every_manifest_has_kubernetes_form() -> None:
+    blocks = [text for language, _, text in BLOCK.findall(PAGE) if language == "yaml"]
+    documents = [document for text in blocks for document in yaml.safe_load_all(text)]
+
+    assert len(blocks) == sum(map(len, BLOCKS.values()))
+    for document in documents:
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+def test_a_pod_has_the_time_that_its_end_may_take(
+    pods: dict[str, Any], image: dict[str, str]
+) -> None:
+    pod = pods["Deployment"]
+    [app] = pod["containers"]
+    [graceful] = re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', image["CMD"])
+    steps = [
+        app["lifecycle"]["preStop"]["sleep"]["seconds"],
+        float(graceful),
+        constant("app/telemetry.py", "SHUTDOWN_TIMEOUT"),
+        constant("app/lifespan.py", "DISPOSE_TIMEOUT"),
+    ]
+    documented = re.findall(r"^\| [a-z`].* \| (\d+) \|$", PAGE, re.MULTILINE)
+
+    assert list(map(float, documented)) == steps
+    assert f"takes {sum(steps):.0f} s at the most" in PAGE
+    assert f"waits for {pod['terminationGracePeriodSeconds']}" in PAGE
+    assert pod["terminationGracePeriodSeconds"] > sum(steps)
+
+
+def test_probes_ask_what_the_service_has_and_wait_for_its_answer(
+    pods: dict[str, Any], image: dict[str, str]
+) -> None:
+    [app] = pods["Deployment"]["containers"]
+    health = (TEMPLATE / "app/health.py").read_text()
+    [port] = app["ports"]
+
+    assert str(port["containerPort"]) == image["EXPOSE"]
+    assert f'"--port", "{port["containerPort"]}"' in image["CMD"]
+    for probe, path in [("startup", "live"), ("liveness", "live"), ("readiness", "ready")]:
+        asked = app[f"{probe}Probe"]["httpGet"]
+        assert asked == {"path": f"/health/{path}", "port": port["name"]}
+        assert f'@router.get("/{path}"' in health
+    patience = constant("app/health.py", "READY_TIMEOUT")
+    assert app["readinessProbe"]["timeoutSeconds"] > patience
+
+
+def test_every_container_runs_as_the_image_does_with_no_rights(
+    pods: dict[str, Any], image: dict[str, str]
+) -> None:
+    user = int(image["USER"])  # a number, or runAsNonRoot could not be checked
+
+    assert user > 0
+    for pod in pods.values():
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"].get("fsGroup", user) == user
+        assert pod["automountServiceAccountToken"] is False
+    for container in containers(pods):
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert container["resources"]["limits"].keys() == {"memory"}
+
+
+def test_migrations_are_a_step_of_their_own(pods: dict[str, Any], variant: Path) -> None:
+    compose = yaml.safe_load((variant / "compose.yaml").read_text())["services"]["migrate"]
+    [app] = pods["Deployment"]["containers"]
+    [migrate] = [container for container in containers(pods) if container["name"] == "migrate"]
+
+    assert migrate["command"] == compose["command"]
+    for name in ("image", "envFrom", "volumeMounts"):
+        assert migrate.get(name) == app.get(name)
+
+
+def test_sqlite_is_one_replica_on_its_volume() -> None:
+    found = manifests("sqlite")
+    deployment = found["Deployment"]["spec"]
+    pod = deployment["template"]["spec"]
+    [mount] = pod["containers"][0]["volumeMounts"]
+    [volume] = pod["volumes"]
+    dockerfile = (TEMPLATE / "variants/sqlite/Dockerfile").read_text()
+
+    assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
+    assert f"DATABASE_URL=sqlite+aiosqlite:///{mount['mountPath']}/" in dockerfile
+    assert mount["name"] == volume["name"]
+    assert (
+        volume["persistentVolumeClaim"]["claimName"]
+        == (found["PersistentVolumeClaim"]["metadata"]["name"])
+    )
+    assert "PodDisruptionBudget" not in found
+
+
+def test_whatever_selects_pods_selects_the_deployments(database_name: str) -> None:
+    found = manifests(database_name)
+    labels = found["Deployment"]["spec"]["template"]["metadata"]["labels"]
+
+    assert found["Service"]["spec"]["selector"] == labels
+    assert found["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    if "PodDisruptionBudget" in found:
+        assert found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+        budget = found["PodDisruptionBudget"]["spec"]["maxUnavailable"]
+        assert found["Deployment"]["spec"]["replicas"] > budget
+
+
+def test_a_variable_that_kubernetes_makes_of_a_service_would_be_refused(
+    pods: dict[str, Any], service: Service
+) -> None:
+    assert all(pod["enableServiceLinks"] is False for pod in pods.values())
+    if service.database == "sqlite":
+        return
+    variables = {"DATABASE_URL": "postgresql://u@h/n", "DATABASE_PORT": "tcp://10.0.0.1:5432"}
+    command = ("uv", "run", "--no-sync", "python", "-c", "import app.main")
+
+    refused = service.run(*command, variables=variables, check=False)
+
+    assert (refused.returncode, "DATABASE_PORT" in refused.stdout) == (1, True)
