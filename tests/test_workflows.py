@@ -1,11 +1,14 @@
 """What GitHub runs, for the services and for the template: linted, and its steps taken here."""
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -33,6 +36,7 @@ CHANGELOG = """\
 
 - Before.
 """
+ADVISORY = {"id": "GHSA-0000-0000-0000", "modified": "2026-01-01T00:00:00Z"}
 GH = """\
 #!/bin/sh
 test -n "$GH_TOKEN" || exit 4
@@ -334,6 +338,111 @@ def test_a_service_that_deleted_the_workflow_does_not_get_it_back(
 
     assert "1002.0.0" in (origin / ".copier-answers.yml").read_text()
     assert not (origin / ".github/workflows/update.yml").exists()
+
+
+# Checks, the image and audits ---------------------------------------------------------------------
+
+
+class Advisories(BaseHTTPRequestHandler):
+    """What OSV says: there is one, of the package `bad`."""
+
+    bad = ""
+
+    def do_POST(self) -> None:
+        queries = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
+        found = [query["package"]["name"] == self.bad for query in queries]
+        self.answer({"results": [{"vulns": [ADVISORY]} if bad else {} for bad in found]})
+
+    def do_GET(self) -> None:
+        self.answer(ADVISORY | {"affected": []})
+
+    def answer(self, value: dict[str, Any]) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@pytest.fixture
+def advisories() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
+        thread = Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def scripts(workflow: Path) -> dict[str, list[str]]:
+    """Return what each job of GitHub's types."""
+    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    return {
+        name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()
+    }
+
+
+def test_an_audit_fails_on_a_known_vulnerability_or_an_unsafe_workflow(
+    service: Service, advisories: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = service.copy(tmp_path / "service")
+    workflow = service.folder / ".github/workflows/ci.yml"
+    packages, workflows = (line.split() for line in scripts(workflow)["audit"])
+    packages += ["--service-url", advisories]
+
+    assert "no known vulnerabilities" in service.run(*packages).stdout
+    service.run(*workflows)
+
+    monkeypatch.setattr(Advisories, "bad", "uvicorn")
+    workflow.write_text(re.sub("@[0-9a-f]{40} # ", "@", workflow.read_text()))
+    vulnerable = service.run(*packages, check=False)
+    assert (vulnerable.returncode, ADVISORY["id"] in vulnerable.stdout) == (1, True)
+    assert "unpinned-uses" in service.run(*workflows, check=False).stdout
+
+
+def gitlab_blocks() -> list[str]:
+    page = (DOCS / "how-to/gitlab-ci.md").read_text()
+    return [text for language, _, text in BLOCK.findall(page) if language == "yaml"]
+
+
+def test_gitlab_takes_the_recipe(tmp_path: Path) -> None:
+    for number, text in enumerate(gitlab_blocks()):
+        (tmp_path / f"{number}.yml").write_text(text)
+
+    assert check_schema("gitlab-ci", *sorted(tmp_path.glob("*.yml"))) == ""
+
+
+def test_gitlab_runs_what_github_runs(template: Path, service: Service) -> None:
+    recipe = yaml.safe_load(gitlab_blocks()[0])
+    github = scripts(template / "template/.github/workflows/ci.yml")
+    [own] = [line for line in github["audit"] if ".github" in line]
+    github["audit"].remove(own)
+
+    assert [recipe[name]["script"] for name in ("check", "build", "audit")] == [*github.values()]
+    dockerfile = (service.folder / "Dockerfile").read_text()
+    [uv] = re.findall(r"^FROM ghcr.io/astral-sh/(uv:\S+)", dockerfile, re.MULTILINE)
+    [python] = re.findall(r"^FROM (python:[\d.]+)-slim$", dockerfile, re.MULTILINE)
+    image = f"ghcr.io/astral-sh/{uv}-{python.replace(':', '')}-trixie-slim"
+    assert recipe["default"]["image"] == image
+
+
+def test_gitlabs_jobs_pass_in_a_fresh_service(
+    template: Path, database_name: str, tmp_path: Path
+) -> None:
+    folder = render(template, tmp_path / "service", database=database_name)
+    for test in folder.glob("tests/test_*.py"):
+        if test.name != "test_health.py":  # test_checks.py runs them all
+            test.unlink()
+    service = Service(folder, database_name)
+    check = yaml.safe_load(gitlab_blocks()[0])["check"]
+    service.run("uv", "lock", "--quiet")
+    kept = subprocess.check_output(["uv", "cache", "dir"], text=True).strip()
+    variables = check["variables"] | {"UV_CACHE_DIR": kept}
+
+    for line in check["script"]:
+        service.run("sh", "-c", line, variables=variables)
 
 
 # An update by hand --------------------------------------------------------------------------------
