@@ -128,6 +128,8 @@ def test_a_container_is_an_ordinary_user_who_can_write_nowhere_but_to_its_volume
         assert process_1(server).memory_info().rss < 128 * 2**20
         check = image.at(str(server.client.base_url.port), image.healthcheck)
         assert image.run(check, {}, {}).returncode == 0
+        doctor = ["python", "-m", "app.doctor"]
+        assert image.run(doctor, migrated.mounts, migrated.variables).returncode == 0
 
         process_1(server).send_signal(signal.SIGTERM)
         server.process.wait(GRACE)

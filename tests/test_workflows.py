@@ -77,6 +77,14 @@ def check_schema(schema: str, *files: Path) -> str:
     return lint("check-jsonschema", "--builtin-schema", f"vendor.{schema}", *files)
 
 
+def typed(workflow: Path) -> dict[str, list[str]]:
+    """Return what each job of GitHub's types."""
+    jobs = yaml.safe_load(workflow.read_text())["jobs"]
+    return {
+        name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()
+    }
+
+
 def test_no_workflow_is_open_to_attack(linted: Path) -> None:
     assert lint("zizmor", "--offline", "--quiet", linted / ".github") == ""
 
@@ -97,6 +105,18 @@ def test_the_compose_file_and_the_dockerfile_are_in_order(linted: Path) -> None:
     if sys.platform == "win32":
         pytest.skip("hadolint has no wheel for Windows")
     assert lint("hadolint", "--failure-threshold", "info", linted / "Dockerfile") == ""
+
+
+def test_every_shell_script_is_in_order(linted: Path, tmp_path: Path) -> None:
+    scripts = [*linted.glob(".ci/*")]
+    for workflow in (linted / ".github/workflows").glob("*.yml"):
+        for job, lines in typed(workflow).items():
+            script = tmp_path / f"{workflow.stem}-{job}.sh"
+            script.write_text("\n".join(["set -eo pipefail", *lines]))  # as GitHub runs them
+            scripts.append(script)
+
+    assert scripts
+    assert lint("shellcheck", "--shell", "bash", *scripts) == ""
 
 
 def test_each_action_is_pinned_to_the_same_commit_everywhere(template: Path) -> None:
@@ -376,20 +396,12 @@ def advisories() -> Iterator[str]:
         thread.join()
 
 
-def scripts(workflow: Path) -> dict[str, list[str]]:
-    """Return what each job of GitHub's types."""
-    jobs = yaml.safe_load(workflow.read_text())["jobs"]
-    return {
-        name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()
-    }
-
-
 def test_an_audit_fails_on_a_known_vulnerability_or_an_unsafe_workflow(
     service: Service, advisories: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = service.copy(tmp_path / "service")
     workflow = service.folder / ".github/workflows/ci.yml"
-    packages, workflows = (line.split() for line in scripts(workflow)["audit"])
+    packages, workflows = (line.split() for line in typed(workflow)["audit"])
     packages += ["--service-url", advisories]
 
     assert "no known vulnerabilities" in service.run(*packages).stdout
@@ -416,7 +428,7 @@ def test_gitlab_takes_the_recipe(tmp_path: Path) -> None:
 
 def test_gitlab_runs_what_github_runs(template: Path, service: Service) -> None:
     recipe = yaml.safe_load(gitlab_blocks()[0])
-    github = scripts(template / "template/.github/workflows/ci.yml")
+    github = typed(template / "template/.github/workflows/ci.yml")
     [own] = [line for line in github["audit"] if ".github" in line]
     github["audit"].remove(own)
 
