@@ -578,7 +578,10 @@ CONFLICTS = {
         "python:3.14.1-slim AS",
     ),
     "an action of the workflow has been raised": Conflict(
-        ".github/workflows/ci.yml", "setup-uv@20cf", "setup-uv@1111", "# v99"
+        ".github/workflows/ci.yml",
+        'UV_LOCKED: "1"\n    steps:\n      - uses: actions/checkout@3d3c',
+        'UV_LOCKED: "1"\n    steps:\n      - uses: actions/checkout@1111',
+        "# v99",
     ),
     "a paragraph that a release words anew has been reworded": Conflict(
         "README.md", "Commit first. The update", "Breathe first. The update", "An update"
