@@ -3,6 +3,7 @@
     python3 dev.py new               a service on SQLite, served on http://127.0.0.1:8000
     python3 dev.py new postgresql    the same on a PostgreSQL of its own
     python3 dev.py test              all tests; further words are pytest's
+    python3 dev.py docs              the documentation, served on http://127.0.0.1:8000
     python3 dev.py benchmark         what a request costs, beside the bare driver
 
 uv does the work: yours, or one that is installed into .uv/ here.
@@ -59,6 +60,12 @@ def test(options: list[str]) -> NoReturn:
     replace_this_process(find_uv(), "run", "pytest", *options, folder=HERE)
 
 
+def docs(options: list[str]) -> NoReturn:
+    serve = [find_uv(), "run", "--only-group", "docs", "zensical", "serve"]
+    site = ["--config-file", "docs/zensical.toml", "--dev-addr", "127.0.0.1:8000"]
+    replace_this_process(*serve, *site, *options, folder=HERE)
+
+
 def benchmark(options: list[str]) -> NoReturn:
     run = [find_uv(), "run", "--group", "benchmark", "python", "-m", "tests.benchmark"]
     replace_this_process(*run, *options, folder=HERE)
@@ -79,6 +86,7 @@ if __name__ == "__main__":
     )
     create.add_argument("--port", type=int, default=8000)
     commands.add_parser("test", help="run all tests", add_help=False)
+    commands.add_parser("docs", help="serve the documentation", add_help=False)
     commands.add_parser("benchmark", help="measure what a request costs", add_help=False)
     arguments, further = parser.parse_known_args()
     os.environ.pop("VIRTUAL_ENV", None)
@@ -86,6 +94,8 @@ if __name__ == "__main__":
     os.environ.setdefault("UV_SYSTEM_CERTS", "true")  # a company's own, where it has some
     if arguments.command == "test":
         test(further)
+    if arguments.command == "docs":
+        docs(further)
     if arguments.command == "benchmark":
         benchmark(further)
     if further:
