@@ -28,6 +28,7 @@ from tests.services import (
 from tests.updates import NEXT, WORKING_TREE, check_clean, commit, start, update
 
 DOCS = REPOSITORY / "docs"
+PAGES = sorted([*DOCS.rglob("*.md"), *REPOSITORY.glob("*.md")])
 BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -112,9 +113,7 @@ def test_every_question_is_documented_with_its_default(template: Path, tmp_path:
         assert rows[name][0] == f"`{answers[name]}`"
 
 
-@pytest.mark.parametrize(
-    "page", sorted([*DOCS.rglob("*.md"), *REPOSITORY.glob("*.md")]), ids=lambda page: page.name
-)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
 
@@ -138,6 +137,42 @@ def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None
         names = re.findall(r"`(test_\w+)`", shown)
         assert names or re.match(r"none: \w", shown), shown
         assert set(names) <= tests
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= names_of_tests()
+
+
+def test_every_time_limit_is_explained_with_its_default(
+    template: Path, database_name: str, tmp_path: Path
+) -> None:
+    files = text_files(render(template, tmp_path / "service", database=database_name))
+    page = (DOCS / "explanation/timeouts.md").read_text()
+    other = {"sqlite": "PostgreSQL", "postgresql": "SQLite"}[database_name]
+    explained = {}
+    for name, database, seconds, file in re.findall(
+        r"^\| `([^`]+)` \| (\w+) \| (\d+) s \| `([^`]+)` \|", page, re.MULTILINE
+    ):
+        if database != other:
+            found = re.search(rf"{name}\W[^\d\n]*(\d+)", files[file], re.IGNORECASE)
+            assert found, name
+            # PostgreSQL's own are in milliseconds.
+            assert int(found[1]) / (1000 if name.startswith("idle") else 1) == int(seconds), name
+            explained[name] = int(seconds)
+    limits = re.compile(
+        r"^ *(database_\w+_timeout): |^([A-Z_]+_TIMEOUT|PING_AFTER) = ", re.MULTILINE
+    )
+    defined = {
+        (setting or constant).upper()
+        for name, text in files.items()
+        if name.startswith(("app/", "migrations/"))
+        for setting, constant in limits.findall(text)
+    }
+
+    assert defined <= explained.keys()
+    ends = ("--timeout-graceful-shutdown", "DISPOSE_TIMEOUT", "SHUTDOWN_TIMEOUT")
+    assert sum(explained[name] for name in ends) < explained["stop_grace_period"]
 
 
 def shows(printed: str, expected: str) -> bool:
