@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.benchmark import report
+from tests.pictures import COLOURS, FOLDER, draw, record
 from tests.services import (
     REPOSITORY,
     START_TIMEOUT,
@@ -173,6 +174,15 @@ def test_every_time_limit_is_explained_with_its_default(
     assert defined <= explained.keys()
     ends = ("--timeout-graceful-shutdown", "DISPOSE_TIMEOUT", "SHUTDOWN_TIMEOUT")
     assert sum(explained[name] for name in ends) < explained["stop_grace_period"]
+
+
+def test_the_picture_of_the_readme_shows_what_happens(template: Path) -> None:
+    lines = record(template)
+
+    for scheme in COLOURS:
+        shown, drawn = (FOLDER / f"session-{scheme}.svg").read_text(), draw(lines, scheme)
+        # Moments and request ids are those of their day.
+        assert re.sub(r"[0-9a-f]{32}|\d", "#", shown) == re.sub(r"[0-9a-f]{32}|\d", "#", drawn)
 
 
 def shows(printed: str, expected: str) -> bool:
