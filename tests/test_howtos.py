@@ -2,19 +2,30 @@
 
 import http.server
 import json
+import os
 import re
-import shlex
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
+import yaml
 
-from tests.services import Database, Server, Service, unavailable, wait_for
+from tests.services import (
+    Database,
+    PostgreSQLDatabase,
+    Server,
+    Service,
+    open_database,
+    replace,
+    unavailable,
+    wait_for,
+)
 from tests.test_docs import BLOCK, DOCS
 
 TITLE = re.compile(r'title="([^"]+)"')
@@ -97,23 +108,34 @@ def answering(body: object) -> Iterator[tuple[str, list[str]]]:
         other.shutdown()
 
 
-def apply(page: str, service: Service, variables: dict[str, str]) -> None:
-    """Do to a service what a page says; a file or command of the other database is passed over."""
+def page_text(page: str) -> str:
+    return (DOCS / f"how-to/{page}.md").read_text()
+
+
+def apply(
+    page: str,
+    service: Service,
+    variables: dict[str, str],
+    before: Callable[[str], None] = lambda title: None,
+) -> None:
+    """Do to a service what a page says for its database; `before` hears of each block's title."""
     other = {"sqlite": "PostgreSQL", "postgresql": "SQLite"}[service.database]
-    for language, attributes, text in BLOCK.findall((DOCS / f"how-to/{page}.md").read_text()):
+    for language, attributes, text in BLOCK.findall(page_text(page)):
         [title] = TITLE.findall(attributes) or [""]
         if title.startswith(other):
             continue
+        title = title.split(": ")[-1]
+        before(title)
         if language == "sh":
             for command in text.splitlines():
                 type_command(command, service, variables)
         elif title:
-            file = service.folder / title.split(": ")[-1]
+            file = service.folder / title
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
 
-    service.run(".venv/bin/ruff", "format", "--check", "app", "migrations")
-    service.run(".venv/bin/ruff", "check", "app", "migrations")
+    service.run(".venv/bin/ruff", "format", "--check")
+    service.run(".venv/bin/ruff", "check")
     service.run(".venv/bin/python", "engine_rules.py")
     service.run(".venv/bin/mypy", "app", "migrations")
 
@@ -124,8 +146,31 @@ def type_command(command: str, service: Service, variables: dict[str, str]) -> N
     if command.startswith("uv add"):
         (service.folder / ".venv").unlink()  # the other services' too
         service.run("uv", "sync", "--quiet")
-    program, *words = shlex.split(command.replace("uv run", "uv run --no-sync"))
-    service.run(program, *words, variables=variables)
+    command = command.replace("uv run", "uv run --no-sync")
+    service.run("sh", "-c", command, variables=variables)
+
+
+@contextmanager
+def writing(http: httpx2.Client) -> Iterator[list[int]]:
+    """Create items meanwhile, one after the other; yield the statuses."""
+    statuses: list[int] = []
+    enough = threading.Event()
+
+    def write() -> None:
+        while not enough.is_set():
+            item = {"name": str(time.monotonic_ns())}
+            statuses.append(http.post("/items", json=item).status_code)
+
+    with ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(write)
+        try:
+            wait_for(lambda: len(statuses) > 0)
+            yield statuses
+            seen = len(statuses)
+            wait_for(lambda: len(statuses) > seen + 1)
+        finally:
+            enough.set()
+        thread.result()
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -216,3 +261,122 @@ def test_tokens_of_the_provider_open_what_their_scopes_name(
 
     with copy.serve(OIDC_JWKS_URL=url, **provider, **variables) as server:
         assert unavailable(read("/me", tokens["good"]))
+
+
+CLIENT = """
+from fastapi import APIRouter, Request
+
+router = APIRouter()
+
+
+@router.get("/client")
+async def read_client(request: Request) -> str:
+    return request.client.host if request.client else ""
+"""
+
+
+def test_a_proxy_is_believed_and_nobody_else(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    apply("proxy", copy, migrated.variables)
+    copy.extend(routes=CLIENT)
+    override = yaml.safe_load((copy.folder / "compose.override.yaml").read_text())
+    variables = migrated.variables | override["services"]["app"]["environment"]
+    sent = {
+        "Host": "shop.example.com",
+        "X-Forwarded-For": "198.51.100.1, 203.0.113.9",
+        "X-Forwarded-Proto": "https",
+    }
+    evil = {"Host": "evil.example.com", "X-Forwarded-Host": "shop.example.com"}
+
+    for proxy, scheme, client in (
+        (variables["FORWARDED_ALLOW_IPS"], "http", "127.0.0.1"),
+        ("127.0.0.1", "https", "203.0.113.9"),
+    ):
+        with copy.serve(**variables | {"FORWARDED_ALLOW_IPS": proxy}) as server:
+            http = server.client
+            assert http.get("/client", headers=sent).json() == client
+            moved = http.get("/items/", headers=sent).headers["Location"]
+            assert moved == f"{scheme}://shop.example.com/shop/items"
+            created = http.post("/items", headers=sent, json={"name": scheme})
+            assert created.headers["Location"].startswith("/shop/items/")
+            assert "'/shop/openapi.json'" in http.get("/docs", headers=sent).text
+            assert http.get("/health/live", headers=sent).status_code == 200
+            for path in ("/items", "/health/live"):
+                assert http.get(path, headers=sent | evil).status_code == 400
+
+
+def test_the_schema_changes_while_items_are_written(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    variables = migrated.variables
+    apply("schema-changes", copy, variables)
+
+    def alembic(*words: str) -> None:
+        copy.run(".venv/bin/alembic", *words, variables=variables)
+
+    with copy.serve(**variables) as server:
+        with writing(server.client) as statuses:
+            alembic("upgrade", "add_quantity")
+            alembic("upgrade", "index_quantity")
+        assert set(statuses) == {201}
+
+        if service.database == "postgresql":  # longer than a migration waits for a table
+            alembic("downgrade", "add_quantity")
+            with migrated.block_writes(6):
+                alembic("upgrade", "index_quantity")
+
+        drop = copy.folder / "migrations/versions/drop_quantity.py"
+        later = drop.rename(tmp_path / drop.name)
+        model = copy.folder / "app/items/models.py"
+        [column] = re.findall(r"`(mapped_column.*)`", page_text("schema-changes"))
+        version = "    version: Mapped[int]"
+        before = model.read_text()
+        replace(model, version, f"    quantity: Mapped[int] = {column}\n{version}")
+        alembic("check")
+        model.write_text(before)
+        later.rename(drop)
+
+        with writing(server.client) as statuses:
+            alembic("upgrade", "drop_quantity")
+        assert set(statuses) == {201}
+        alembic("check")
+
+
+def test_a_backup_is_restored_while_items_are_written(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    with open_database(service.database, tmp_path) as database:
+        if isinstance(database, PostgreSQLDatabase):
+            variables = database.variables
+            tools = f"{database.server.bin_path}{os.pathsep}{os.environ['PATH']}"
+            monkeypatch.setenv("PATH", tools)
+        else:
+            variables = {"DATABASE_URL": "sqlite+aiosqlite:///./app.db"}
+        copy.run(".venv/bin/alembic", "upgrade", "head", variables=variables)
+
+        with copy.serve(**variables) as server, ExitStack() as meanwhile:
+            http = server.client
+            kept = http.post("/items", json={"name": "kept"}).headers["Location"]
+            statuses = []
+
+            def change(title: str) -> None:
+                nonlocal statuses
+                if title == "back up":
+                    statuses = meanwhile.enter_context(writing(http))
+                elif title == "restore":
+                    assert http.post("/items", json={"name": "lost"}).status_code == 201
+                    assert http.delete(kept).status_code == 204
+                elif title == "after a restore":
+                    meanwhile.close()
+
+            apply("backups", copy, variables, before=change)
+
+            assert set(statuses) <= {201, 503}
+            assert http.get(kept).json()["name"] == "kept"
+            assert http.post("/items", json={"name": "lost"}).status_code == 201
+            assert http.post("/items", json={"name": "kept"}).status_code == 409
+        copy.run(".venv/bin/python", "-m", "app.doctor", variables=variables)
