@@ -1,6 +1,7 @@
 """The commands that a user types, as a user types them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,10 @@ from tests.services import (
     environment,
     free_port,
     git,
+    names_of_tests,
     wait_until_served,
 )
+from tests.test_docs import DOCS
 
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # uv is not there
 
@@ -79,6 +82,36 @@ def test_alembic_takes_the_database_of_the_environment(
     assert "No new upgrade operations" in alembic("check")
     alembic("downgrade", "base")
     assert "CREATE TABLE items" in alembic("upgrade", "head", "--sql")
+
+
+TYPED_ELSEWHERE = {
+    "uv run poe dev": "test_poe_dev_serves_a_migrated_database_and_leaves_nothing_running",
+    "uv run poe dev --port 8001": "test_the_tutorial_works_as_it_stands_on_the_page",
+    "uv run poe check": "test_a_fresh_service_passes_its_checks",
+    "uvx pre-commit install": "test_a_commit_is_checked_by_the_same_tools",
+    "uv run pytest": "test_a_fresh_service_passes_its_checks",
+    "uv run pytest -n auto": "test_the_tests_of_a_service_may_run_in_parallel",
+    "uv run uvicorn app.main:app": "test_every_endpoint_answers",
+    "docker compose up --build": "test_process_1_answers_what_it_has_and_ends_on_sigterm",
+    "uvx copier update --skip-answered": "test_an_update_by_hand_goes_as_the_page_says",
+}
+
+
+def test_every_command_of_the_reference_is_typed(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    page = (DOCS / "reference/commands.md").read_text()
+    commands = re.findall(r"^\| `((?:uv|python|docker).*?)` \| \S", page, re.MULTILINE)
+    copy = service.copy(tmp_path / "service")
+
+    assert TYPED_ELSEWHERE.keys() < set(commands)
+    assert set(TYPED_ELSEWHERE.values()) <= names_of_tests()
+    # At the end, since the database has to be at the newest migration for most of them.
+    for command in sorted(commands, key=lambda command: "downgrade" in command):
+        if command not in TYPED_ELSEWHERE and "…" not in command:
+            typed = command.replace("python", "uv run python")
+            typed = typed.replace("uv run", "uv run --no-sync")
+            copy.run("sh", "-c", typed, variables=migrated.variables)
 
 
 def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(

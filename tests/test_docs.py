@@ -1,6 +1,7 @@
 """The documentation says what is so: its tables are compared with the code, its tutorial is typed."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ from tests.pictures import COLOURS, FOLDER, draw, record
 from tests.services import (
     REPOSITORY,
     START_TIMEOUT,
+    Database,
     Service,
     environment,
     free_port,
@@ -58,6 +60,41 @@ def test_every_setting_is_documented_with_its_default(service: Service) -> None:
             assert documented.replace("empty", "") == default.lower(), name
         elif service.database == "sqlite":
             assert default in documented
+
+
+def test_every_status_is_met_with_the_members_of_the_reference(
+    service: Service, migrated: Database
+) -> None:
+    page = (DOCS / "reference/errors.md").read_text()
+    documented = table("reference/errors.md")
+    item = {"name": "Spanner"}
+
+    with service.serve(**migrated.variables, MAX_BODY_SIZE="1000") as server:
+        http = server.client
+        path = http.post("/items", json=item).headers["location"]
+        refused = http.post("/items", json={"name": ""})
+        example = re.sub(r"[0-9a-f]{32}", refused.json()["request_id"], page)
+        met = [
+            refused,
+            http.post("/items", content=b"\xff", headers={"Content-Type": "application/json"}),
+            http.get("/nowhere"),
+            http.put("/items"),
+            http.post("/items", json=item),
+            http.patch(path, json=item, headers={"If-Match": '"2"'}),
+            http.post("/items", json={"name": "a" * 1000}),
+        ]
+        migrated.take_away()
+        met.append(http.get("/items"))
+        migrated.give_back()
+
+    assert refused.text in example
+    # 500 would be a defect; a service's own test provokes one.
+    assert {str(response.status_code) for response in met} | {"500"} == {
+        name for name in documented if name.isdigit()
+    }
+    assert {name for response in met for name in response.json()} == {
+        name for name in documented if not name.isdigit()
+    }
 
 
 def test_every_file_is_documented_with_its_owner(template: Path, tmp_path: Path) -> None:
@@ -279,3 +316,26 @@ def test_the_tutorial_works_as_it_stands_on_the_page(
         if reader.server is not None:
             reader.server.send_signal(signal.SIGINT)
             reader.server.wait(START_TIMEOUT)
+
+
+def test_every_claim_of_the_readme_and_every_page_names_what_shows_it() -> None:
+    evidence = (DOCS / "explanation/evidence.md").read_text()
+    rows = re.findall(r"^\| (\S.*?) \| (.+) \|$", evidence, re.MULTILINE)
+    readme = (REPOSITORY / "README.md").read_text().split("## What it costs")[0]
+    claims = set(re.findall(r"^\| ([^|]+?) \| \S", readme, re.MULTILINE)) - {"---"}
+    pages = {
+        os.path.relpath(page, DOCS / "explanation")
+        for page in DOCS.rglob("*.md")
+        if page.name not in {"index.md", "evidence.md"}
+    }
+
+    shown = {name: tests for name, tests in rows if "`test" in tests}
+    assert claims <= shown.keys()
+    assert set(re.findall(r"\]\((\S+?)\)", "".join(shown))) == pages
+
+
+def test_the_readme_and_the_start_page_name_every_page() -> None:
+    for start in (REPOSITORY / "README.md", DOCS / "index.md"):
+        linked = re.findall(r"\]\((\S+\.md)\)", start.read_text())
+
+        assert {start.parent / link for link in linked} >= set(DOCS.glob("*/*.md")), start

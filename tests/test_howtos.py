@@ -32,6 +32,12 @@ from tests.test_docs import BLOCK, DOCS
 TITLE = re.compile(r'title="([^"]+)"')
 
 
+def check_feature(server: Server) -> None:
+    created = server.client.post("/orders", json={"name": "Spanner"})
+    assert created.headers["Location"] == "/orders/1"
+    assert server.client.get("/items").json()["items"] == []
+
+
 def check_relationships(server: Server) -> None:
     http = server.client
     for name, titles in (("Anna", ["One", "Two"]), ("Bert", [])):
@@ -83,6 +89,7 @@ def check_second_resource(server: Server) -> None:
 
 
 PAGES: dict[str, Callable[[Server], None]] = {
+    "feature": check_feature,
     "relationships": check_relationships,
     "read-modify-write": check_read_modify_write,
     "after-the-commit": check_after_the_commit,
@@ -312,7 +319,7 @@ def write_for(database: PostgreSQLDatabase, seconds: float) -> subprocess.Popen[
     """Be a transaction that has written, for so long; returns when it has."""
     statements = ("BEGIN", "LOCK items IN ROW EXCLUSIVE MODE", f"SELECT pg_sleep({seconds})")
     commands = [f"--command={statement}" for statement in statements]
-    psql = [database.server.bin_path / "psql", database.server.get_uri(), *commands]
+    psql = [str(database.server.bin_path / "psql"), database.server.get_uri(), *commands]
     process = subprocess.Popen(psql, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert [process.stdout.readline() for _ in range(2)] == ["BEGIN\n", "LOCK TABLE\n"]

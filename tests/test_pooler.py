@@ -17,40 +17,39 @@ from tests.services import (
     unavailable,
     wait_for,
 )
+from tests.test_docs import BLOCK, DOCS
 
 pytestmark = [
     pytest.mark.parametrize("database_name", ["postgresql"], indirect=True),
     pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="there is no pgbouncer here"),
 ]
 
-# Two connections for all: a transaction seldom gets the one that the client's last one had.
-CONFIGURATION = """\
-[databases]
-postgres = host={folder} user=postgres
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {port}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = 2
-"""
-
 
 @pytest.fixture
 def url(migrated: Database, tmp_path: Path) -> Iterator[str]:
     assert isinstance(migrated, PostgreSQLDatabase)
-    port = free_port()
+    port = str(free_port())
     folder = migrated.socket.removesuffix("/.s.PGSQL.5432")
+    page = (DOCS / "how-to/pgbouncer.md").read_text()
+    [configuration] = [text for _, title, text in BLOCK.findall(page) if "pgbouncer.ini" in title]
+    for old, new in (
+        ("shop = host=192.0.2.20", f"shop = host={folder} dbname=postgres user=postgres"),
+        ("6432", f"{port}\nunix_socket_dir ="),
+        ("scram-sha-256\nauth_file = /etc/pgbouncer/userlist.txt", "any"),
+        # A transaction seldom gets the connection that the client's last one had.
+        ("pool_size = 20", "pool_size = 2"),
+    ):
+        assert old in configuration
+        configuration = configuration.replace(old, new)
     file = tmp_path / "pgbouncer.ini"
-    file.write_text(CONFIGURATION.format(folder=folder, port=port))
+    file.write_text(configuration)
     command = ["pgbouncer", str(file)]
     if os.geteuid() == 0:  # which it refuses to be
         command += ["--user", Path(folder).owner()]
     log = tmp_path / "log"
     with log.open("wb") as output, subprocess.Popen(command, stderr=output) as pooler:
         wait_for(lambda: b"process up" in log.read_bytes())
-        yield f"postgresql://anybody@127.0.0.1:{port}/postgres"
+        yield f"postgresql://anybody@127.0.0.1:{port}/shop"
         pooler.terminate()
 
 

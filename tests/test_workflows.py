@@ -119,6 +119,15 @@ def test_every_shell_script_is_in_order(linted: Path, tmp_path: Path) -> None:
     assert lint("shellcheck", "--shell", "bash", *scripts) == ""
 
 
+def test_every_text_is_in_order(linted: Path, template: Path) -> None:
+    rules = template / "pyproject.toml"
+
+    assert lint("rumdl", "check", "--no-cache", "--config", rules, linted) == ""
+    assert lint("typos", "--config", rules, linted) == ""
+    relaxed = "{extends: relaxed, rules: {line-length: disable}}"
+    assert lint("yamllint", "--strict", "--config-data", relaxed, linted) == ""
+
+
 def test_each_action_is_pinned_to_the_same_commit_everywhere(template: Path) -> None:
     pins: dict[str, set[str]] = {}
     for file in template.glob("**/.github/workflows/*.yml"):

@@ -181,8 +181,7 @@ def tables(figures: dict[str, Any]) -> dict[str, str]:
             for database, ratio in figures["far_page"].items()
         )
         + "".join(
-            f"- {clients} clients, 1 ms of network each way: {used:.0%} of what the pool allows"
-            " (connections, divided by the time that a request holds one).\n"
+            f"- {clients} clients, 1 ms of network each way: {used:.0%} of what the pool allows.\n"
             for clients, used in figures["pool_use"]["postgresql"].items()
         ),
     }
