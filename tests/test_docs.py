@@ -240,10 +240,12 @@ class Reader:
         self.port = str(free_port())
         self.server: subprocess.Popen[bytes] | None = None
         self.commands: list[str] = []
+        self.typed: list[str] = []
 
     def type(self, commands: list[str]) -> str:
         """Type commands, and return what they print; `poe dev` gets a terminal of its own."""
         self.commands = commands
+        self.typed += commands
         return "".join(self.type_one(command) for command in commands)
 
     def type_one(self, command: str) -> str:
@@ -312,6 +314,7 @@ def test_the_tutorial_works_as_it_stands_on_the_page(
                 [migration] = (reader.folder / "migrations/versions").glob("*_create_notes.py")
                 assert text.strip() in re.sub(r" +# ###.*\n", "", migration.read_text())
         assert httpx2.get(f"http://127.0.0.1:{reader.port}/health/ready").status_code == 200
+        assert len(set(reader.typed[: reader.typed.index("uv run poe check") + 1])) <= 15
     finally:
         if reader.server is not None:
             reader.server.send_signal(signal.SIGINT)
@@ -334,8 +337,11 @@ def test_every_claim_of_the_readme_and_every_page_names_what_shows_it() -> None:
     assert set(re.findall(r"\]\((\S+?)\)", "".join(shown))) == pages
 
 
-def test_the_readme_and_the_start_page_name_every_page() -> None:
-    for start in (REPOSITORY / "README.md", DOCS / "index.md"):
-        linked = re.findall(r"\]\((\S+\.md)\)", start.read_text())
+def test_the_readme_the_start_page_and_the_navigation_name_every_page() -> None:
+    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.glob("*/*.md")}
+    readme = re.findall(r"\]\(docs/(\S+\.md)\)", (REPOSITORY / "README.md").read_text())
+    start = re.findall(r"\]\((\S+\.md)\)", (DOCS / "index.md").read_text())
+    navigation = re.findall(r"- (\S+/\S+\.md)", (DOCS / ".nav.yml").read_text())
 
-        assert {start.parent / link for link in linked} >= set(DOCS.glob("*/*.md")), start
+    assert set(readme) == set(start) == pages
+    assert start == navigation
