@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.benchmark.measure import used_by
+from tests.proxy import open_proxy
 from tests.services import (
     Database,
     PostgreSQLDatabase,
@@ -26,7 +28,8 @@ pytestmark = [
 
 
 @pytest.fixture
-def url(migrated: Database, tmp_path: Path) -> Iterator[str]:
+def pooler(migrated: Database, tmp_path: Path) -> Iterator[str]:
+    """The Unix socket of a PgBouncer, which listens on the port of its name as well."""
     assert isinstance(migrated, PostgreSQLDatabase)
     port = str(free_port())
     folder = migrated.socket.removesuffix("/.s.PGSQL.5432")
@@ -34,7 +37,7 @@ def url(migrated: Database, tmp_path: Path) -> Iterator[str]:
     [configuration] = [text for _, title, text in BLOCK.findall(page) if "pgbouncer.ini" in title]
     for old, new in (
         ("shop = host=192.0.2.20", f"shop = host={folder} dbname=postgres user=postgres"),
-        ("6432", f"{port}\nunix_socket_dir ="),
+        ("6432", f"{port}\nunix_socket_dir = {folder}"),
         ("scram-sha-256\nauth_file = /etc/pgbouncer/userlist.txt", "any"),
         # A transaction seldom gets the connection that the client's last one had.
         ("pool_size = 20", "pool_size = 2"),
@@ -47,17 +50,26 @@ def url(migrated: Database, tmp_path: Path) -> Iterator[str]:
     if os.geteuid() == 0:  # which it refuses to be
         command += ["--user", Path(folder).owner()]
     log = tmp_path / "log"
-    with log.open("wb") as output, subprocess.Popen(command, stderr=output) as pooler:
+    with log.open("wb") as output, subprocess.Popen(command, stderr=output) as process:
         wait_for(lambda: b"process up" in log.read_bytes())
-        yield f"postgresql://anybody@127.0.0.1:{port}/shop"
-        pooler.terminate()
+        yield f"{folder}/.s.PGSQL.{port}"
+        process.terminate()
 
 
-def test_a_setting_is_all_that_a_pooler_needs(service: Service, url: str) -> None:
-    with (
-        service.serve(DATABASE_URL=url, DATABASE_POOLER="true") as server,
-        ThreadPoolExecutor(20) as pool,
-    ):
+def url(port: int | str) -> str:
+    return f"postgresql://anybody@127.0.0.1:{port}/shop"
+
+
+@pytest.fixture
+def behind(pooler: str) -> dict[str, str]:
+    """The variables of a service behind the pooler."""
+    return {"DATABASE_URL": url(pooler.rpartition(".")[2]), "DATABASE_POOLER": "true"}
+
+
+def test_a_setting_is_all_that_a_pooler_needs(service: Service, behind: dict[str, str]) -> None:
+    # Two processes, since each would give its prepared statements the same names.
+    command = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--workers", "2")
+    with service.serve(*command, **behind) as server, ThreadPoolExecutor(20) as pool:
         http = server.client
 
         def use(number: int) -> set[int]:
@@ -69,10 +81,43 @@ def test_a_setting_is_all_that_a_pooler_needs(service: Service, url: str) -> Non
             return {created.status_code, changed.status_code, read.status_code}
 
         assert http.get("/health/ready").status_code == 200
-        assert set().union(*pool.map(use, range(100))) == {200, 201}
+        assert set().union(*pool.map(use, range(200))) == {200, 201}
 
 
-def test_without_it_the_service_says_what_is_wrong(service: Service, url: str) -> None:
-    with service.serve(DATABASE_URL=url) as server:
+def test_behind_a_pooler_nothing_is_prepared_so_each_statement_is_two_round_trips(
+    service: Service, pooler: str, behind: dict[str, str]
+) -> None:
+    with open_proxy(pooler) as proxy:
+        variables = behind | {"DATABASE_URL": url(proxy.port)}
+        with service.serve(**variables) as server:
+            trips = used_by(server.client, lambda: proxy.round_trips)
+
+    # With those that begin a transaction and commit it.
+    assert {kind: trips[kind] for kind in ("get", "list", "post", "patch", "delete")} == {
+        "get": 2,
+        "list": 2,
+        "post": 4,
+        "patch": 4,
+        "delete": 4,
+    }
+
+
+def test_the_pooler_sets_the_servers_time_limits(
+    migrated: Database, behind: dict[str, str]
+) -> None:
+    assert isinstance(migrated, PostgreSQLDatabase)
+    psql = [str(migrated.server.bin_path / "psql"), behind["DATABASE_URL"], "--tuples-only"]
+    for name, value in (
+        ("statement_timeout", "5s"),
+        ("idle_in_transaction_session_timeout", "1min"),
+    ):
+        shown = subprocess.check_output([*psql, f"--command=SHOW {name}"], text=True)
+        assert shown.strip() == value
+
+
+def test_without_the_setting_the_service_says_what_is_wrong(
+    service: Service, behind: dict[str, str]
+) -> None:
+    with service.serve(**behind | {"DATABASE_POOLER": "false"}) as server:
         assert unavailable(server.client.get("/items"))
         assert "unsupported startup parameter" in server.log()

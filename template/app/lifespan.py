@@ -38,7 +38,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         app.state.sessionmaker = Sessionmaker(
             engine, expire_on_commit=False, close_resets_only=False
         )
-        app.state.reader = Reader(engine, settings.reader_isolation_level)
+        app.state.reader = Reader(engine)
 
         yield
 

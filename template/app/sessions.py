@@ -5,7 +5,6 @@ from typing import Annotated, Any, TypeVarTuple
 
 from fastapi import Depends, Request
 from sqlalchemy import Row, Select
-from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.util import greenlet_spawn
@@ -34,8 +33,7 @@ class Reader:
     session. Build the statement once, as a constant, and pass what varies as parameters.
     """
 
-    def __init__(self, engine: AsyncEngine, isolation_level: IsolationLevel) -> None:
-        self._isolation_level = isolation_level
+    def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine.sync_engine
         self._dialect = engine.dialect
 
@@ -60,7 +58,7 @@ class Reader:
         with self._engine.connect() as connection:
             # What `execution_options(isolation_level=…)` does, without the cost of its events.
             pooled: Any = connection.connection.dbapi_connection
-            self._dialect.set_isolation_level(pooled, self._isolation_level)
+            self._dialect.set_isolation_level(pooled, "AUTOCOMMIT")
             try:
                 return connection.execute(statement, values).all()
             finally:

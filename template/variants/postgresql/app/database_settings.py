@@ -8,7 +8,6 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
 from sqlalchemy.dialects import registry
-from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import ArgumentError
 
 from app import NAME
@@ -67,11 +66,6 @@ class DatabaseSettings(BaseSettings):
         if host.startswith("/"):  # the folder of a Unix socket
             return url.set(query={"host": host, "port": str(port)})
         return url.set(host=host, port=port)
-
-    @property
-    def reader_isolation_level(self) -> IsolationLevel:
-        """What reads run with: one round trip, or a transaction, which a pooler keeps together."""
-        return "READ COMMITTED" if self.database_pooler else "AUTOCOMMIT"
 
     @property
     def connect_args(self) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL, make_url
 from sqlalchemy.dialects import registry
-from sqlalchemy.engine.interfaces import IsolationLevel
 from sqlalchemy.exc import ArgumentError
 
 EXAMPLE = "sqlite+aiosqlite:///./app.db"
@@ -34,11 +33,6 @@ class DatabaseSettings(BaseSettings):
     def driver_url(self) -> URL:
         """`sqlite+aiosqlite:///…`."""
         return parse(self.database_url)
-
-    @property
-    def reader_isolation_level(self) -> IsolationLevel:
-        """What reads run with: outside a transaction, they take no lock."""
-        return "AUTOCOMMIT"
 
     @property
     def connect_args(self) -> dict[str, Any]:
