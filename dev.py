@@ -12,6 +12,7 @@ uv does the work: yours, or one that is installed into .uv/ here.
 import argparse
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import venv
@@ -47,6 +48,10 @@ def new(database: str, folder: Path, port: int) -> NoReturn:
     folder = folder.resolve()
     if folder.exists() and any(folder.iterdir()):
         sys.exit(f"{folder} is not empty: remove it, or name another with --folder")
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        sys.exit(f"port {port}: {error.strerror}; name another with --port")
     uv = find_uv()
     copier = [uv, "tool", "run", "--from", COPIER, "copier"]
     answers = ["--defaults", "--data", f"database={database}"]

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import httpx2
 import psutil
 import pytest
 
+from tests.benchmark.measure import execute
 from tests.services import (
     REPOSITORY,
     START_TIMEOUT,
@@ -183,6 +185,18 @@ def test_a_wrong_setting_ends_with_one_message(
     assert "hunter2" not in done.stdout
 
 
+def test_a_revision_that_is_not_here_is_told(service: Service, migrated: Database) -> None:
+    execute(migrated, "UPDATE alembic_version SET version_num = 'elsewhere'")
+
+    doctor = service.run(".venv/bin/python", "-m", "app.doctor", variables=migrated.variables)
+    dev = service.run(".venv/bin/python", "dev.py", variables=migrated.variables, check=False)
+
+    assert "ahead, at a revision that is not here" in doctor.stdout
+    assert dev.returncode == 1
+    assert "Can't locate revision identified by 'elsewhere'" in dev.stdout.splitlines()[-1]
+    assert "Traceback" not in dev.stdout
+
+
 def test_only_a_postgresql_service_must_be_told_where_its_database_is(service: Service) -> None:
     done = service.run("uv", "run", "--no-sync", "python", "-c", "import app.main", check=False)
 
@@ -198,6 +212,7 @@ def test_only_a_postgresql_service_must_be_told_where_its_database_is(service: S
     ("words", "told"),
     [
         (["new", "--folder", "{full}"], "is not empty"),
+        (["new", "--folder", "{full}/new", "--port", "{taken}"], "name another with --port"),
         (["new", "oracle"], "invalid choice: 'oracle'"),
         (["new", "--prot=8001"], "unknown: --prot=8001"),
         ([], "required: command"),
@@ -207,15 +222,16 @@ def test_a_wrong_word_is_told_and_nothing_is_written(
     tmp_path: Path, words: list[str], told: str
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    words = [word.replace("{full}", str(tmp_path)) for word in words]
-
-    done = subprocess.run(
-        [sys.executable, REPOSITORY / "dev.py", *words],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        taken = str(listener.getsockname()[1])
+        words = [word.format(full=tmp_path, taken=taken) for word in words]
+        done = subprocess.run(
+            [sys.executable, REPOSITORY / "dev.py", *words],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     assert done.returncode != 0
     assert told in done.stderr

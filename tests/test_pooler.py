@@ -115,6 +115,13 @@ def test_the_pooler_sets_the_servers_time_limits(
         assert shown.strip() == value
 
 
+def test_nobody_migrates_behind_a_pooler(service: Service, behind: dict[str, str]) -> None:
+    done = service.run(".venv/bin/alembic", "upgrade", "head", variables=behind, check=False)
+
+    assert done.returncode == 1
+    assert done.stdout.startswith("Migrate on PostgreSQL itself")
+
+
 def test_without_the_setting_the_service_says_what_is_wrong(
     service: Service, behind: dict[str, str]
 ) -> None:

@@ -14,10 +14,14 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import SERVER, judge
-from app.health import schema_is_behind
+from app.health import compare_schema
 from app.lifespan import lifespan
 from app.settings import Settings, load_settings
 
+SCHEMA = {
+    "behind": "behind; run alembic upgrade head",
+    "ahead": "ahead, at a revision that is not here: a newer release's, or another branch's",
+}
 ANSWERS = Path(__file__).parent.parent / ".copier-answers.yml"  # not in the image
 
 
@@ -52,11 +56,10 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
         text, complaint = judge(server, processes * settings.database_capacity)
         findings.append(Finding("server", complaint or text, bool(complaint)))
         try:
-            behind = await schema_is_behind(reader)
+            schema: str = await compare_schema(reader)
         except SQLAlchemyError:  # not even Alembic's table
-            behind = True
-        schema = "behind; run alembic upgrade head" if behind else "up to date"
-        return [*findings, Finding("schema", schema, behind)]
+            schema = "behind"
+        return [*findings, Finding("schema", SCHEMA.get(schema, schema), schema == "behind")]
 
 
 def given(settings: Settings) -> Iterator[str]:

@@ -2,13 +2,15 @@
 
 import logging
 from http import HTTPStatus
+from http.client import responses as phrases
 from typing import Any
 
 from fastapi import FastAPI, Request, status
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
+from fastapi.utils import is_body_allowed_for_status_code
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
@@ -39,17 +41,14 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = None
 
 
-def problem(code: int, detail: str | None = None, **members: Any) -> JSONResponse:
+def problem(code: int, detail: str | None = None, /, **members: Any) -> JSONResponse:
     """Make the response for a failure; `detail` and further members are shown to the client."""
-    body = Problem(
-        title=HTTPStatus(code).phrase,
-        status=code,
-        detail=detail or DETAILS.get(code),
-        request_id=request_id.get(),
-        **members,
-    )
+    body = {"type": "about:blank", "title": phrases.get(code, "Error"), "status": code}
+    if detail or code in DETAILS:
+        body["detail"] = detail or DETAILS[code]
+    body = members | body | {"request_id": request_id.get()}
     headers = {"Retry-After": "1"} if code == status.HTTP_503_SERVICE_UNAVAILABLE else None
-    return JSONResponse(body.model_dump(exclude_none=True), code, headers, MEDIA_TYPE)
+    return JSONResponse(body, code, headers, MEDIA_TYPE)
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -62,13 +61,18 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, validation_error)
     # The last is the driver's, or that of whatever else took too long.
-    for kind in (DBAPIError, StaleDataError, PoolTimeoutError, TimeoutError):
+    for kind in (StatementError, StaleDataError, PoolTimeoutError, TimeoutError):
         app.add_exception_handler(kind, database_error)
 
 
-async def http_error(request: Request, error: Any) -> JSONResponse:
-    default = HTTPStatus(error.status_code).phrase
-    response = problem(error.status_code, None if error.detail == default else error.detail)
+async def http_error(request: Request, error: Any) -> Response:
+    if not is_body_allowed_for_status_code(error.status_code):
+        return Response(status_code=error.status_code, headers=error.headers)
+    if isinstance(error.detail, dict):
+        response = problem(error.status_code, error.detail.get("detail"), **error.detail)
+    else:
+        said = error.detail != phrases.get(error.status_code)  # more than the title
+        response = problem(error.status_code, str(error.detail) if said else None)
     response.headers.update(error.headers or {})
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
         # A route names its own methods, and not those of others at the same path.
@@ -90,18 +94,27 @@ async def validation_error(request: Request, error: Any) -> JSONResponse:
         place, *path = found["loc"]
         # An unknown field's name is the client's own text, and could be anything.
         name = ".".join(map(str, path))[:100].encode("utf-8", "replace").decode()
-        errors.append({"in": str(place), "name": name, "detail": found["msg"]})
+        detail = found["msg"]
+        if found["type"] == "union_tag_invalid":
+            detail = f"Input tag should be one of {found['ctx']['expected_tags']}"
+        errors.append({"in": str(place), "name": name, "detail": detail})
     return problem(status.HTTP_422_UNPROCESSABLE_CONTENT, errors=errors)
 
 
 async def database_error(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, StaleDataError):
         return problem(status.HTTP_409_CONFLICT)
-    code, cause = status.HTTP_503_SERVICE_UNAVAILABLE, error
     if isinstance(error, DBAPIError):
-        code, cause = status_of(error), error.orig or error
+        code = status_of(error)
+    elif isinstance(error, StatementError):  # a value that the column's type refuses
+        code = 422 if isinstance(error.orig, ValueError | OverflowError) else 500
+    else:
+        code = status.HTTP_503_SERVICE_UNAVAILABLE
     if code == status.HTTP_500_INTERNAL_SERVER_ERROR:
         raise error
     if code == status.HTTP_503_SERVICE_UNAVAILABLE:
-        logger.warning("the database is not available: %s", str(cause) or "timed out")
+        if isinstance(error, TimeoutError):
+            logger.warning("timed out, waiting for the database or for something else")
+        else:
+            logger.warning("the database is not available: %s", getattr(error, "orig", error))
     return problem(code)

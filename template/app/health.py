@@ -3,6 +3,7 @@
 import asyncio
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 from fastapi import APIRouter, HTTPException, Request, status
 from sqlalchemy import String, column, select, table
@@ -33,20 +34,22 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
         return {"status": "busy"}
     try:
         async with asyncio.timeout(READY_TIMEOUT):
-            behind = await schema_is_behind(reader)
+            schema = await compare_schema(reader)
     except (SQLAlchemyError, TimeoutError):
         detail = "The database does not answer, or has no schema yet."
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail) from None
-    if behind:
+    if schema == "behind":
         raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, "The schema is behind.")
     return {"status": "ready"}
 
 
-async def schema_is_behind(reader: Reader) -> bool:
+async def compare_schema(reader: Reader) -> Literal["up to date", "behind", "ahead"]:
+    """Compare the database with the migrations; one that they don't have is a newer release's."""
     current = {row.version_num for row in await reader.all(VERSIONS)}
     newest, known = await asyncio.to_thread(revisions)
-    # A revision that is not known here is a newer release's: it migrates before it is deployed.
-    return current != newest and current <= known
+    if current == newest:
+        return "up to date"
+    return "behind" if current <= known else "ahead"
 
 
 @cache

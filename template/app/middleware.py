@@ -10,7 +10,7 @@ from starlette.datastructures import URL
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import problem
-from app.observability import identify, request_id
+from app.observability import identify, is_below, request_id
 
 access_logger = logging.getLogger("app.access")
 error_logger = logging.getLogger("app.errors")
@@ -49,7 +49,7 @@ def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
                 raise  # too late for an answer: the server cuts the connection
             await problem(status.HTTP_500_INTERNAL_SERVER_ERROR)(scope, receive, send_with_id)
         finally:
-            if not scope["path"].startswith(silent):
+            if not is_below(silent, scope):
                 line["milliseconds"] = round((time.perf_counter() - start) * 1000, 1)
                 access_logger.info("%s %s %s %s ms", *line.values(), extra=line)
 
@@ -64,6 +64,9 @@ def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
 
         async def receive_counting() -> Message:
             nonlocal size
+            # Announced, it is refused before a client sends it.
+            if not size and announced(scope) > max_body_size:
+                raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE)
             message = await receive()
             size += len(message.get("body", b""))
             if size > max_body_size:
@@ -75,11 +78,15 @@ def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
     return limited
 
 
+def announced(scope: Scope) -> int:
+    return int(dict(scope["headers"]).get(b"content-length", 0))
+
+
 def check_hosts(app: ASGIApp, allowed_hosts: Collection[str], exempt: str) -> ASGIApp:
     """Answer 400 to a host name that matches no pattern; probes, below `exempt`, use addresses."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not scope["path"].startswith(exempt):
+        if scope["type"] != "lifespan" and not is_below(exempt, scope):
             host = URL(scope=scope).hostname or ""
             if not any(fnmatchcase(host, allowed) for allowed in allowed_hosts):
                 response = problem(

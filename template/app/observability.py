@@ -5,7 +5,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -106,8 +106,14 @@ def request_telemetry(enabled: bool, silent: str) -> TelemetryConfig:
         "logs": False,  # they would hold the messages of exceptions
         "operation_spans": False,  # each costs as much as a request's own
         "auto_configure": False,  # the lifespan sets it up, and ends it in bounded time
-        "exclude": lambda scope: scope["path"].startswith(silent),
+        "exclude": lambda scope: is_below(silent, scope),
     }
+
+
+def is_below(prefix: str, scope: Mapping[str, Any]) -> bool:
+    """Tell whether a request is for a path below `prefix`, which stands behind `--root-path`."""
+    path: str = scope["path"]
+    return path.startswith(f"{scope.get('root_path', '')}{prefix}/")
 
 
 def watch_statements(engine: AsyncEngine, slow: float) -> None:

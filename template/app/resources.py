@@ -26,7 +26,7 @@ def etag(version: int) -> str:
 
 def matches(version: InstrumentedAttribute[int], if_match: str | None) -> ColumnElement[bool]:
     """Return the condition of `If-Match` (RFC 9110, 13.1.1); without it the last write wins."""
-    tags = [tag.strip() for tag in (if_match or "*").split(",")]
+    tags = [tag.strip() for tag in ("*" if if_match is None else if_match).split(",")]
     if tags == ["*"]:
         return true()
     return version.in_([int(tag[1:-1]) for tag in tags if STRONG_TAG.fullmatch(tag)])

@@ -1,5 +1,6 @@
 """Every environment variable of the service, read once at the start."""
 
+import re
 import sys
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
@@ -21,6 +22,23 @@ from app.feature_settings import FeatureSettings
 def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
     items = value.split(",") if isinstance(value, str) else value
     return tuple(item.strip() for item in items if item.strip())
+
+
+HOST = re.compile(r"[a-z0-9*._-]+|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:.]*")
+ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
+
+
+def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    hosts = tuple(host.lower() for host in hosts)
+    if not all(map(HOST.fullmatch, hosts)):
+        raise ValueError("wants names without scheme or port, such as api.example.com")
+    return hosts
+
+
+def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    if not all(map(ORIGIN.fullmatch, origins)):
+        raise ValueError("wants scheme and host without a path, such as https://example.com")
+    return origins
 
 
 def need_telemetry(enabled: bool) -> bool:
@@ -49,8 +67,8 @@ class Settings(FeatureSettings, DatabaseSettings):
     telemetry_enabled: Annotated[bool, AfterValidator(need_telemetry)] = False
 
     docs_enabled: bool = True
-    cors_origins: CommaSeparated = ()
-    allowed_hosts: CommaSeparated = ("*",)
+    cors_origins: Annotated[CommaSeparated, AfterValidator(check_origins)] = ()
+    allowed_hosts: Annotated[CommaSeparated, AfterValidator(check_hosts)] = ("*",)
     max_body_size: PositiveInt = 1_048_576  # bytes
 
     # SQLAlchemy's defaults until observed load says otherwise, but for the pool's timeout: after

@@ -1,15 +1,17 @@
+import datetime
 import json
 import logging
 import re
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Body, FastAPI, HTTPException
 from httpx2 import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel
 from sqlalchemy import literal, select
 
+from app.database import BigIntegerKey, UTCDateTime
 from app.health import VERSIONS
 from app.main import create_app
 from app.sessions import ReaderDep
@@ -22,12 +24,23 @@ class Login(BaseModel):
     password: int
 
 
+class Cat(BaseModel):
+    kind: Literal["cat"]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+
+
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
-    """A client of the service with three more routes, for what no real one should do."""
+    """A client of the service with a few more routes, for what no real one should do."""
 
     @app.post("/login")
     async def login(login: Login) -> None: ...
+
+    @app.post("/pets")
+    async def buy(pet: Annotated[Cat | Dog, Body(discriminator="kind")]) -> None: ...
 
     @app.get("/broken")
     async def broken() -> None:
@@ -66,12 +79,74 @@ async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(
     assert response.headers["allow"] == allowed
 
 
-async def test_invalid_data_is_named_and_never_repeated(client: AsyncClient) -> None:
-    response = await client.post("/login", json={"password": "hunter2"})
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [("/login", {"password": "hunter2"}, "password"), ("/pets", {"kind": "hunter2"}, "")],
+)
+async def test_invalid_data_is_named_and_never_repeated(
+    client: AsyncClient, path: str, body: dict[str, str], name: str
+) -> None:
+    response = await client.post(path, json=body)
 
     problem = check_problem(response, 422)
-    assert [(error["in"], error["name"]) for error in problem["errors"]] == [("body", "password")]
+    assert [(error["in"], error["name"]) for error in problem["errors"]] == [("body", name)]
     assert "hunter2" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("status", "detail", "members"),
+    [
+        (404, None, {"title": "Not Found"}),
+        (404, "No such order.", {"detail": "No such order."}),
+        (409, {"code": "sold_out", "status": 1}, {"code": "sold_out"}),
+        (409, {"detail": "Sold out."}, {"detail": "Sold out."}),
+        (409, ["sold out"], {"detail": "['sold out']"}),
+        (499, "Gone.", {"title": "Error", "detail": "Gone."}),
+    ],
+)
+async def test_what_a_handler_raises_is_a_problem_of_its_status(
+    app: FastAPI, client: AsyncClient, status: int, detail: Any, members: dict[str, str]
+) -> None:
+    @app.get("/raised")
+    async def raised() -> None:
+        raise HTTPException(status, detail)
+
+    problem = check_problem(await client.get("/raised"), status)
+
+    assert problem.items() >= members.items()
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_a_status_without_a_body_has_none(
+    app: FastAPI, client: AsyncClient, status: int
+) -> None:
+    @app.get("/raised")
+    async def raised() -> None:
+        raise HTTPException(status, headers={"ETag": '"1"'})
+
+    response = await client.get("/raised")
+
+    assert (response.status_code, response.content) == (status, b"")
+    assert response.headers["etag"] == '"1"'
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (datetime.datetime(2026, 1, 1), UTCDateTime),
+        (datetime.datetime.fromisoformat("0001-01-01T00:00:00+14:00"), UTCDateTime),
+        (2**64, BigIntegerKey),
+    ],
+    ids=str,
+)
+async def test_a_value_that_no_column_can_hold_is_the_clients_error(
+    app: FastAPI, client: AsyncClient, value: Any, kind: Any
+) -> None:
+    @app.get("/stored")
+    async def store(reader: ReaderDep) -> None:
+        await reader.all(select(literal(value, kind)))
+
+    check_problem(await client.get("/stored"), 422)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +173,9 @@ async def test_a_body_that_is_not_json_is_the_clients_error(
 async def test_a_body_over_the_limit_is_refused_when_it_is_announced(
     client: AsyncClient, settings: Settings
 ) -> None:
-    response = await client.post("/login", content=b" " * (settings.max_body_size + 1))
+    headers = {"Content-Length": str(settings.max_body_size + 1)}
+
+    response = await client.post("/login", content=b"", headers=headers)
 
     check_problem(response, 413)
 
@@ -169,6 +246,7 @@ async def test_an_exhausted_pool_is_unavailability(settings: Settings) -> None:
     [
         ("api.example.com", 200),
         ("API.example.com:8000", 200),
+        ("shop.test", 200),
         ("example.com", 400),
         ("api.example.com.evil", 400),
         ("evil", 400),
@@ -176,14 +254,18 @@ async def test_an_exhausted_pool_is_unavailability(settings: Settings) -> None:
     ],
 )
 async def test_only_allowed_hosts_are_served_but_for_probes(
-    settings: Settings, host: str, status: int
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, host: str, status: int
 ) -> None:
-    app = create_app(settings.model_copy(update={"allowed_hosts": ("*.example.com",)}))
+    monkeypatch.setenv("DATABASE_URL", settings.driver_url.render_as_string(hide_password=False))
+    monkeypatch.setenv("ALLOWED_HOSTS", "*.Example.com, Shop.test")
+    app = create_app()
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
         response = await client.get("/openapi.json", headers={"Host": host})
+        other = await client.get("/healthy", headers={"Host": host})
         probe = await client.get("/health/live", headers={"Host": host})
 
     assert response.status_code == status
+    assert other.status_code == (404 if status == 200 else 400)
     if status == 400:
         check_problem(response, status)
     assert probe.status_code == 200

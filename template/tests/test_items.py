@@ -138,6 +138,7 @@ async def test_a_patch_to_a_name_that_is_taken_is_a_conflict(client: AsyncClient
         ('"1"', 412),
         ('W/"2"', 412),
         ("2", 412),
+        ("", 412),
     ],
 )
 async def test_a_change_is_made_only_to_the_version_that_if_match_names(

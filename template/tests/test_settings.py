@@ -18,6 +18,10 @@ from app.settings import Settings, load_settings
         ("LOG_LEVEL", "hunter2"),
         ("LOG_FORMAT", "hunter2"),
         ("MAX_BODY_SIZE", "1e"),
+        ("ALLOWED_HOSTS", "https://hunter2"),
+        ("ALLOWED_HOSTS", "hunter2:8000"),
+        ("CORS_ORIGINS", "hunter2"),
+        ("CORS_ORIGINS", "https://hunter2/"),
     ],
 )
 def test_a_wrong_value_is_named_and_not_shown(

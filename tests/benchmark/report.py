@@ -4,7 +4,7 @@ import json
 import os
 import platform
 from pathlib import Path
-from statistics import quantiles
+from statistics import median, quantiles
 from typing import Any
 
 from tests.services import REPOSITORY, Service
@@ -42,8 +42,11 @@ def versions(service: Service) -> dict[str, str]:
 
 
 def ratios(cpu: dict[str, dict[str, list[float]]], name: str) -> dict[str, float]:
-    """Return the cheapest round of an app as a multiple of the bare driver's, for each kind."""
-    return {kind: round(min(apps[name]) / min(apps["bare"]), 2) for kind, apps in cpu.items()}
+    """Return the median of the ratios of single rounds to the bare driver's, for each kind."""
+    return {
+        kind: round(median(a / b for a, b in zip(apps[name], apps["bare"], strict=True)), 2)
+        for kind, apps in cpu.items()
+    }
 
 
 def spread(cpu: dict[str, dict[str, list[float]]]) -> dict[str, list[float]]:

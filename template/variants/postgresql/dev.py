@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from pydantic import ValidationError
 
 from app.settings import Settings
@@ -49,12 +50,17 @@ def doctor() -> None:
 
     if DATA.is_dir():
         find_database()
+    else:
+        print("No .postgres/ yet: uv run poe dev makes a server of its own there.")
     main()
 
 
 if __name__ == "__main__":
     find_database()
-    command.upgrade(Config(toml_file="pyproject.toml"), "head")
+    try:
+        command.upgrade(Config(toml_file="pyproject.toml"), "head")
+    except CommandError as error:  # another branch's revision, or two newest ones
+        sys.exit(f"alembic upgrade head: {error}")
     try:
         uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])
     finally:

@@ -8,7 +8,11 @@ import sys
 import uvicorn
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 
 if __name__ == "__main__":
-    command.upgrade(Config(toml_file="pyproject.toml"), "head")
+    try:
+        command.upgrade(Config(toml_file="pyproject.toml"), "head")
+    except CommandError as error:  # another branch's revision, or two newest ones
+        sys.exit(f"alembic upgrade head: {error}")
     uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])

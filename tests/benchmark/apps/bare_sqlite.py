@@ -18,7 +18,7 @@ COLUMNS = "id, name, description, created_at, updated_at, version"
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     path = os.environ["DATABASE_URL"].removeprefix("sqlite+aiosqlite:///")
     async with aiosqlite.connect(path, isolation_level=None) as connection:
-        await connection.execute("PRAGMA synchronous = NORMAL")
+        await connection.execute("PRAGMA synchronous = FULL")
         connection.row_factory = sqlite3.Row
         app.state.connection = connection
         yield

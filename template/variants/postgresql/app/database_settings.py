@@ -98,7 +98,11 @@ def parse(text: str) -> URL:
         raise ValueError(f"not a URL; write {EXAMPLE}") from None
     if url.drivername not in {"postgres", "postgresql", DRIVER}:
         raise ValueError(f"{url.drivername} is not asyncpg; write {EXAMPLE}")
+    if "@" in (url.host or ""):
+        raise ValueError("has two @; write the one in the password as %40")
     query = {"ssl" if name == "sslmode" else name: value for name, value in url.query.items()}
     if unknown := query.keys() - URL_PARAMETERS:
-        raise ValueError(f"asyncpg knows no parameter {', '.join(sorted(unknown))}; remove it")
+        hint = " and name the file by PGSSLROOTCERT" if "sslrootcert" in unknown else ""
+        names = ", ".join(sorted(unknown))
+        raise ValueError(f"asyncpg knows no parameter {names}; remove it{hint}")
     return url.set(drivername=DRIVER, query=query)

@@ -28,6 +28,8 @@ def get_settings() -> Settings:
 
             find_database()
         settings = load_settings()
+        if settings.database_pooler:  # it would keep the lock below, and nobody would get it again
+            sys.exit("Migrate on PostgreSQL itself: set its own URL, and DATABASE_POOLER=false.")
         configure_logging(settings)
     return settings
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import DateTime, Integer, Row, TypeDecorator, column, func, select
+from sqlalchemy import DateTime, Integer, Row, TypeDecorator, column, event, func, select
 from sqlalchemy import Dialect as AnyDialect
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session
 from sqlalchemy.util import await_only
@@ -121,7 +121,9 @@ class Dialect(SQLiteDialect_aiosqlite):
         # SQLite would make a file that is not there, without tables, and would open one that may
         # not be written to for reads alone, as long as the connection lasts.
         if not os.access(path, os.R_OK | os.W_OK):
-            error = sqlite3.OperationalError(f"{path} is missing or may not be written to")
+            error = sqlite3.OperationalError(
+                f"{path} is missing (alembic upgrade head makes it) or read-only"
+            )
             error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
             raise error
         # By itself, the driver would begin a transaction no sooner than with its first write.
@@ -129,7 +131,8 @@ class Dialect(SQLiteDialect_aiosqlite):
         connection: Any = super().connect(uri, uri=True, isolation_level=None, **options)
         opened = connection.driver_connection
         await_only(opened.execute("PRAGMA foreign_keys = ON"))
-        await_only(opened.execute("PRAGMA synchronous = NORMAL"))  # safe with the write-ahead log
+        # With less, a power failure would take the last commits with it.
+        await_only(opened.execute("PRAGMA synchronous = FULL"))
         self._files[opened] = path, identity(path)
         return connection  # type: ignore[no-any-return]
 
@@ -166,6 +169,15 @@ class Dialect(SQLiteDialect_aiosqlite):
     def do_rollback(self, dbapi_connection: Any) -> None:
         if dbapi_connection.driver_connection.in_transaction:
             super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
+
+
+@event.listens_for(Dialect, "handle_error")
+def wrap_overflow(context: ExceptionContext) -> StatementError | None:
+    # The driver's, for an integer of more than 64 bits; SQLAlchemy would let it through bare.
+    error = context.original_exception
+    if not isinstance(error, OverflowError):
+        return None
+    return StatementError(str(error), context.statement, None, error, hide_parameters=True)
 
 
 def identity(path: str) -> object:
