@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
@@ -70,17 +71,23 @@ def record(template: Path) -> list[str]:
     return text.splitlines()
 
 
+def wrap(line: str) -> Iterator[str]:
+    while len(line) > COLUMNS:
+        end = line.rfind(",", 0, COLUMNS) + 1 or COLUMNS
+        yield line[:end]
+        line = line[end:]
+    yield line
+
+
 def draw(lines: list[str], scheme: str) -> str:
     """Draw a terminal with these lines."""
     background, colour, typed = COLOURS[scheme]
     drawn, y = [], 12
     for line in lines:
-        for start in range(0, len(line) or 1, COLUMNS):
+        kind = ' class="typed"' if line.startswith("$ ") else ""
+        for part in wrap(line):
             y += 20
-            kind = ' class="typed"' if line.startswith("$ ") else ""
-            drawn.append(
-                f'<text x="16" y="{y}"{kind}>{escape(line[start : start + COLUMNS])}</text>\n'
-            )
+            drawn.append(f'<text x="16" y="{y}"{kind}>{escape(part)}</text>\n')
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 876 {y + 20}">\n'
         f"<style>text {{ font: 14px ui-monospace, monospace; fill: {colour}; white-space: pre }}"

@@ -60,12 +60,16 @@ def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
     """Answer 413 when a request's body turns out to have more than `max_body_size` bytes."""
 
     async def limited(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+
+        headers = dict(scope["headers"])
         size = 0
 
         async def receive_counting() -> Message:
             nonlocal size
-            # Announced, it is refused before a client sends it.
-            if not size and announced(scope) > max_body_size:
+            # What is announced is refused before the client is asked for it.
+            if not size and int(headers.get(b"content-length", 0)) > max_body_size:
                 raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE)
             message = await receive()
             size += len(message.get("body", b""))
@@ -76,10 +80,6 @@ def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
         await app(scope, receive_counting, send)
 
     return limited
-
-
-def announced(scope: Scope) -> int:
-    return int(dict(scope["headers"]).get(b"content-length", 0))
 
 
 def check_hosts(app: ASGIApp, allowed_hosts: Collection[str], exempt: str) -> ASGIApp:
