@@ -218,7 +218,7 @@ def token(key=ours, algorithm="RS256", kid="1", **claims):
 tokens = {
     "good": token(),
     "without scope": token(scope=None),
-    "expired": token(exp=time.time() - 1),
+    "expired": token(exp=time.time() - 60),
     "endless": token(exp=None),
     "nobody's": token(sub=None),
     "for another": token(aud="other"),

@@ -43,12 +43,12 @@ class Problem(BaseModel):
 
 def problem(code: int, detail: str | None = None, /, **members: Any) -> JSONResponse:
     """Make the response for a failure; `detail` and further members are shown to the client."""
-    body = {"type": "about:blank", "title": phrases.get(code, "Error"), "status": code}
-    if detail or code in DETAILS:
-        body["detail"] = detail or DETAILS[code]
-    body = members | body | {"request_id": request_id.get()}
+    body = dict[str, Any](type="about:blank", title=phrases.get(code, "Error"), status=code)
+    if detail := detail or DETAILS.get(code):
+        body["detail"] = detail
+    body["request_id"] = request_id.get()
     headers = {"Retry-After": "1"} if code == status.HTTP_503_SERVICE_UNAVAILABLE else None
-    return JSONResponse(body, code, headers, MEDIA_TYPE)
+    return JSONResponse(body | members | body, code, headers, MEDIA_TYPE)
 
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:

@@ -63,13 +63,12 @@ def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
         if scope["type"] != "http":
             return await app(scope, receive, send)
 
-        headers = dict(scope["headers"])
         size = 0
 
         async def receive_counting() -> Message:
             nonlocal size
-            # What is announced is refused before the client is asked for it.
-            if not size and int(headers.get(b"content-length", 0)) > max_body_size:
+            announced = dict(scope["headers"]).get(b"content-length", b"0")
+            if int(announced) > max_body_size:  # before the client is asked for it
                 raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE)
             message = await receive()
             size += len(message.get("body", b""))
