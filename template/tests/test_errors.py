@@ -271,6 +271,19 @@ async def test_only_allowed_hosts_are_served_but_for_probes(
     assert probe.status_code == 200
 
 
+async def test_a_websocket_of_another_host_is_refused(settings: Settings) -> None:
+    app = create_app(settings.model_copy(update={"allowed_hosts": ("api.example.com",)}))
+    scope = {"type": "websocket", "scheme": "ws", "path": "/", "headers": [(b"host", b"evil")]}
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, pytest.fail, send)
+
+    assert (sent[0]["type"], sent[0]["status"]) == ("websocket.http.response.start", 400)
+
+
 async def test_statements_are_logged_once_and_without_values_when_asked(
     settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
