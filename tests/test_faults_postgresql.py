@@ -199,6 +199,42 @@ def test_connections_that_the_server_ended_are_replaced_unnoticed(
         assert set(pool.map(request, range(140, 150))) == {200, 201}
 
 
+def test_a_read_whose_connection_dies_before_its_answer_is_sent_again(
+    service: Service, place: Place
+) -> None:
+    with serve(service, place) as server, ThreadPoolExecutor() as pool:
+        with place.holding("LOCK TABLE items"):
+            read = pool.submit(server.client.get, "/items")
+            wait_for(lambda: place.waiting() == 1)
+            place.proxy.cut()
+        assert read.result().status_code == 200
+        assert place.proxy.sessions == 2
+
+
+def test_a_commit_whose_connection_is_lost_is_503_and_never_a_success(
+    service: Service, place: Place
+) -> None:
+    place.query(
+        "ALTER TABLE items DROP CONSTRAINT uq_items_name,"
+        " ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED"
+    )
+    insert = (
+        "INSERT INTO items (name, created_at, updated_at, version) VALUES ('a', now(), now(), 1)"
+    )
+    committing = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^COMMIT' AND wait_event_type = 'Lock'"
+    )
+    with (
+        serve(service, place) as server,
+        ThreadPoolExecutor() as pool,
+        place.holding(insert),  # of the same name: only the commit will wait for it
+    ):
+        posted = pool.submit(server.client.post, "/items", json={"name": "a"})
+        wait_for(lambda: place.number(committing) == 1)
+        place.proxy.cut()
+        assert unavailable(posted.result())
+
+
 def test_a_link_that_has_died_silently_is_replaced_unnoticed(
     service: Service, place: Place
 ) -> None:
@@ -297,6 +333,22 @@ def test_a_silent_network_is_503_within_the_default_limits(
         start = time.monotonic()
         assert unavailable(server.client.get(path))
         assert time.monotonic() - start < limit + MARGIN
+
+
+def test_a_silent_network_keeps_no_service_from_ending(service: Service, place: Place) -> None:
+    # SQLAlchemy logs the goodbye that is given up, with a traceback.
+    with (
+        service.serve(*UVICORN, DATABASE_URL=place.url) as server,
+        ThreadPoolExecutor(20) as pool,
+    ):
+        place.proxy.delay = 0.02  # so that requests need connections at the same time
+        assert set(pool.map(lambda _: server.client.get("/items").status_code, range(40))) == {200}
+        wait_for(lambda: place.connections() == 5)
+        place.proxy.silent = True
+        start = time.monotonic()
+        stop(server)
+        assert time.monotonic() - start < 5 + MARGIN
+    assert "the database did not answer" in server.log()
 
 
 def test_a_slow_network_works(service: Service, place: Place) -> None:
@@ -582,7 +634,11 @@ def test_a_request_that_outlasts_the_graceful_timeout_is_cut_and_rolled_back(
 
 
 def test_a_client_that_goes_away_keeps_no_connection(service: Service, place: Place) -> None:
-    limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
+    limits = {
+        "DATABASE_POOL_SIZE": "1",
+        "DATABASE_MAX_OVERFLOW": "0",
+        "DATABASE_COMMAND_TIMEOUT": "1",
+    }
     with serve(service, place, **limits) as server:
         http = server.client
         address = (http.base_url.host, http.base_url.port)
@@ -590,15 +646,14 @@ def test_a_client_that_goes_away_keeps_no_connection(service: Service, place: Pl
             b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             b'Content-Length: 13\r\n\r\n{"name": "a"}'
         )
-        with (
-            place.holding("LOCK TABLE items IN EXCLUSIVE MODE"),
-            socket.create_connection(address) as client,
-        ):
-            client.sendall(request)
-            wait_for(lambda: place.waiting() == 1)
+        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+            with socket.create_connection(address) as client:
+                client.sendall(request)
+                wait_for(lambda: place.waiting() == 1)
+            wait_for(lambda: place.waiting() == 0, seconds=1 + MARGIN)
+            assert http.get("/items").json()["items"] == []
         assert http.post("/items", json={"name": "b"}).status_code == 201
-        assert http.get("/items").status_code == 200
-        assert place.proxy.sessions == 1
+        wait_for(lambda: place.connections() == 1)
         stop(server)
     assert place.connections() == 0
 

@@ -56,6 +56,21 @@ async def test_the_engine_is_disposed_of_when_the_service_fails(settings: Settin
     assert seen == ["open", "close"]
 
 
+async def test_the_engine_is_disposed_of_when_the_start_fails(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setitem(sys.modules, "app.telemetry", None)  # as if its packages were missing
+    app = FastAPI()
+    app.state.settings = settings.model_copy(update={"telemetry_enabled": True})
+
+    with pytest.raises(ImportError):
+        async with lifespan(app):
+            pass
+
+    assert "engine disposed of" in caplog.messages
+
+
 async def test_one_engine_serves_every_request(settings: Settings) -> None:
     app = create_app(settings)
     assert not hasattr(app.state, "engine")

@@ -97,6 +97,18 @@ async def test_no_request_keeps_a_connection(app: FastAPI, client: AsyncClient) 
         assert app.state.engine.pool.checkedout() == 0
 
 
+async def test_a_reader_keeps_no_connection_while_its_handler_goes_on(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    @app.get("/reading")
+    async def read(reader: ReaderDep) -> int:
+        await reader.all(select(PARENTS.c.id))
+        checked_out: int = app.state.engine.pool.checkedout()
+        return checked_out
+
+    assert (await client.get("/reading")).json() == 0
+
+
 async def test_a_session_that_outlives_its_request_refuses_to_work(
     app: FastAPI, client: AsyncClient
 ) -> None:
