@@ -1,6 +1,7 @@
 """Failures become problem details (RFC 9457): one body for every error, with no secret in it."""
 
 import logging
+from functools import partial
 from http import HTTPStatus
 from http.client import responses as phrases
 from typing import Any
@@ -53,16 +54,25 @@ def problem(code: int, detail: str | None = None, /, **members: Any) -> JSONResp
 
 def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
     """Say in a route's `responses` which failures it may answer with."""
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {code: {"description": HTTPStatus(code).phrase, "content": content} for code in codes}
 
 
 def add_error_handlers(app: FastAPI) -> None:
+    app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, validation_error)
     # The last is the driver's, or that of whatever else took too long.
     for kind in (StatementError, StaleDataError, PoolTimeoutError, TimeoutError):
         app.add_exception_handler(kind, database_error)
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, with what `problems` refers to."""
+    document = FastAPI.openapi(app)
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema()
+    return document
 
 
 async def http_error(request: Request, error: Any) -> Response:

@@ -241,6 +241,15 @@ async def test_an_exhausted_pool_is_unavailability(settings: Settings) -> None:
     assert recovered.status_code == 200
 
 
+async def test_the_schema_of_a_problem_is_documented_once(app: FastAPI) -> None:
+    document = app.openapi()
+
+    response = document["paths"]["/health/ready"]["get"]["responses"]["503"]
+    schema = response["content"]["application/problem+json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/Problem"}
+    assert {"title", "status"} <= document["components"]["schemas"]["Problem"]["properties"].keys()
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [
