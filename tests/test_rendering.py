@@ -88,7 +88,7 @@ def test_the_service_is_read_in_one_sitting(files: tuple[str, dict[str, str]]) -
     # Not needed to understand a request, and small.
     aside = lines.pop("app/doctor.py") + lines.pop("app/telemetry.py")
 
-    assert sum(lines.values()) <= 860
+    assert sum(lines.values()) <= 870
     assert aside <= 170
     assert len(texts["README.md"].splitlines()) < 120
 
