@@ -111,9 +111,9 @@ def request_telemetry(enabled: bool, silent: str) -> TelemetryConfig:
 
 
 def is_below(prefix: str, scope: Mapping[str, Any]) -> bool:
-    """Tell whether a request is for a path below `prefix`, which stands behind `--root-path`."""
-    path: str = scope["path"]
-    return path.startswith(f"{scope.get('root_path', '')}{prefix}/")
+    """Tell whether a request is for a path below `prefix`, wherever the service is mounted."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.startswith(f"{prefix}/")
 
 
 def watch_statements(engine: AsyncEngine, slow: float) -> None:
