@@ -24,21 +24,16 @@ def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
     return tuple(item.strip() for item in items if item.strip())
 
 
-HOST = re.compile(r"[a-z0-9*._-]+|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:.]*")
-ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+")
+def each(pattern: str, wanted: str) -> AfterValidator:
+    """Hold each of several names to a pattern, in lower case, as browsers and servers compare."""
 
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(map(str.lower, names))
+        if not all(re.fullmatch(pattern, name) for name in names):
+            raise ValueError(f"wants {wanted}")
+        return names
 
-def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
-    hosts = tuple(host.lower() for host in hosts)
-    if not all(map(HOST.fullmatch, hosts)):
-        raise ValueError("wants names without scheme or port, such as api.example.com")
-    return hosts
-
-
-def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    if not all(map(ORIGIN.fullmatch, origins)):
-        raise ValueError("wants scheme and host without a path, such as https://example.com")
-    return origins
+    return AfterValidator(check)
 
 
 def need_telemetry(enabled: bool) -> bool:
@@ -48,6 +43,14 @@ def need_telemetry(enabled: bool) -> bool:
 
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode, BeforeValidator(split)]
+Origins = Annotated[
+    CommaSeparated,
+    each(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", "origins without a path, such as https://example.com"),
+]
+Hosts = Annotated[
+    CommaSeparated,
+    each(r"[a-z0-9*._-]+|[0-9a-f:.]*:[0-9a-f:.]*:[0-9a-f:.]*", "names without scheme or port"),
+]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -67,8 +70,8 @@ class Settings(FeatureSettings, DatabaseSettings):
     telemetry_enabled: Annotated[bool, AfterValidator(need_telemetry)] = False
 
     docs_enabled: bool = True
-    cors_origins: Annotated[CommaSeparated, AfterValidator(check_origins)] = ()
-    allowed_hosts: Annotated[CommaSeparated, AfterValidator(check_hosts)] = ("*",)
+    cors_origins: Origins = ()
+    allowed_hosts: Hosts = ("*",)
     max_body_size: PositiveInt = 1_048_576  # bytes
 
     # SQLAlchemy's defaults until observed load says otherwise, but for the pool's timeout: after

@@ -62,7 +62,7 @@ def test_an_unknown_name_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://b.example,")
+    monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://B.example,")
 
     assert Settings().cors_origins == ("https://a.example", "https://b.example")
 
