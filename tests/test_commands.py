@@ -197,7 +197,9 @@ def test_a_revision_that_is_not_here_is_told(service: Service, migrated: Databas
     assert "Traceback" not in dev.stdout
 
 
-def test_only_a_postgresql_service_must_be_told_where_its_database_is(service: Service) -> None:
+def test_only_a_postgresql_service_must_be_told_where_its_database_is(
+    service: Service, tmp_path: Path
+) -> None:
     done = service.run("uv", "run", "--no-sync", "python", "-c", "import app.main", check=False)
 
     if service.database == "sqlite":
@@ -206,6 +208,9 @@ def test_only_a_postgresql_service_must_be_told_where_its_database_is(service: S
         assert done.returncode == 1
         assert "DATABASE_URL: missing" in done.stdout
         assert "Traceback" not in done.stdout
+        copy = service.copy(tmp_path / "service")
+        doctor = copy.run("uv", "run", "--no-sync", "poe", "doctor", check=False)
+        assert "uv run poe dev makes a server" in doctor.stdout
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,19 @@ def start_postgres(data: Path, cleanup_mode: str = "stop") -> str:
     return get_server(data, cleanup_mode=cleanup_mode).get_uri()
 
 
-def find_database() -> None:
-    """Unless the environment names a database, name the one in `.postgres/`."""
+def database_is_missing() -> bool:
+    """Say whether neither the environment nor `.env` names a database."""
     try:
         Settings()
     except ValidationError as error:
-        if "database_missing" in [problem["type"] for problem in error.errors()]:
-            os.environ["DATABASE_URL"] = start_postgres(DATA)
+        return "database_missing" in [problem["type"] for problem in error.errors()]
+    return False
+
+
+def find_database() -> None:
+    """Unless the environment names a database, name the one in `.postgres/`."""
+    if database_is_missing():
+        os.environ["DATABASE_URL"] = start_postgres(DATA)
 
 
 def doctor() -> None:
@@ -50,7 +56,7 @@ def doctor() -> None:
 
     if DATA.is_dir():
         find_database()
-    else:
+    elif database_is_missing():
         print("No .postgres/ yet: uv run poe dev makes a server of its own there.")
     main()
 
