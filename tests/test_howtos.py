@@ -409,4 +409,11 @@ def test_a_backup_is_restored_while_items_are_written(
             assert http.get(kept).json()["name"] == "kept"
             assert http.post("/items", json={"name": "lost"}).status_code == 201
             assert http.post("/items", json={"name": "kept"}).status_code == 409
+
+        if isinstance(database, PostgreSQLDatabase):  # all of it or nothing
+            database.query("CREATE TABLE newer (item_id bigint REFERENCES items)")
+            [restore] = re.findall(r"^pg_restore.*", page_text("backups"), re.MULTILINE)
+            refused = copy.run("sh", "-c", restore, variables=variables, check=False)
+            assert "other objects depend on it" in refused.stdout
+            assert "lost" in database.query("SELECT name FROM items")
         copy.run(".venv/bin/python", "-m", "app.doctor", variables=variables)

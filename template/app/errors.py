@@ -49,6 +49,7 @@ def problem(code: int, detail: str | None = None, /, **members: Any) -> JSONResp
         body["detail"] = detail
     body["request_id"] = request_id.get()
     headers = {"Retry-After": "1"} if code == status.HTTP_503_SERVICE_UNAVAILABLE else None
+    # In this order, and without a member that would take the place of one of these.
     return JSONResponse(body | members | body, code, headers, MEDIA_TYPE)
 
 

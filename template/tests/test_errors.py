@@ -206,10 +206,14 @@ async def test_an_unhandled_error_is_logged_once_and_not_shown(
     ]
 
 
-async def test_a_timeout_is_unavailability(client: AsyncClient) -> None:
+async def test_a_timeout_is_unavailability(
+    client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
     response = await client.get("/slow")
 
     check_problem(response, 503)
+    assert "timed out" in caplog.text
+    assert "the database is not available" not in caplog.text  # nobody knows what it waited for
     assert response.headers["retry-after"] == "1"
 
 

@@ -67,6 +67,7 @@ def test_the_parts_make_a_url_whatever_the_password(host: str, expected: str | N
         {"database_url": "oracle://u:hunter2@h/d"},
         {"database_url": "postgresql://u:hunter2@h/d?sslkey=k"},
         {"database_url": "postgresql://u:hunter2@h:port/d"},
+        {"database_url": "postgresql://u:p@hunter2@h/d"},
     ],
     ids=repr,
 )

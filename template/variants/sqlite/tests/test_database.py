@@ -64,9 +64,8 @@ async def test_a_commit_is_on_the_disk_when_it_returns(app: FastAPI) -> None:
     async with app.state.engine.connect() as connection:
         synchronous = await connection.exec_driver_sql("PRAGMA synchronous")
 
-        assert (
-            synchronous.scalar_one() == 2
-        )  # FULL, https://sqlite.org/pragma.html#pragma_synchronous
+        # FULL, https://sqlite.org/pragma.html#pragma_synchronous
+        assert synchronous.scalar_one() == 2
 
 
 async def test_no_update_is_lost_when_many_read_and_write(app: FastAPI) -> None:
