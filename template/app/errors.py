@@ -95,7 +95,9 @@ async def http_error(request: Request, error: Any) -> Response:
 
 def is_served(request: Request, method: str) -> bool:
     scope = {**request.scope, "method": method}
-    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+        return True
+    return method == "HEAD" and is_served(request, "GET")
 
 
 async def validation_error(request: Request, error: Any) -> JSONResponse:

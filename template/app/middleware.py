@@ -1,9 +1,11 @@
 """What surrounds every request: pure ASGI, since `BaseHTTPMiddleware` costs more than a route."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Collection
 from fnmatch import fnmatchcase
+from urllib.parse import quote
 
 from fastapi import HTTPException, status
 from starlette.datastructures import URL
@@ -29,7 +31,8 @@ def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
         start = time.perf_counter()
         # The path as it was sent: still encoded, so that it can't break the line. No query: people
         # put secrets there.
-        line = {"method": scope["method"], "path": scope["raw_path"].decode("latin-1"), "status": 0}
+        path = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")
+        line = {"method": scope["method"], "path": path, "status": 0}
         current = identify(scope["headers"])
         request_id.set(current)
 
@@ -54,6 +57,33 @@ def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
                 access_logger.info("%s %s %s %s ms", *line.values(), extra=line)
 
     return traced
+
+
+def answer_head(app: ASGIApp) -> ASGIApp:
+    """Answer HEAD wherever GET is served: the same headers, no body (RFC 9110, 9.3.2)."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await app(scope, receive, send)
+
+        refused = False
+
+        async def send_head(message: Message) -> None:
+            nonlocal refused
+            if message["type"] != "http.response.start":
+                return await asyncio.sleep(0)  # a stream without a pause would hold the loop
+            refused = not refused and message["status"] == status.HTTP_405_METHOD_NOT_ALLOWED
+            if not refused:
+                await send(message)
+                # Now, since a stream may never end. The server then reports a disconnect, which
+                # ends the stream.
+                await send({"type": "http.response.body"})
+
+        await app({**scope}, receive, send_head)  # a route may serve HEAD itself
+        if refused:
+            await app({**scope, "method": "GET"}, receive, send_head)
+
+    return answered
 
 
 def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:

@@ -69,7 +69,7 @@ async def test_an_unknown_path_is_a_problem(client: AsyncClient) -> None:
     assert problem["title"] == "Not Found"
 
 
-@pytest.mark.parametrize(("path", "allowed"), [("/health/live", "GET"), ("/slow", "GET, PUT")])
+@pytest.mark.parametrize(("path", "allowed"), [("/health/live", "GET, HEAD"), ("/slow", "GET, HEAD, PUT")])
 async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(
     client: AsyncClient, path: str, allowed: str
 ) -> None:
