@@ -7,7 +7,7 @@ from http.client import responses as phrases
 from typing import Any
 
 from fastapi import FastAPI, Request, status
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.utils import is_body_allowed_for_status_code
 from pydantic import BaseModel
@@ -62,7 +62,8 @@ def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
 def add_error_handlers(app: FastAPI) -> None:
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
+    for invalid in (RequestValidationError, WebSocketRequestValidationError):
+        app.add_exception_handler(invalid, validation_error)
     # The last is the driver's, or that of whatever else took too long.
     for kind in (StatementError, StaleDataError, PoolTimeoutError, TimeoutError):
         app.add_exception_handler(kind, database_error)

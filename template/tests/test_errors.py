@@ -69,7 +69,9 @@ async def test_an_unknown_path_is_a_problem(client: AsyncClient) -> None:
     assert problem["title"] == "Not Found"
 
 
-@pytest.mark.parametrize(("path", "allowed"), [("/health/live", "GET, HEAD"), ("/slow", "GET, HEAD, PUT")])
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/health/live", "GET, HEAD"), ("/slow", "GET, HEAD, PUT")]
+)
 async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(
     client: AsyncClient, path: str, allowed: str
 ) -> None:
@@ -286,7 +288,8 @@ async def test_only_allowed_hosts_are_served_but_for_probes(
 
 async def test_a_websocket_of_another_host_is_refused(settings: Settings) -> None:
     app = create_app(settings.model_copy(update={"allowed_hosts": ("api.example.com",)}))
-    scope = {"type": "websocket", "scheme": "ws", "path": "/", "headers": [(b"host", b"evil")]}
+    scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": [(b"host", b"evil")]}
+    scope |= {"scheme": "ws", "extensions": {"websocket.http.response": {}}}
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

@@ -139,7 +139,7 @@ async def test_what_asgi_leaves_optional_may_be_missing(
         sent.append(message)
 
     for path in ("/with-a-tag", "/with-a-tag/", "/nöw here\n", "/docs"):
-        scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1"}
+        scope: dict[str, Any] = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1"}
         scope |= {"method": "GET", "path": path, "query_string": b"", "headers": []}
         raw = {"raw_path": path.encode()} if "raw_path" in given and path.isprintable() else {}
         await app(scope | given | raw, receive, send)
