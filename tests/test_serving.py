@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.services import Database, Server, Service, open_database
+from tests.services import Database, Server, Service, open_database, unavailable
 from tests.walk import SEED
 
 UVICORN = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
@@ -39,6 +39,18 @@ async def lines(first: bool) -> AsyncIterator[str]:
 @router.get("/endless")
 async def endless(first: bool) -> StreamingResponse:
     return StreamingResponse(lines(first))
+"""
+
+
+UPLOAD = """
+from fastapi import APIRouter, UploadFile
+
+router = APIRouter()
+
+
+@router.post("/upload")
+async def upload(file: UploadFile) -> int:
+    return len(await file.read())
 """
 
 
@@ -141,6 +153,24 @@ def test_head_ends_where_get_never_does(
 
         stop_cleanly(server)  # in time, since nothing streams any more
     assert server.log().count("HEAD /endless 200 ") == 2
+
+
+def test_an_upload_that_the_server_cannot_store_is_its_own_error(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    copy.extend(routes=UPLOAD)
+    serve = "uv run --no-sync --with python-multipart python -m uvicorn app.main:app"
+    command = ("sh", "-c", f'ulimit -f 1000 && exec {serve} "$@"', "sh")  # no file over 512,000
+    variables = migrated.variables | {"MAX_BODY_SIZE": "5000000"}
+    with copy.serve(*command, **variables) as server:
+        small, large = (
+            server.client.post("/upload", files={"file": ("a", b"a" * size)})
+            for size in (1_000, 2_000_000)
+        )
+        assert small.json() == 1_000
+        assert unavailable(large)
+    assert "unavailable: temporary files: [Errno 27] File too large" in server.log()
 
 
 def test_random_requests_get_what_the_openapi_document_promises(

@@ -23,6 +23,7 @@ from app.observability import request_id
 logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
+UNREADABLE = "There was an error parsing the body"  # FastAPI's, with 400, whoever failed
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 DETAILS = {
     status.HTTP_409_CONFLICT: "This conflicts with what is stored.",
@@ -78,6 +79,13 @@ def openapi(app: FastAPI) -> dict[str, Any]:
 
 
 async def http_error(request: Request, error: Any) -> Response:
+    if error.detail == UNREADABLE and is_the_servers(error.__cause__):
+        if not isinstance(error.__cause__, OSError | MemoryError):
+            raise error.__cause__
+        reason = "temporary files" if isinstance(error.__cause__, OSError) else "memory"
+        extra = {"reason": reason}
+        logger.warning("unavailable: %s: %s", reason, error.__cause__, extra=extra)
+        return problem(status.HTTP_503_SERVICE_UNAVAILABLE)
     if not is_body_allowed_for_status_code(error.status_code):
         return Response(status_code=error.status_code, headers=error.headers)
     if isinstance(error.detail, dict):
@@ -92,6 +100,13 @@ async def http_error(request: Request, error: Any) -> Response:
             method for method in METHODS if is_served(request, method)
         )
     return response
+
+
+def is_the_servers(cause: BaseException | None) -> bool:
+    """Tell whether a body could not be read by a fault of the server's: a full disk, no thread."""
+    if isinstance(cause, ConnectionError | TimeoutError | RecursionError):
+        return False  # the client left, is slow, or nests without end
+    return isinstance(cause, OSError | MemoryError | RuntimeError)
 
 
 def is_served(request: Request, method: str) -> bool:
