@@ -200,8 +200,8 @@ async def test_a_body_that_the_server_cannot_read_is_its_own_error_and_logged(
     async def failing(scope: Any, receive: Any, send: Any) -> None:
         await app(scope, fail, send)
 
-    async with AsyncClient(transport=ASGITransport(failing), base_url="http://test") as client:
-        response = await client.post("/login", json={"password": 1})
+    async with AsyncClient(transport=ASGITransport(failing), base_url="http://test") as other:
+        response = await other.post("/login", json={"password": 1})
 
     check_problem(response, status)
     told = [record for record in caplog.records if record.levelno >= logging.WARNING]
