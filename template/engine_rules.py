@@ -24,6 +24,7 @@ LOOPS = {"run_until_complete", "run_forever", "new_event_loop"}
 MAKERS = {"create_engine", "engine_from_config", "async_engine_from_config", "AsyncEngine"}
 # What opens a connection without SQLAlchemy.
 CONNECT = re.compile(r"(asyncpg|aiosqlite|sqlite3|psycopg\w*|pg8000)\..*\b(connect|\w*[pP]ool)")
+DEPENDS = {"Depends", "Security"}
 UPDATES = {"set", "update_query_dict", "update_query_pairs", "update_query_string"}
 
 ERRORS = {status.name for status in HTTPStatus if status >= 400}
@@ -76,13 +77,16 @@ def check_module(path: str, tree: ast.Module) -> Iterator[Finding]:
                 in_app and path != DIALECT and CONNECT.fullmatch(full_name(node, imported))
             ):
                 yield node, "E3 a connection beside the engine's: take request.app.state.engine"
-            case ast.Call(func=ast.Name("Depends"), args=[ast.Name(name)], keywords=options):
-                if name in session_dependencies and not has_function_scope(options):
+            case ast.Call(args=given, keywords=options) if name_of(node, imported) in DEPENDS:
+                names = {ast.unparse(value).rpartition(".")[2] for value in values(given, options)}
+                if names & session_dependencies and not has_function_scope(options):
                     yield node, 'a session needs scope="function": commit before the response'
             case ast.AsyncFunctionDef() if in_app and takes_session(node):
                 for made in filter(is_error_response, ast.walk(node)):
                     yield made, "raise an HTTPException: a returned error commits what was written"
-            case ast.Call(func=ast.Attribute(attr="middleware"), args=[ast.Constant("http")]):
+            case ast.Call(func=ast.Attribute(attr="middleware"), args=given, keywords=options) if (
+                any(ast.unparse(value) == "'http'" for value in values(given, options))
+            ):
                 yield node, "this is BaseHTTPMiddleware: write pure ASGI as in app/middleware.py"
 
 
@@ -114,6 +118,10 @@ def leaves(call: ast.Call) -> bool:
     return [ast.unparse(option) for option in call.keywords] == ["close=False"]
 
 
+def values(given: list[ast.expr], options: list[ast.keyword]) -> list[ast.expr]:
+    return [*given, *(option.value for option in options)]
+
+
 def takes_session(function: ast.AsyncFunctionDef) -> bool:
     arguments = [*function.args.args, *function.args.kwonlyargs]
     return any("Session" in ast.unparse(arg.annotation) for arg in arguments if arg.annotation)
@@ -125,8 +133,7 @@ def is_error_response(node: ast.AST) -> bool:
         case ast.Assign(targets=[ast.Attribute(attr="status_code")], value=value):
             return is_error_status(value)
         case ast.Call(func=func) if re.search(r"Response$|\bproblem$", ast.unparse(func)):
-            values = [*node.args, *(keyword.value for keyword in node.keywords)]
-            return any(map(is_error_status, values))
+            return any(map(is_error_status, values(node.args, node.keywords)))
     return False
 
 
@@ -168,7 +175,7 @@ def check_lifespan(tree: ast.Module) -> Iterator[Finding]:
         yield tree, "E2 the engine is made here, within `lifespan`"
     urls: set[str] = set()
     for engine in engines:
-        given = [*engine.args, *(option.value for option in engine.keywords)]
+        given = values(engine.args, engine.keywords)
         url = ast.unparse(given[0]) if given else ""
         if url in urls:
             yield engine, "E1 a second engine for the same URL: one per process is enough"

@@ -151,17 +151,17 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
     ("E16", "app/orders.py", "from sqlalchemy import QueuePool\n"),
     ("E16", LIFESPAN, ("**settings.engine_options", "poolclass=None, **settings.engine_options")),
     ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.sessions import get_session\n\nSession = Depends(get_session)\n"),
-    (
-        "commit before the response",
-        "app/orders.py",
-        OWN_SESSION,
-    ),
+    ("commit before the response", "app/orders.py", OWN_SESSION),
+    ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.sessions import get_session\n\nSession = Depends(dependency=get_session)\n"),
+    ("commit before the response", "app/orders.py", "import fastapi\n\nfrom app import sessions\n\nSession = fastapi.Depends(sessions.get_session)\n"),
+    ("commit before the response", "app/orders.py", "from fastapi import Security\n\nfrom app.sessions import get_session\n\nSession = Security(get_session)\n"),
     ("a returned error commits", "app/orders.py", WRITER.format("return JSONResponse({{}}, 409)")),
     ("a returned error commits", "app/orders.py", WRITER.format("return responses.JSONResponse({{}}, status_code=HTTPStatus.CONFLICT)")),
     ("a returned error commits", "app/orders.py", WRITER.format("return problem(status.HTTP_409_CONFLICT)")),
     ("a returned error commits", "app/orders.py", WRITER.format("answer = Response(status_code=500)\n    return answer")),
     ("a returned error commits", "app/orders.py", WRITER.format("response.status_code = 409")),
     ("pure ASGI", "app/orders.py", "from starlette.middleware.base import BaseHTTPMiddleware\n"),
+    ("pure ASGI", "app/main.py", ("    return app\n", '    app.middleware(middleware_type="http")(print)\n    return app\n')),
     ("pure ASGI", "app/main.py", ("    return app\n", '    app.middleware("http")(print)\n    return app\n')),
 ]  # fmt: skip
 RULES = [f"E{number}" for number in range(1, 17)]
