@@ -3,21 +3,28 @@
 import http.client
 import json
 import os
+import shutil
+import signal
+import subprocess
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from tests.cluster import Cluster, Node, binaries, open_cluster
 from tests.proxy import open_proxy
-from tests.services import Server, Service, unavailable, wait_for
+from tests.services import Server, Service, free_port, replace, unavailable, wait_for
+from tests.test_docs import BLOCK
 from tests.test_faults_postgresql import UVICORN
+from tests.test_howtos import apply, page_text
 
 INSTALLED = binaries()
 
@@ -27,9 +34,9 @@ pytestmark = [
 ]
 
 # `LOAD=long` writes for longer between the faults. Figures are printed: `-rP` shows them.
-STEADY = 12.0 if os.environ.get("LOAD") == "long" else 0.5  # seconds
+STEADY = 8.0 if os.environ.get("LOAD") == "long" else 0.5  # seconds
 CLIENTS = 12
-HEALED = 30.0  # seconds, in which a busy machine surely is back; how long it takes is printed
+HEALED = 20.0  # seconds, in which a busy machine surely is back; how long it takes is printed
 UNKNOWN = "/problems/outcome-unknown"
 
 
@@ -373,3 +380,111 @@ def test_migrations_find_the_server_that_takes_writes(
     refused = service.run(".venv/bin/alembic", "upgrade", "head", variables=variables, check=False)
     assert refused.returncode == 1
     assert len(refused.stdout.splitlines()) == 1
+
+
+def test_a_route_reads_from_a_replica(
+    service: Service, cluster: Cluster, one: Node, two: Node, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    [lines] = [
+        text
+        for _, title, text in BLOCK.findall(page_text("availability"))
+        if "create_async_engine" in text
+    ]
+
+    def insert(title: str) -> None:
+        lifespan = copy.folder / "app/lifespan.py"
+        if "Reader(replica)" not in lifespan.read_text():
+            imported = "from app.observability import watch_statements\n"
+            replace(lifespan, imported, f"from app.database_settings import parse\n{imported}")
+            replace(lifespan, "\n        yield\n", f"{lines}\n        yield\n")
+            routes = copy.folder / "app/items/routes.py"
+            imported = "from app.resources import"
+            replace(routes, imported, f"from app.replica import ReplicaDep\n{imported}")
+            listing = "def list_items(\n    reader: "
+            replace(routes, f"{listing}ReaderDep", f"{listing}ReplicaDep")
+
+    apply("availability", copy, {}, before=insert)
+    url = cluster.url(one.address)
+    replica = cluster.url(two.address, one.address, target_session_attrs="prefer-standby")
+    backends = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shop'"
+
+    def names(server: Server) -> list[str]:
+        return [item["name"] for item in server.client.get("/items").json()["items"]]
+
+    with serve(copy, url, REPLICA_URL=replica) as server:
+        assert posted(server, "a") == 201
+        wait_for(lambda: names(server) == ["a"])
+        assert two.number(backends) == 1
+        two.query("SELECT pg_wal_replay_pause()")
+        assert posted(server, "b") == 201
+        assert names(server) == ["a"]
+        two.query("SELECT pg_wal_replay_resume()")
+        wait_for(lambda: names(server) == ["a", "b"])
+        two.kill()
+        wait_for(lambda: server.client.get("/items").status_code == 200)
+        assert names(server) == ["a", "b"]  # of the primary
+        server.stop(signal.SIGTERM)
+        assert server.log().count("engine disposed of") == 2
+    wait_for(lambda: one.number(backends) == 0)
+
+    with serve(copy, url) as server:
+        assert names(server) == ["a", "b"]
+
+
+@pytest.mark.skipif(shutil.which("haproxy") is None, reason="there is no haproxy here")
+def test_the_proxy_of_the_page_leads_to_the_primary(
+    service: Service, cluster: Cluster, one: Node, two: Node, tmp_path: Path
+) -> None:
+    one.wait_for_synchronous(two)
+    [configuration] = [
+        text for _, title, text in BLOCK.findall(page_text("availability")) if "haproxy" in title
+    ]
+    port = free_port()
+    with telling_role(one) as role_of_one, telling_role(two) as role_of_two:
+        for old, new in (
+            ("127.0.0.1:5432", f"127.0.0.1:{port}"),
+            ("192.0.2.20:5432 check port 8008", f"{one.address} check port {role_of_one}"),
+            ("192.0.2.21:5432 check port 8008", f"{two.address} check port {role_of_two}"),
+        ):
+            assert old in configuration
+            configuration = configuration.replace(old, new)
+        file = tmp_path / "haproxy.cfg"
+        file.write_text(configuration)
+        with subprocess.Popen(["haproxy", "-db", "-q", "-f", str(file)]) as process:
+            try:
+                with serve(service, cluster.url(f"127.0.0.1:{port}")) as server:
+                    wait_for(lambda: ready(server) == 200)
+                    with loading(server) as load:
+                        one.kill()
+                        time.sleep(0.5)
+                        two.promote()
+                        healed = load.first_after(time.monotonic())
+                        load.last()
+                        assert ready(server) == 200
+                    load.check(two, "HAProxy, crash", {"after the promotion": healed})
+            finally:
+                process.terminate()
+
+
+@contextmanager
+def telling_role(node: Node) -> Iterator[int]:
+    """Answer as Patroni does, at the port that this yields: 200 from the primary."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_OPTIONS(self) -> None:
+            running = node.process is not None and node.process.poll() is None
+            primary = running and node.psql("SELECT pg_is_in_recovery()").stdout == "f\n"
+            self.send_response(200 if primary else 503)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
