@@ -34,7 +34,8 @@ pytestmark = [
 ]
 
 # `LOAD=long` writes for longer between the faults. Figures are printed: `-rP` shows them.
-STEADY = 8.0 if os.environ.get("LOAD") == "long" else 0.5  # seconds
+LONG = os.environ.get("LOAD") == "long"
+STEADY = 8.0 if LONG else 0.5  # seconds
 CLIENTS = 12
 HEALED = 20.0  # seconds, in which a busy machine surely is back; how long it takes is printed
 UNKNOWN = "/problems/outcome-unknown"
@@ -209,10 +210,13 @@ def test_a_primary_falls_silent_and_its_standby_takes_the_writes(
     service: Service, cluster: Cluster, one: Node, two: Node, kind: str
 ) -> None:
     one.wait_for_synchronous(two)
+    limits = {"DATABASE_CONNECT_TIMEOUT": "1", "DATABASE_COMMAND_TIMEOUT": "2"}
+    if kind == "frozen" or LONG:  # and once with the defaults
+        limits = {}
     with open_proxy(one.socket) as proxy:
         addresses = (f"127.0.0.1:{proxy.port}", two.address)
         url = cluster.url(*addresses, target_session_attrs="read-write")
-        with serve(service, url) as server, loading(server) as load:
+        with serve(service, url, **limits) as server, loading(server) as load:
             if kind == "frozen":
                 one.freeze()
             else:
