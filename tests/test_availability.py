@@ -39,6 +39,7 @@ STEADY = 8.0 if LONG else 0.5  # seconds
 CLIENTS = 12
 HEALED = 20.0  # seconds, in which a busy machine surely is back; how long it takes is printed
 UNKNOWN = "/problems/outcome-unknown"
+BACKENDS = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shop'"  # of the service
 
 
 @dataclass
@@ -229,6 +230,24 @@ def test_a_primary_falls_silent_and_its_standby_takes_the_writes(
         load.check(two, f"silence, {kind}", {"after the promotion": healed})
 
 
+def test_a_primary_that_hangs_for_a_while_is_used_again_and_keeps_no_old_backend(
+    service: Service, one: Node, two: Node, hosts: str
+) -> None:
+    one.wait_for_synchronous(two)
+    limits = {"DATABASE_CONNECT_TIMEOUT": "1", "DATABASE_COMMAND_TIMEOUT": "1"}
+    with serve(service, hosts, **limits) as server, loading(server) as load:
+        one.freeze()
+        try:
+            time.sleep(4)
+        finally:
+            one.thaw()
+        healed = load.first_after(time.monotonic())
+        load.last()
+        wait_for(lambda: one.number(f"{BACKENDS} AND state_change < now() - '8 s'::interval") == 0)
+        assert one.number(BACKENDS) <= 15
+    load.check(one, "a hang", {"after its end": healed})
+
+
 def test_an_address_that_moves_late_is_followed(
     service: Service, cluster: Cluster, one: Node, two: Node
 ) -> None:
@@ -308,14 +327,13 @@ def test_without_its_synchronous_standby_a_commit_is_503_and_leaves_no_backend(
         "DATABASE_COMMAND_TIMEOUT": str(limit),
         "DATABASE_POOL_TIMEOUT": "2",
     }
-    found = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shop'"
     with serve(service, cluster.url(one.address), **limits) as server:
         with loading(server, clients=20) as load:
             two.kill()
             away = time.monotonic()
             seen = 0
             while time.monotonic() < away + 4 + STEADY:
-                seen = max(seen, one.number(found))
+                seen = max(seen, one.number(BACKENDS))
                 time.sleep(0.2)
             print(f"at most {seen} backends of a capacity of {capacity}")
             assert not any(at > away + limit for at in load.acknowledged.values())
@@ -323,7 +341,7 @@ def test_without_its_synchronous_standby_a_commit_is_503_and_leaves_no_backend(
         assert seen <= 3 * capacity
         waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
         wait_for(lambda: one.number(waits) == 0)
-        assert one.number(found) <= capacity
+        assert one.number(BACKENDS) <= capacity
         two.start()
         wait_for(lambda: posted(server) == 201, HEALED)
         one.query("DELETE FROM items WHERE name = 'once more'")
@@ -411,7 +429,6 @@ def test_a_route_reads_from_a_replica(
     apply("availability", copy, {}, before=insert)
     url = cluster.url(one.address)
     replica = cluster.url(two.address, one.address, target_session_attrs="prefer-standby")
-    backends = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shop'"
 
     def names(server: Server) -> list[str]:
         return [item["name"] for item in server.client.get("/items").json()["items"]]
@@ -419,7 +436,7 @@ def test_a_route_reads_from_a_replica(
     with serve(copy, url, REPLICA_URL=replica) as server:
         assert posted(server, "a") == 201
         wait_for(lambda: names(server) == ["a"])
-        assert two.number(backends) == 1
+        assert two.number(BACKENDS) == 1
         two.query("SELECT pg_wal_replay_pause()")
         assert posted(server, "b") == 201
         assert names(server) == ["a"]
@@ -430,7 +447,7 @@ def test_a_route_reads_from_a_replica(
         assert names(server) == ["a", "b"]  # of the primary
         server.stop(signal.SIGTERM)
         assert server.log().count("engine disposed of") == 2
-    wait_for(lambda: one.number(backends) == 0)
+    wait_for(lambda: one.number(BACKENDS) == 0)
 
     with serve(copy, url) as server:
         assert names(server) == ["a", "b"]
