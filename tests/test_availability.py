@@ -418,7 +418,7 @@ def test_a_route_reads_from_a_replica(
         lifespan = copy.folder / "app/lifespan.py"
         if "Reader(replica)" not in lifespan.read_text():
             imported = "from app.observability import watch_statements\n"
-            replace(lifespan, imported, f"from app.database_settings import parse\n{imported}")
+            replace(lifespan, imported, f"from app.database_url import parse\n{imported}")
             replace(lifespan, "\n        yield\n", f"{lines}\n        yield\n")
             routes = copy.folder / "app/items/routes.py"
             imported = "from app.resources import"
