@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -219,6 +219,15 @@ class Server:
     process: subprocess.Popen[bytes]
     client: httpx2.Client
     log_file: Path
+    answers: list[httpx2.Response] = field(default_factory=list)  # errors that the client got
+
+    def __post_init__(self) -> None:
+        self.client.event_hooks["response"].append(self._keep)
+
+    def _keep(self, answer: httpx2.Response) -> None:
+        if answer.is_error:
+            answer.read()
+            self.answers.append(answer)
 
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8")
@@ -250,7 +259,15 @@ def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def unavailable(response: httpx2.Response) -> bool:
-    return response.status_code == 503 and response.headers.get("retry-after") == "1"
+    return response.status_code == 503 and (
+        response.headers.get("retry-after") == "1" or is_outcome_unknown(response)
+    )
+
+
+def is_outcome_unknown(response: httpx2.Response) -> bool:
+    """Tell whether a change may be stored or not, so that a repetition may be the second."""
+    found: bool = response.json()["type"] == "/problems/outcome-unknown"
+    return found
 
 
 def free_port() -> int:
