@@ -123,6 +123,7 @@ class Watcher:
     def __init__(self, server: Server, left: Left) -> None:
         self.server = server
         self.log = Log(server.log_file)
+        self.settles = SETTLES
         self._left = left
         self._before = self._look()
         self._files = self._open_files()
@@ -137,7 +138,7 @@ class Watcher:
 
     def check(self, case: str = "the test") -> None:
         """See that all holds, or comes to hold soon; a service that was stopped has but a log."""
-        end = time.monotonic() + SETTLES
+        end = time.monotonic() + self.settles
         while True:
             found = self.check_answers()
             if self.running and not found:
