@@ -15,13 +15,16 @@ SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 TERMINATE = b"X\x00\x00\x00\x04"
 
 
+Action = Literal["cut", "lose", "hold"]  # lose: from then on nothing gets through
+
+
 @dataclass
 class Trap:
     """What happens once, at one message of a session: it comes after `messages` others."""
 
     to_server: bool
     messages: int
-    action: Literal["cut", "lose", "hold"]
+    action: Action
     seconds: float = 0.0  # for which the message is held
     passed: int = 0  # messages since the trap was set
     sprung: bool = False
@@ -94,10 +97,6 @@ class Proxy:
         """Let nothing through on the connections of now, as a firewall that has forgotten them."""
         for state in self._states:
             state["lost"] = True
-
-    def set_trap(self, trap: Trap) -> Trap:
-        self.trap = trap
-        return trap
 
     def cut(self) -> None:
         self._run(self._cut())

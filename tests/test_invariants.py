@@ -1,8 +1,12 @@
 """However a read or a write fails: it leaves nothing behind, and the next right one succeeds."""
 
+import resource
+import shutil
+import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from itertools import count, product
 from pathlib import Path
@@ -12,12 +16,14 @@ import pytest
 
 from tests import watcher
 from tests.places import Place, open_place, open_server
-from tests.services import Service, SQLiteDatabase
+from tests.proxy import Action, Trap
+from tests.services import Service, SQLiteDatabase, is_outcome_unknown, wait_for
 from tests.watcher import Left, Watcher, left_in_sqlite
 
 POSTGRESQL = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 SQLITE = pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
 WAYS = ("reader", "session", "task")  # in which a handler reaches the database
+HELD = 0.15  # seconds for which a message is held, and what waits for it is given up
 PROMPT = 2.0  # seconds in which a right request is answered, on a busy machine
 LIMITS = {
     "DATABASE_POOL_SIZE": "2",
@@ -411,3 +417,257 @@ def test_what_sqlite_or_its_driver_refuses_leaves_nothing_behind(
     sqlite: Arena, kind: str, allowed: set[int], before: Mapping[str, str]
 ) -> None:
     try_out(sqlite, kind, allowed, before)
+
+
+@contextmanager
+def trapped(place: Place, trap: Trap) -> Iterator[Trap]:
+    place.proxy.trap = trap
+    try:
+        yield trap
+    finally:
+        place.proxy.trap = None
+
+
+def walk_through(
+    arena: Arena, place: Place, kind: str, action: Action, *, to_server: bool, limit: float | None
+) -> int:
+    """Let something happen at each message of a request; return how many there are.
+
+    Each way, on a connection that has prepared the statement and on one that has not.
+    """
+    springs = 0
+    for way, prepared in product(ways_of(kind), (False, True)):
+        for number in count():
+            name = next(names)
+            if prepared:
+                arena.prepare(way, kind, name)
+            with trapped(place, Trap(to_server, number, action, HELD)) as trap:
+                answer = arena.send(way, kind, name, limit=limit)
+            if not trap.sprung:
+                arena.conclude(f"{kind}, {way}, {number} messages", [answer], {200, 422})
+                break
+            springs += 1
+            end = f"{'to' if to_server else 'from'} the server"
+            case = f"{action} at message {number} {end}: {kind}, {way}, {prepared=}"
+            arena.conclude(case, [answer], {200, 422, 503}, watch_first=springs % 2 == 0)
+    arena.verdict()
+    return springs
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("to_server", [True, False], ids=["to", "from"])
+@pytest.mark.parametrize("kind", ["write", "32 bits"])
+def test_a_connection_that_is_cut_at_any_message_leaves_nothing_behind(
+    postgresql: Arena, place: Place, kind: str, to_server: bool
+) -> None:
+    assert walk_through(postgresql, place, kind, "cut", to_server=to_server, limit=None) > 3
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("to_server", [True, False], ids=["to", "from"])
+@pytest.mark.parametrize("kind", ["write", "integer"])
+def test_a_handler_that_gives_up_at_any_message_leaves_nothing_behind(
+    postgresql: Arena, place: Place, kind: str, to_server: bool
+) -> None:
+    limit = HELD / 3
+    assert walk_through(postgresql, place, kind, "hold", to_server=to_server, limit=limit) > 3
+
+
+@POSTGRESQL
+def test_a_network_that_falls_silent_at_any_message_leaves_nothing_behind(
+    postgresql: Arena, place: Place
+) -> None:
+    for way, to_server in (("reader", True), ("session", True), ("session", False)):
+        for number in count():
+            with trapped(place, Trap(to_server, number, "lose")) as trap:
+                answer = postgresql.send(way, "sleep", next(names), good=True)
+            if not trap.sprung:
+                break
+            case = f"silent at message {number}, {way}, {to_server=}"
+            postgresql.conclude(case, [answer], {200, 503})
+    postgresql.verdict()
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("action", ["cut", "lose"])
+def test_a_connection_that_fails_while_it_is_made_leaves_nothing_behind(
+    postgresql: Arena, place: Place, action: Action
+) -> None:
+    sprung = 0
+    # A silent one takes the whole limit: only those of the login.
+    for to_server, numbers in ((True, range(30)), (False, range(0, 60, 3))):
+        for number in numbers if action == "cut" else numbers[:3]:
+            way = WAYS[number % 3]
+            place.terminate()
+            with trapped(place, Trap(to_server, number, action)) as trap:
+                answer = postgresql.send(way, "sleep", next(names), good=True)
+            if not trap.sprung:
+                break
+            sprung += 1
+            case = f"{action} at message {number} of a new connection, {way}, {to_server=}"
+            postgresql.conclude(case, [answer], {200, 503})
+    assert sprung > 5
+    postgresql.verdict()
+
+
+def sleeping(place: Place) -> bool:
+    asleep = (
+        "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'pg_sleep.*n'"
+    )
+    return place.number(f"{asleep} AND application_name <> 'psql'") > 0
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("ended", ["pg_terminate_backend", "pg_cancel_backend"])
+def test_a_backend_that_is_ended_or_interrupted_leaves_nothing_behind(
+    postgresql: Arena, place: Place, way: str, ended: str
+) -> None:
+    with ThreadPoolExecutor() as pool:
+        sent = pool.submit(postgresql.send, way, "sleep", next(names))
+        wait_for(lambda: sleeping(place))
+        place.query(f"SELECT {ended}(pid) FROM pg_stat_activity WHERE usename = 'guarded'")
+        postgresql.conclude(f"{ended}, {way}", [sent.result()], {503})
+    postgresql.verdict()
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("way", WAYS)
+def test_a_lock_that_lasts_leaves_nothing_behind(postgresql: Arena, place: Place, way: str) -> None:
+    with place.holding("LOCK TABLE items, things"):
+        for limit in (None, 0.1):
+            kind = "integer" if way == "reader" else "write"
+            answer = postgresql.send(way, kind, next(names), limit=limit)
+            assert answer.status_code in (422, 503)
+    postgresql.conclude(f"lock, {way}", [], set())
+    postgresql.verdict()
+
+
+def send_and_leave(arena: Arena, path: str, seconds: float) -> None:
+    """Send a request, and close the connection after some time, whatever has come by then."""
+    base = arena.http.base_url
+    with socket.create_connection((base.host, base.port)) as client:
+        client.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".encode())
+        time.sleep(seconds)
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("way", WAYS)
+def test_a_client_that_goes_away_leaves_nothing_behind(
+    postgresql: Arena, place: Place, way: str
+) -> None:
+    kind = "sleep" if way == "reader" else "write"
+    for number in range(8):
+        path = f"/{way}/{kind}?name={next(names)}&good=True"
+        with trapped(place, Trap(number % 2 == 0, number // 2, "hold", HELD)):
+            send_and_leave(postgresql, path, HELD / 2)
+            postgresql.conclude(f"left at message {number // 2}, {way}", [], set())
+    postgresql.verdict()
+
+
+@POSTGRESQL
+def test_what_was_answered_is_what_is_stored(postgresql: Arena, place: Place) -> None:
+    """Cut at each message of a transaction: 503 is no success, but where the outcome is unknown."""
+    for to_server in (True, False):
+        for number in count():
+            before = place.number("SELECT count(*) FROM things")
+            with trapped(place, Trap(to_server, number, "cut")) as trap:
+                answer = postgresql.send("session", "write", next(names))
+            if not trap.sprung:
+                break
+            grown = place.number("SELECT count(*) FROM things") - before
+            case = f"cut at message {number}, {to_server=}: {answer.status_code}, {grown} stored"
+            if answer.status_code == 200:
+                assert grown == 1, case
+            elif not is_outcome_unknown(answer):
+                assert grown == 0, case
+
+
+@SQLITE
+@pytest.mark.parametrize("way", WAYS)
+def test_a_statement_that_is_given_up_ends_and_keeps_nobody_from_writing(
+    sqlite: Arena, way: str
+) -> None:
+    for prepared in (False, True):
+        name = next(names)
+        if prepared:
+            sqlite.prepare(way, "long", name)
+        answer = sqlite.send(way, "long", name, limit=0.1)
+        sqlite.conclude(f"given up, {way}, {prepared=}", [answer], {503}, watch_first=prepared)
+    sqlite.verdict()
+
+
+@SQLITE
+@pytest.mark.parametrize("way", WAYS)
+def test_a_client_of_sqlite_that_goes_away_leaves_nothing_behind(
+    sqlite: Arena, file: Path, way: str
+) -> None:
+    kind = "integer" if way == "reader" else "write"
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(4):
+            send_and_leave(sqlite, f"/{way}/{kind}?name={next(names)}&good=True", 0.05)
+        given_up = [sqlite.send(way, kind, next(names), limit=0.1) for _ in range(2)]
+    sqlite.conclude(f"left while locked, {way}", given_up, {422 if way == "reader" else 503})
+    sqlite.verdict()
+
+
+@contextmanager
+def locked(arena: Arena, file: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        yield
+
+
+@contextmanager
+def missing(arena: Arena, file: Path) -> Iterator[None]:
+    away = file.parent.rename(file.parent.with_name("away"))
+    yield
+    away.rename(file.parent)
+
+
+@contextmanager
+def garbage(arena: Arena, file: Path) -> Iterator[None]:
+    with missing(arena, file):
+        file.parent.mkdir()
+        file.write_bytes(b"This is not a database. " * 1000)
+        yield
+        shutil.rmtree(file.parent)
+
+
+@contextmanager
+def another(arena: Arena, file: Path) -> Iterator[None]:
+    """A copy takes its place, and stays."""
+    copy = file.with_name("copy.db")
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute(f"VACUUM INTO '{copy}'")
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    copy.rename(file)
+    yield
+
+
+@contextmanager
+def full(arena: Arena, file: Path) -> Iterator[None]:
+    """No file of the service may grow."""
+    pid, kind = arena.watcher.server.process.pid, resource.RLIMIT_FSIZE
+    limits = resource.prlimit(pid, kind)
+    resource.prlimit(pid, kind, (1024, limits[1]))
+    yield
+    resource.prlimit(pid, kind, limits)
+
+
+@SQLITE
+@pytest.mark.parametrize("fault", [locked, missing, garbage, another, full])
+def test_a_file_that_is_taken_away_leaves_nothing_behind(
+    sqlite: Arena, file: Path, fault: Callable[[Arena, Path], AbstractContextManager[None]]
+) -> None:
+    for _ in range(4):
+        with fault(sqlite, file):
+            answers = [
+                sqlite.send(way, kind, next(names))
+                for way in WAYS
+                for kind in ("integer", "write", "taken")
+                if way in ways_of(kind)
+            ]
+        sqlite.conclude(fault.__name__, answers, {200, 409, 422, 503})
+    sqlite.verdict()
