@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -259,9 +260,18 @@ def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
 
 
 def unavailable(response: httpx2.Response) -> bool:
-    return response.status_code == 503 and (
-        response.headers.get("retry-after") == "1" or is_outcome_unknown(response)
+    """Tell whether the answer is 503, and invites a retry wherever one is safe."""
+    safe = response.status_code != 503 or not (
+        is_outcome_unknown(response) and response.request.method in ("POST", "PATCH")
     )
+    return response.status_code == 503 and (response.headers.get("retry-after") == "1") == safe
+
+
+def cut_short(sent: Future[httpx2.Response]) -> bool:
+    """Tell whether a request got no answer, or the one that leaves its outcome open."""
+    if isinstance(sent.exception(), httpx2.TransportError):
+        return True
+    return unavailable(sent.result())
 
 
 def is_outcome_unknown(response: httpx2.Response) -> bool:

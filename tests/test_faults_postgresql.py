@@ -24,6 +24,7 @@ from tests.services import (
     PostgreSQLDatabase,
     Server,
     Service,
+    cut_short,
     environment,
     replace,
     unavailable,
@@ -34,7 +35,6 @@ from tests.watcher import UVICORN
 
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
-PLAIN = (UVICORN[0], "app.main:app", *UVICORN[2:])
 MARGIN = 1.5  # seconds that a busy machine may take on top of a promised limit
 
 
@@ -147,6 +147,8 @@ def test_a_commit_whose_connection_is_lost_is_503_and_never_a_success(
         wait_for(lambda: place.number(committing) == 1)
         place.proxy.cut()
         assert unavailable(posted.result())
+        assert posted.result().json()["type"] == "/problems/outcome-unknown"
+        assert "unavailable: outcome unknown" in server.log()
 
 
 def test_a_link_that_has_died_silently_is_replaced_unnoticed(
@@ -249,19 +251,15 @@ def test_a_silent_network_is_503_within_the_default_limits(
 
 
 def test_a_silent_network_keeps_no_service_from_ending(service: Service, place: Place) -> None:
-    # SQLAlchemy logs the goodbye that is given up, with a traceback.
-    with (
-        service.serve(*PLAIN, DATABASE_URL=place.url) as server,
-        ThreadPoolExecutor(20) as pool,
-    ):
+    with serve(service, place) as server, ThreadPoolExecutor(20) as pool:
         place.proxy.delay = 0.02  # so that requests need connections at the same time
         assert set(pool.map(lambda _: server.client.get("/items").status_code, range(40))) == {200}
-        wait_for(lambda: place.connections() == 5)
+        wait_for(lambda: place.connections() > 5)
         place.proxy.silent = True
         start = time.monotonic()
         stop(server)
-        assert time.monotonic() - start < 5 + MARGIN
-    assert "the database did not answer" in server.log()
+        assert time.monotonic() - start < 2 + MARGIN  # one is waited for, and tells of the others
+    assert "engine disposed of" in server.log()
 
 
 def test_a_slow_network_works(service: Service, place: Place) -> None:
@@ -361,7 +359,7 @@ def test_the_log_says_once_why_the_database_is_refused(
             assert unavailable(http.post("/items", json={"name": "b"}))
         finally:
             place.server.query(mended.format(place.name))
-        [line] = [line for line in server.log().splitlines() if "not available" in line]
+        [line] = [line for line in server.log().splitlines() if "unavailable: " in line]
         assert cause.format(place.name) in line
         place.terminate()
         assert http.post("/items", json={"name": "b"}).status_code == 201
@@ -454,7 +452,7 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
     extended = service.copy(tmp_path_factory.mktemp("extended") / "service")
     extended.extend(routes=ROUTES)
     settings = extended.folder / "app" / "database_settings.py"
-    replace(settings, '_session_timeout": "60000"', '_session_timeout": "500"')
+    replace(settings, '_session_timeout": 60_000', '_session_timeout": 500')
     replace(
         extended.folder / "migrations" / "env.py", 'LOCK_TIMEOUT = "5s"', 'LOCK_TIMEOUT = "300ms"'
     )
@@ -484,7 +482,7 @@ def test_of_two_transactions_that_cannot_both_be_one_is_503_and_may_try_again(
 
         assert done.status_code == 200
         assert unavailable(refused)
-        [line] = [line for line in server.log().splitlines() if "not available" in line]
+        [line] = [line for line in server.log().splitlines() if "unavailable: " in line]
         assert cause in line
         again = refused.request.url.copy_set_param("meet", False)
         assert http.post(again).status_code == 200
@@ -538,7 +536,7 @@ def test_a_request_that_outlasts_the_graceful_timeout_is_cut_and_rolled_back(
         start = time.monotonic()
         stop(server)
         assert time.monotonic() - start < 1 + MARGIN
-        assert isinstance(posted.exception(), httpx2.TransportError)
+        assert cut_short(posted)
     assert "engine disposed of" in server.log()
     wait_for(lambda: place.connections() == 0, seconds=2.5 + MARGIN)
     assert place.number("SELECT count(*) FROM items") == 0

@@ -181,7 +181,7 @@ class Watcher:
         reason = self.log.reasons.get(request)
         if reason is None:
             yield f"{text} and no reason is logged [{request}]"
-        elif unknown != (reason == "outcome unknown"):
+        elif unknown != (reason == "outcome unknown" and answer.request.method != "GET"):
             yield f"{text}, logged as {reason}: {answer.text}"
 
     def _look(self) -> dict[str, int]:

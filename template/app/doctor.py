@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import SERVER, judge
-from app.health import compare_schema
+from app.health import examine as examine_database
 from app.lifespan import lifespan
 from app.settings import Settings, load_settings
 
@@ -56,9 +56,11 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
         text, complaint = judge(server, processes * settings.database_capacity)
         findings.append(Finding("server", complaint or text, bool(complaint)))
         try:
-            schema: str = await compare_schema(reader)
+            schema, read_only = await examine_database(reader)
         except SQLAlchemyError:  # not even Alembic's table
-            schema = "behind"
+            schema, read_only = "behind", False
+        if read_only:
+            findings.append(Finding("server", "takes no writes", True))
         return [*findings, Finding("schema", SCHEMA.get(schema, schema), schema == "behind")]
 
 

@@ -10,19 +10,31 @@ from fastapi import FastAPI, Request, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.utils import is_body_allowed_for_status_code
+from opentelemetry import metrics
 from pydantic import BaseModel
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy import Index
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm.exc import StaleDataError
+from sqlalchemy.schema import ColumnCollectionConstraint
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.database import status_of
+from app import NAME
+from app.failures import OUTCOME_UNKNOWN, explain, violated
+from app.models import Base
 from app.observability import request_id
 
 logger = logging.getLogger(__name__)
+unavailable_answers = metrics.get_meter(NAME).create_counter(
+    "app.unavailable", "{response}", "Answers with 503, by reason"
+)
 
 MEDIA_TYPE = "application/problem+json"
+ABOUT_BLANK = "about:blank"  # the status says it all
+OUTCOME_UNKNOWN_TYPE = "/problems/outcome-unknown"
+SAFE = ("GET", "HEAD", "OPTIONS")  # RFC 9110, 9.2.1
+IDEMPOTENT = (*SAFE, "PUT", "DELETE")  # 9.2.2
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 DETAILS = {
     status.HTTP_409_CONFLICT: "This conflicts with what is stored.",
@@ -34,7 +46,7 @@ DETAILS = {
 class Problem(BaseModel):
     """The body of every error."""
 
-    type: str = "about:blank"
+    type: str = ABOUT_BLANK
     title: str
     status: int
     detail: str | None = None
@@ -42,9 +54,11 @@ class Problem(BaseModel):
     errors: list[dict[str, str]] | None = None
 
 
-def problem(code: int, detail: str | None = None, /, **members: Any) -> JSONResponse:
+def problem(
+    code: int, detail: str | None = None, kind: str = ABOUT_BLANK, /, **members: Any
+) -> JSONResponse:
     """Make the response for a failure; `detail` and further members are shown to the client."""
-    body = dict[str, Any](type="about:blank", title=phrases.get(code, "Error"), status=code)
+    body = dict[str, Any](type=kind, title=phrases.get(code, "Error"), status=code)
     if detail := detail or DETAILS.get(code):
         body["detail"] = detail
     body["request_id"] = request_id.get()
@@ -113,19 +127,52 @@ async def validation_error(request: Request, error: Any) -> JSONResponse:
 
 
 async def database_error(request: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, StaleDataError):
-        return problem(status.HTTP_409_CONFLICT)
-    if isinstance(error, DBAPIError):
-        code = status_of(error)
-    elif isinstance(error, StatementError):  # a value that the column's type refuses
-        code = 422 if isinstance(error.orig, ValueError | OverflowError) else 500
-    else:
-        code = status.HTTP_503_SERVICE_UNAVAILABLE
+    code, reason = diagnose(error)
     if code == status.HTTP_500_INTERNAL_SERVER_ERROR:
         raise error
     if code == status.HTTP_503_SERVICE_UNAVAILABLE:
-        if isinstance(error, TimeoutError):
-            logger.warning("timed out, waiting for the database or for something else")
-        else:
-            logger.warning("the database is not available: %s", getattr(error, "orig", error))
+        cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        return unavailable(request, reason, cause)
+    if isinstance(error, IntegrityError) and (columns := violated_columns(error)):
+        errors = [{"in": "body", "name": name, "detail": DETAILS[code]} for name in columns]
+        return problem(code, errors=errors)
     return problem(code)
+
+
+def diagnose(error: Exception) -> tuple[int, str]:
+    """Return the status of the answer, and the reason of a 503 in a few fixed words."""
+    if isinstance(error, StaleDataError):
+        return 409, ""
+    if isinstance(error, DBAPIError):
+        return explain(error)
+    if isinstance(error, StatementError):  # a value that the column's type refuses
+        return (422 if isinstance(error.orig, ValueError | OverflowError) else 500), ""
+    return 503, "pool full" if isinstance(error, PoolTimeoutError) else "timed out"
+
+
+def unavailable(request: Request, reason: str, cause: str) -> JSONResponse:
+    """Answer 503, and say why to those who operate the service: in the log and in a metric."""
+    logger.warning("unavailable: %s: %s", reason, cause, extra={"reason": reason})
+    unavailable_answers.add(1, {"reason": reason})
+    if reason != OUTCOME_UNKNOWN or request.method in SAFE:
+        return problem(status.HTTP_503_SERVICE_UNAVAILABLE)
+    detail = "Whether this was stored is not known. Look before you send it again."
+    response = problem(status.HTTP_503_SERVICE_UNAVAILABLE, detail, OUTCOME_UNKNOWN_TYPE)
+    if request.method not in IDEMPOTENT:
+        del response.headers["Retry-After"]
+    return response
+
+
+def violated_columns(error: IntegrityError) -> tuple[str, ...]:
+    """Return the names of the columns whose constraint a statement has violated.
+
+    There are none where the database does not say: SQLite names no foreign key.
+    """
+    columns, name = violated(error)
+    if columns or name is None:
+        return columns
+    for table in Base.metadata.tables.values():
+        for found in (*table.constraints, *table.indexes):
+            if isinstance(found, ColumnCollectionConstraint | Index) and found.name == name:
+                return tuple(column.name for column in found.columns)
+    return ()

@@ -1,6 +1,7 @@
 """What an orchestrator asks: is the process alive, and may it get requests?"""
 
 import asyncio
+import logging
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -9,14 +10,20 @@ from fastapi import APIRouter, HTTPException, Request, status
 from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 
+from app.database import READ_ONLY
 from app.errors import problems
 from app.sessions import Reader, ReaderDep
 
 router = APIRouter(prefix="/health", tags=["health"])
+logger = logging.getLogger(__name__)
+
+Schema = Literal["up to date", "behind", "ahead"]
 
 READY_TIMEOUT = 4.0  # seconds; a first connection takes a dozen round trips
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
-VERSIONS = select(column("version_num", String)).select_from(table("alembic_version"))
+VERSIONS = select(column("version_num", String), READ_ONLY.label("read_only")).select_from(
+    table("alembic_version")
+)
 
 
 @router.get("/live")
@@ -27,29 +34,43 @@ async def live() -> dict[str, str]:
 
 @router.get("/ready", responses=problems(status.HTTP_503_SERVICE_UNAVAILABLE))
 async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
-    """Say whether requests can be served: the database answers, and its schema is not behind."""
+    """Say whether requests can be served: the database takes writes, its schema is not behind."""
     state = request.app.state
     if state.engine.pool.checkedout() >= state.settings.database_capacity:
         # Load is no reason to be taken out of service, or all replicas would go together.
         return {"status": "busy"}
     try:
         async with asyncio.timeout(READY_TIMEOUT):
-            schema = await compare_schema(reader)
-    except (SQLAlchemyError, TimeoutError):
-        detail = "The database does not answer, or has no schema yet."
-        raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, detail) from None
-    if schema == "behind":
-        raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, "The schema is behind.")
-    return {"status": "ready"}
+            reason = await find_obstacle(reader)
+    except (SQLAlchemyError, TimeoutError) as error:
+        reason = "The database does not answer, or has no schema yet."
+        logger.warning("not ready: %s", str(getattr(error, "orig", error)).partition("\n")[0])
+    else:
+        if reason is None:
+            return {"status": "ready"}
+        logger.warning("not ready: %s", reason)
+    raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, reason)
 
 
-async def compare_schema(reader: Reader) -> Literal["up to date", "behind", "ahead"]:
-    """Compare the database with the migrations; one that they don't have is a newer release's."""
-    current = {row.version_num for row in await reader.all(VERSIONS)}
+async def find_obstacle(reader: Reader) -> str | None:
+    schema, read_only = await examine(reader)
+    if read_only:
+        return "The database takes no writes."
+    return "The schema is behind." if schema == "behind" else None
+
+
+async def examine(reader: Reader) -> tuple[Schema, bool]:
+    """Compare the database with the migrations, and say whether it takes no writes.
+
+    A revision that the migrations don't have is a newer release's.
+    """
+    rows = await reader.all(VERSIONS)
+    current = {row.version_num for row in rows}
     newest, known = await asyncio.to_thread(revisions)
+    read_only = any(row.read_only for row in rows)
     if current == newest:
-        return "up to date"
-    return "behind" if current <= known else "ahead"
+        return "up to date", read_only
+    return ("behind" if current <= known else "ahead"), read_only
 
 
 @cache

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -49,6 +50,8 @@ async def dispose(engine: AsyncEngine) -> None:
         # On a silent network each idle connection would wait for a time limit of its own.
         async with asyncio.timeout(DISPOSE_TIMEOUT):
             await engine.dispose()
+            dialect: Any = engine.dialect
+            await asyncio.gather(*dialect.closing)  # connections that were given up just now
         logger.info("engine disposed of")
     except TimeoutError:
         logger.warning("the database did not answer; its connections were left to the system")

@@ -1,15 +1,17 @@
 """What surrounds every request: pure ASGI, since `BaseHTTPMiddleware` costs more than a route."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 
-from fastapi import HTTPException, status
+from fastapi import HTTPException, Request, status
 from starlette.datastructures import URL
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import problem
+from app.errors import problem, unavailable
+from app.failures import OUTCOME_UNKNOWN
 from app.observability import identify, is_below, request_id
 
 access_logger = logging.getLogger("app.access")
@@ -42,6 +44,12 @@ def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
 
         try:
             await app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.
+            if line["status"]:
+                raise
+            response = unavailable(Request(scope), OUTCOME_UNKNOWN, "cut short by the shutdown")
+            await response(scope, receive, send_with_id)
         except Exception:
             # Starlette would answer outside of every middleware, and the server log it once more.
             error_logger.exception("unhandled error")

@@ -7,7 +7,8 @@ from fastapi import Depends, Request
 from sqlalchemy import Row, Select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
-from sqlalchemy.util import greenlet_spawn
+
+from app.pool import greenlet_spawn
 
 Columns = TypeVarTuple("Columns")
 

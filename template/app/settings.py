@@ -17,6 +17,7 @@ from pydantic_settings import NoDecode, SettingsConfigDict
 
 from app.database_settings import DatabaseSettings, Seconds
 from app.feature_settings import FeatureSettings
+from app.pool import FairPool
 
 
 def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -74,12 +75,16 @@ class Settings(FeatureSettings, DatabaseSettings):
     allowed_hosts: Hosts = ("*",)
     max_body_size: PositiveInt = 1_048_576  # bytes
 
-    # SQLAlchemy's defaults until observed load says otherwise, but for the pool's timeout: after
-    # SQLAlchemy's 30 s the client has gone, and its retry waits as well.
-    database_pool_size: PositiveInt = 5
-    database_max_overflow: NonNegativeInt = 10
+    # SQLAlchemy keeps five connections, and opens and closes up to ten more under load: with 8 clients
+    # 50 to 100 a second, for which a request waits. All that may be opened are kept, and a service
+    # that is quiet opens fewer.
+    database_pool_size: PositiveInt = 15
+    database_max_overflow: NonNegativeInt = 0
+    # After SQLAlchemy's 30 s the client has gone, and its retry waits as well. Seconds.
     database_pool_timeout: Seconds = 5
-    database_pool_recycle: Annotated[int, Field(ge=-1)] = -1  # seconds; -1: never
+    # A connection that lasts would stay with a server whose name means another one by now; a new one
+    # costs some milliseconds. Seconds; -1: never.
+    database_pool_recycle: Annotated[int, Field(ge=-1)] = 300
     database_pool_pre_ping: bool = True
     database_echo: bool = False
     database_slow_statement: Annotated[float, Field(ge=0, le=86_400)] = 1  # seconds; 0: never
@@ -93,6 +98,7 @@ class Settings(FeatureSettings, DatabaseSettings):
     def engine_options(self) -> dict[str, Any]:
         """What `create_async_engine` gets beside `driver_url`."""
         return {
+            "poolclass": FairPool,
             "pool_size": self.database_pool_size,
             "max_overflow": self.database_max_overflow,
             "pool_timeout": self.database_pool_timeout,

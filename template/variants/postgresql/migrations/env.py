@@ -11,13 +11,16 @@ from sqlalchemy import Connection, NullPool
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.database import status_of
+from app import NAME
+from app.failures import explain
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
 from migrations.metadata import metadata
 
 LOCK = 5_390_771_402  # an arbitrary number, the same in every replica
 LOCK_TIMEOUT = "5s"
+# Limits of the role would end a migration that waits for its turn.
+NO_LIMITS = {"statement_timeout": "0", "lock_timeout": "0"}
 
 
 def get_settings() -> Settings:
@@ -61,7 +64,10 @@ async def run_online(settings: Settings) -> None:
         settings.driver_url,
         poolclass=NullPool,
         hide_parameters=True,
-        connect_args={"timeout": settings.database_connect_timeout},
+        connect_args={
+            "timeout": settings.database_connect_timeout,
+            "server_settings": {"application_name": f"{NAME} migrations", **NO_LIMITS},
+        },
     )
     async with engine.connect() as connection:
         await connection.run_sync(migrate)
@@ -85,6 +91,6 @@ else:
     try:
         asyncio.run(run_online(settings))
     except DBAPIError as error:
-        if status_of(error) != 503:
+        if explain(error)[0] != 503:
             raise
         sys.exit(f"{settings.driver_url} is not available: {error.orig or error}")

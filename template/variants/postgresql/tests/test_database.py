@@ -9,7 +9,8 @@ from pydantic import SecretStr, ValidationError
 from sqlalchemy import bindparam, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from app.database import UTCDateTime, status_of
+from app.database import UTCDateTime
+from app.failures import explain
 from app.settings import Settings
 from tests.database import alembic
 
@@ -96,22 +97,56 @@ async def test_the_time_limits_reach_the_server(app: FastAPI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "status"),
+    ("sql", "status", "reason"),
     [
-        ("SELECT pg_sleep(1)", 503),  # with a statement timeout of 10 ms
-        ("SELECT 'x'::integer", 422),
-        ("SELECT 1 / 0", 422),
-        ("SELECT CAST(:value AS integer)", 422),  # refused by the driver
-        ("SELECT * FROM nothing", 500),
+        ("INSERT INTO numbers VALUES (CAST(:value AS integer))", 422, ""),  # the driver's refusal
+        ("INSERT INTO numbers VALUES (CAST(CAST(:text AS text) AS integer))", 422, ""),
+        ("INSERT INTO numbers VALUES (-1)", 422, ""),
+        ("INSERT INTO numbers VALUES (1), (1)", 409, ""),
+        ("INSERT INTO numbers SELECT nextval('s') FROM generate_series(1, 3)", 503, "server error"),
+        ("SELECT * FROM numbers WHERE CAST(:value AS integer) = number", 422, ""),
+        ("SELECT 'xy' LIKE :text || '\\'", 422, ""),
+        ("SELECT 'a' ~ (:text || '(')", 422, ""),
+        ("SELECT CAST(stored AS integer) FROM (VALUES ('x')) AS texts (stored)", 500, ""),
+        ("SELECT 1 / 0", 500, ""),
+        ("SELECT * FROM nothing", 500, ""),
+        ("SELECT pg_sleep(1)", 503, "statement timeout"),
     ],
 )
-async def test_an_error_has_a_status(app: FastAPI, statement: str, status: int) -> None:
+async def test_an_error_has_a_status_and_a_503_its_reason(
+    app: FastAPI, sql: str, status: int, reason: str
+) -> None:
+    values = {"value": 2**40, "text": "x"}
     async with app.state.engine.connect() as connection:
-        await connection.execute(text("SET statement_timeout = 10"))
+        await connection.execute(
+            text("CREATE TEMPORARY TABLE numbers (number integer UNIQUE CHECK (number > 0))")
+        )
+        await connection.execute(text("CREATE TEMPORARY SEQUENCE s MAXVALUE 2"))
+        if "pg_sleep" in sql:
+            await connection.execute(text("SET statement_timeout = 10"))
+        statement = text(sql)
+        used = {name: values[name] for name in statement.compile().params}
         with pytest.raises(DBAPIError) as failed:
-            await connection.execute(text(statement), {"value": 2**40})
+            await connection.execute(statement, used)
 
-    assert status_of(failed.value) == status
+    assert explain(failed.value) == (status, reason)
+
+
+async def test_a_stricter_limit_of_the_role_stays(app: FastAPI, settings: Settings) -> None:
+    async with app.state.engine.begin() as connection:
+        name = settings.driver_url.database
+        await connection.execute(text(f"ALTER DATABASE {name} SET statement_timeout = '2s'"))
+        setting = "idle_in_transaction_session_timeout = '5min'"
+        await connection.execute(text(f"ALTER DATABASE {name} SET {setting}"))
+    await app.state.engine.dispose()
+
+    async with app.state.engine.connect() as connection:
+        limits = [
+            (await connection.execute(text(f"SHOW {name}"))).scalar_one()
+            for name in ("statement_timeout", "idle_in_transaction_session_timeout")
+        ]
+
+    assert limits == ["2s", "1min"]
 
 
 async def test_a_moment_is_stored_in_utc_and_needs_a_time_zone(app: FastAPI) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError
 
 EXAMPLE = "sqlite+aiosqlite:///./app.db"
 DRIVER = "sqlite+aiosqlite"
-registry.register("sqlite.aiosqlite", "app.database", "Dialect")
+registry.register("sqlite.aiosqlite", "app.dialect", "Dialect")
 
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, NullPool, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.database import status_of
+from app.failures import explain
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
 from migrations.metadata import metadata
@@ -93,6 +93,6 @@ else:
     try:
         asyncio.run(run_online(settings))
     except DBAPIError as error:
-        if status_of(error) != 503:
+        if explain(error)[0] != 503:
             raise
         sys.exit(f"{settings.driver_url} is not available: {error.orig or error}")

@@ -2,6 +2,7 @@ import asyncio
 import datetime
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -9,7 +10,9 @@ from pydantic import ValidationError
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
-from app.database import UTCDateTime, status_of
+from app.database import UTCDateTime
+from app.dialect import set_up
+from app.failures import explain
 from app.health import VERSIONS
 from app.main import create_app
 from app.sessions import Reader
@@ -115,8 +118,27 @@ async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(empty:
         with pytest.raises(DBAPIError) as failed:
             await app.state.reader.all(select(text("1")))
 
-    assert status_of(failed.value) == 503
+    assert explain(failed.value)[0] == 503
     assert not Path(path).exists()
+
+
+async def test_a_file_that_is_replaced_while_it_is_opened_takes_no_commit(
+    app: FastAPI, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = Path(str(settings.driver_url.database))
+
+    async def replace_and_set_up(connection: Any) -> None:
+        file.parent.rename(file.parent.with_name(f"{file.parent.name}-moved"))
+        file.parent.mkdir()
+        file.write_bytes(b"another")
+        await set_up(connection)
+
+    with monkeypatch.context() as patch, pytest.raises(DBAPIError) as failed:
+        patch.setattr("app.dialect.set_up", replace_and_set_up)
+        async with app.state.engine.begin() as connection:
+            await connection.run_sync(METADATA.create_all)
+
+    assert explain(failed.value) == (503, "unreachable")
 
 
 async def test_reads_go_on_during_another_process_write(app: FastAPI, settings: Settings) -> None:
@@ -146,7 +168,7 @@ async def test_a_file_that_stays_locked_is_unavailability(settings: Settings) ->
                 pass
     writer.close()
 
-    assert status_of(failed.value) == 503
+    assert explain(failed.value)[0] == 503
 
 
 async def test_a_moment_is_stored_in_utc_and_needs_a_time_zone(app: FastAPI) -> None:

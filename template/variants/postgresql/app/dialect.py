@@ -1,0 +1,216 @@
+"""How connections to PostgreSQL are opened, checked, given up and closed, each in bounded time."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+from sqlalchemy import event
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi, PGDialect_asyncpg
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+
+PING_AFTER = 1.0  # seconds that a connection is trusted for without asking the server
+PING_TIMEOUT = 1.0  # seconds; then a new connection is tried
+CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel what it does and to close the connection
+SILENT_FOR = 30.0  # seconds for which a host that did not answer is tried after the others
+
+READING = {"standby", "prefer-standby", "read-only"}  # target_session_attrs that ask for no writes
+
+DRIVER_ERRORS = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+# SQLSTATEs after which the next statement needs another connection: what the connection knows of
+# the server is wrong (a type that was made anew, a prepared statement that was forgotten) …
+STALE = ("26000", "XX000")
+# … or this server will not do, and neither will the pool's other connections to it.
+LOST = ("08", "25006", "57P")
+
+
+class OutcomeUnknown(AsyncAdapt_asyncpg_dbapi.OperationalError):
+    """A commit was sent, and no answer came: the transaction may be stored or not."""
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]
+    """asyncpg's connection, with the moment (seconds) at which it was last known to be good."""
+
+    good_at = 0.0
+    writes = True  # whether a server that takes no writes is the wrong one
+
+    def is_read_only(self) -> bool:
+        """Say what PostgreSQL 14 and later report without being asked."""
+        reported = self.get_settings()
+        names = ("in_hot_standby", "default_transaction_read_only")
+        return any(getattr(reported, name, "off") == "on" for name in names)
+
+
+class Dialect(PGDialect_asyncpg):
+    """asyncpg's dialect, whose connections are checked before each use and never outlive it.
+
+    A connection that is given up ends on the server too, with the statement or the commit that it
+    was waiting for.
+    """
+
+    supports_statement_cache = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self.closing: set[asyncio.Task[None]] = set()
+        self._doubted_at = 0.0  # when a connection was given up: the others are asked
+        self._unanswered_at = 0.0  # when one could not be closed in time
+        self._silent_at: dict[tuple[Any, Any], float] = {}
+
+    def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
+        """Connect to the first host that will do; `timeout`, in seconds, is for each of them.
+
+        Raises:
+            OperationalError: the DBAPI's, whatever it was that failed: no request has caused it.
+        """
+        limits = options.pop("limits", None)
+        hosts = self._order(options.pop("host", None), options.pop("port", None))
+        wanted = options.pop("target_session_attrs", None)
+        errors: dict[str, Exception] = {}
+        for target in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
+            for host, port in hosts:
+                address = {"host": host, "port": port, "target_session_attrs": target}
+                try:
+                    connection: Any = super().connect(
+                        *args, **options, **address, connection_class=Connection
+                    )
+                    self._set_up(connection, limits)
+                except Exception as error:  # noqa: BLE001 - no list of classes would be complete
+                    errors[f"{host}:{port}"] = error
+                    if isinstance(error, TimeoutError):
+                        self._silent_at[host, port] = time.monotonic()
+                else:
+                    connection.driver_connection.writes = wanted not in READING
+                    connection.driver_connection.good_at = time.monotonic()
+                    return connection  # type: ignore[no-any-return]
+        reasons = (f"{address}: {str(error) or 'timed out'}" for address, error in errors.items())
+        *_, last = errors.values()
+        raise self.loaded_dbapi.OperationalError("; ".join(reasons), last) from last
+
+    def _order(self, hosts: Any, ports: Any) -> list[tuple[Any, Any]]:
+        several = isinstance(hosts, list)
+        pairs = list(zip(hosts, ports, strict=True)) if several else [(hosts, ports)]
+        recently = time.monotonic() - SILENT_FOR
+        return sorted(pairs, key=lambda pair: self._silent_at.get(pair, 0.0) > recently)
+
+    def _set_up(self, connection: Any, limits: Mapping[str, int] | None) -> None:
+        # SQLAlchemy does the first of these in an event of the pool, where errors stay the driver's.
+        try:
+            super().on_connect()(connection)  # type: ignore[no-untyped-call]
+            if limits:
+                connection.run_async(lambda driver: driver.execute(lower_limits(limits)))
+        except BaseException:
+            connection.driver_connection.terminate()
+            raise
+
+    def on_connect(self) -> None:
+        return None
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        return (
+            super().is_disconnect(e, connection, cursor)  # type: ignore[no-untyped-call]
+            or isinstance(e, OutcomeUnknown)
+            or (getattr(e, "sqlstate", None) or "").startswith(LOST + STALE)
+        )
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        """Say whether a connection is still good, which the pool asks at every checkout.
+
+        The driver knows of one that the server has closed; a link that died silently takes time
+        to be noticed, so one that was good a moment ago is not asked again.
+        """
+        connection: Connection = dbapi_connection.driver_connection
+        if connection.is_closed():
+            return False
+        now = time.monotonic()
+        if connection.good_at <= max(now - PING_AFTER, self._doubted_at):
+            try:
+                dbapi_connection.run_async(ping)
+            except DRIVER_ERRORS:
+                return False
+            if connection.writes and connection.is_read_only():  # another may take writes by now
+                return False
+        connection.good_at = now
+        return True
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        connection: Connection = dbapi_connection.driver_connection
+        lost = connection.is_closed()  # before anything was sent
+        try:
+            super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if isinstance(error, TimeoutError) or connection.is_closed() and not lost:
+                reason = str(error) or "timed out"
+                raise OutcomeUnknown(reason, error) from error  # type: ignore[no-untyped-call]
+            raise
+
+    def do_close(self, dbapi_connection: Any) -> None:
+        connection: Connection = dbapi_connection.driver_connection
+        if connection.good_at < self._unanswered_at:  # this one would not be answered either
+            connection.terminate()
+        else:
+            dbapi_connection.run_async(self._close)
+
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """Close a connection that is given up, or has grown old, while nobody waits for it."""
+        self._doubted_at = time.monotonic()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # collected after the end of the loop
+            dbapi_connection.driver_connection.terminate()
+            return
+        task = loop.create_task(self._close(dbapi_connection.driver_connection))
+        self.closing.add(task)
+        task.add_done_callback(self.closing.discard)
+
+    async def _close(self, connection: Connection) -> None:
+        # The driver first waits until the server has cancelled what it is doing.
+        try:
+            await connection.close(timeout=CLOSE_TIMEOUT)
+        except DRIVER_ERRORS:
+            self._unanswered_at = time.monotonic()
+
+
+async def ping(connection: Connection) -> None:
+    await connection.execute("SELECT 1", timeout=PING_TIMEOUT)
+
+
+@event.listens_for(Dialect, "handle_error")
+def leave_no_statement_open(context: ExceptionContext) -> None:
+    """Keep a connection from going back to the pool with a statement that was only prepared.
+
+    asyncpg prepares without the protocol's Sync. Where it then refuses a value, and no transaction
+    is there to be rolled back, the server stays in an implicit one, with its locks.
+    """
+    error = context.original_exception
+    if context.is_disconnect:
+        if isinstance(error, OutcomeUnknown) or getattr(error, "sqlstate", None) in STALE:
+            context.invalidate_pool_on_disconnect = False
+    elif context.connection is not None and context.execution_context is not None:
+        connection: Any = context.connection.connection.dbapi_connection
+        if connection.autocommit:
+            try:
+                connection.run_async(ping)
+            except DRIVER_ERRORS:
+                context.is_disconnect = True
+
+
+def lower_limits(limits: Mapping[str, int]) -> str:
+    """Return a statement that lowers the session's limits, in milliseconds, to these.
+
+    A stricter limit of the role or the database stays, and so does the absence of one that this
+    server does not know.
+    """
+    rows = ", ".join(f"('{name}', {limit})" for name, limit in limits.items())
+    return (
+        f"SELECT set_config(name, most::text, false) FROM (VALUES {rows}) AS limits (name, most)"
+        " JOIN pg_settings USING (name)"
+        " WHERE CASE vartype WHEN 'integer' THEN setting::bigint END NOT BETWEEN 1 AND most"
+    )

@@ -1,0 +1,144 @@
+"""How connections to the SQLite file are opened, checked and given up, and how transactions begin."""
+
+import asyncio
+import logging
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import event
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import StatementError
+
+
+class OutcomeUnknown(sqlite3.OperationalError):
+    """The file could not be written to the end of a commit: the transaction may be stored or not."""
+
+
+class Dialect(SQLiteDialect_aiosqlite):
+    """aiosqlite's dialect, which locks on BEGIN, and discards connections to a replaced file.
+
+    A connection that is given up ends at once, with the statement that it was waiting for.
+    """
+
+    supports_statement_cache = True
+    closing = ()  # none is waited for at shutdown: the end of the process ends them all
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._given_up: set[asyncio.Task[None]] = set()
+        self._files: WeakKeyDictionary[Any, tuple[str, object]] = WeakKeyDictionary()
+        self._autocommit: WeakSet[Any] = WeakSet()
+        # At DEBUG the driver would print the parameters of every statement.
+        logging.getLogger("aiosqlite").setLevel(logging.INFO)
+
+    def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
+        [path] = args
+        # SQLite would make a file that is not there, without tables, and would open one that may
+        # not be written to for reads alone, as long as the connection lasts.
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise unavailable(f"{path} is missing (alembic upgrade head makes it) or read-only")
+        # By itself, the driver would begin a transaction no sooner than with its first write.
+        uri = f"{Path(path).absolute().as_uri()}?mode=rw"  # never create it, should it vanish here
+        file = identity(path)
+        connection: Any = super().connect(uri, uri=True, isolation_level=None, **options)
+        try:
+            # Its first read opens the write-ahead log, by a path as well: had the file been moved in
+            # between, commits would go into a log that nobody finds again.
+            connection.run_async(set_up)
+            if identity(path) != file:
+                raise unavailable(f"{path} was replaced while it was opened")
+        except BaseException:
+            connection.driver_connection.stop()
+            raise
+        self._files[connection.driver_connection] = path, file
+        return connection  # type: ignore[no-any-return]
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        """Say whether a connection is still good, which the pool asks at every checkout.
+
+        After the file was moved, deleted or restored, an open connection still writes to the old
+        one.
+        """
+        path, opened = self._files[dbapi_connection.driver_connection]
+        return identity(path) == opened
+
+    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
+        # SQLAlchemy's way takes four calls to the driver's thread, there and back.
+        if level == "AUTOCOMMIT":
+            self._autocommit.add(dbapi_connection.driver_connection)
+        else:
+            self._autocommit.discard(dbapi_connection.driver_connection)
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        # A transaction that reads first and writes later would fail at once, whatever the timeout,
+        # if another had written in between: so each takes the file's write lock when it begins.
+        if dbapi_connection.driver_connection not in self._autocommit:
+            dbapi_connection.run_async(lambda connection: connection.execute("BEGIN IMMEDIATE"))
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        # SQLite keeps a transaction open whose COMMIT fails, as a deferred constraint lets it.
+        try:
+            super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        except sqlite3.Error as error:
+            self.do_rollback(dbapi_connection)
+            code = getattr(error, "sqlite_errorcode", 0)
+            if code & 0xFF == sqlite3.SQLITE_IOERR:
+                raise OutcomeUnknown(*error.args) from error
+            raise
+
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        if dbapi_connection.driver_connection.in_transaction:
+            super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
+
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """Close a connection that is given up, or has grown old, while nobody waits for it."""
+        connection = dbapi_connection.driver_connection
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # collected after the end of the loop
+            connection.stop()
+            return
+        task = loop.create_task(close(connection))
+        self._given_up.add(task)
+        task.add_done_callback(self._given_up.discard)
+
+
+def unavailable(reason: str) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(reason)
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+    return error
+
+
+async def set_up(connection: Any) -> None:
+    await connection.execute("PRAGMA foreign_keys = ON")
+    # With less, a power failure would take the last commits with it.
+    await connection.execute("PRAGMA synchronous = FULL")
+
+
+async def close(connection: Any) -> None:
+    # Its thread may be in a statement for which nobody waits any more, with the file locked.
+    await connection.interrupt()
+    await connection.close()
+
+
+@event.listens_for(Dialect, "handle_error")
+def wrap_refusal(context: ExceptionContext) -> StatementError | None:
+    # An integer of more than 64 bits, a text that is not Unicode: SQLAlchemy would let the driver's
+    # exceptions through bare.
+    error = context.original_exception
+    if not isinstance(error, OverflowError | UnicodeError):
+        return None
+    return StatementError(str(error), context.statement, None, error, hide_parameters=True)
+
+
+def identity(path: str) -> object:
+    """Return what tells a file from any other that has been or will be at its path."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
