@@ -11,10 +11,15 @@ from http import HTTPStatus
 from itertools import pairwise
 from pathlib import Path
 
-from app.database_settings import DRIVER
+from app.database_url import DRIVER
 
 LIFESPAN = "app/lifespan.py"
-SETTINGS = ("app/settings.py", "app/database_settings.py", "tests/test_database.py")
+SETTINGS = (
+    "app/settings.py",
+    "app/database_settings.py",
+    "app/database_url.py",
+    "tests/test_database.py",
+)
 URL = re.compile(rf"\b{DRIVER[:6]}\w*(\+\w+)?://")
 
 ERRORS = {status.name for status in HTTPStatus if status >= 400}

@@ -10,9 +10,9 @@ from fastapi import HTTPException, Request, status
 from starlette.datastructures import URL
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import problem, unavailable
-from app.failures import OUTCOME_UNKNOWN
+from app.database_errors import OUTCOME_UNKNOWN
 from app.observability import identify, is_below, request_id
+from app.problems import problem, unavailable
 
 access_logger = logging.getLogger("app.access")
 error_logger = logging.getLogger("app.errors")

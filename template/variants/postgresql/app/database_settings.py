@@ -1,44 +1,19 @@
 """Where PostgreSQL is, and how long to wait for it: the only builder of the driver URL."""
 
-import os
-import re
-import ssl
 import sys
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import unquote
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 from sqlalchemy.dialects import registry
-from sqlalchemy.exc import ArgumentError
 
 from app import NAME
+from app.database_url import DRIVER, EXAMPLE, locate, parse
 
-EXAMPLE = "postgresql://user:password@host:5432/name"
-DRIVER = "postgresql+asyncpg"
 registry.register("postgresql.asyncpg", "app.dialect", "Dialect")
-
-# What asyncpg takes as text; anything else in a URL would fail at the first connection.
-URL_PARAMETERS = {"host", "port", "ssl", "passfile", "target_session_attrs", "krbsrvname"}
-CHOICES = {
-    "ssl": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
-    "target_session_attrs": (
-        "any",
-        "read-write",
-        "read-only",
-        "primary",
-        "standby",
-        "prefer-standby",
-    ),
-}
-# libpq's several hosts, which SQLAlchemy takes as parameters only.
-SEVERAL_HOSTS = re.compile(r"([^:/]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(/?[^?#]*)\??(.*)")
-# The folder of a Unix socket, an IPv6 address with or without brackets, or a name.
-HOST = re.compile(r"(/.*|\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:/@\[\]\s]+)(?::([0-9]+))?|([0-9A-Fa-f:.]+)")
 
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 
@@ -102,88 +77,3 @@ class DatabaseSettings(BaseSettings):
         if sys.platform != "win32":  # a server on Windows, as in development, refuses it
             limits["client_connection_check_interval"] = 2_000
         return timeouts | {"limits": limits, "server_settings": {"application_name": NAME}}
-
-
-def parse(text: str) -> URL:
-    """Make asyncpg's URL of one that a provider hands out (`postgres://`, libpq's parameters).
-
-    Raises:
-        ValueError: with a reason that repeats nothing of `text` but its scheme and parameters.
-    """
-    if several := SEVERAL_HOSTS.fullmatch(text):
-        start, hosts, path, query = several.groups()
-        text = f"{start}{path or '/'}?{'&'.join(filter(None, (query, f'host={hosts}')))}"
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ValueError(f"not a URL; write {EXAMPLE}") from None
-    if url.drivername not in {"postgres", "postgresql", DRIVER}:
-        raise ValueError(f"{url.drivername} is not asyncpg; write {EXAMPLE}")
-    if "@" in (url.host or "") + str(url.query.get("host")):
-        raise ValueError("has two @; write the one in the password as %40")
-    query = {"ssl" if name == "sslmode" else name: value for name, value in url.query.items()}
-    if unknown := query.keys() - URL_PARAMETERS:
-        hint = " and name the file by PGSSLROOTCERT" if "sslrootcert" in unknown else ""
-        names = ", ".join(sorted(unknown))
-        raise ValueError(f"asyncpg knows no parameter {names}; remove it{hint}")
-    for name, choices in CHOICES.items():
-        if name in query and query[name] not in choices:
-            shown = "sslmode" if name == "ssl" else name
-            raise ValueError(f"{shown} must be one of {', '.join(choices)}")
-    if str(query.get("ssl")).startswith("verify-"):
-        check_root_certificate()
-    hosts, ports = (query.pop(name, None) for name in ("host", "port"))
-    url = url.set(drivername=DRIVER, query=query)
-    host = join(hosts) or unquote(url.host or "")
-    return locate(url, host, join(ports) or str(url.port or "")) if host else url
-
-
-def join(parameter: str | tuple[str, ...] | None) -> str:
-    return ",".join(parameter) if isinstance(parameter, tuple) else parameter or ""
-
-
-def locate(url: URL, hosts: str, ports: str) -> URL:
-    """Return `url` with these hosts, separated by commas; each has its port, or all have one.
-
-    Raises:
-        ValueError: if one is no host, or the numbers of hosts and ports differ.
-    """
-    names = hosts.split(",")
-    numbers = ports.split(",")
-    numbers = numbers * len(names) if len(numbers) == 1 else numbers
-    if len(names) != len(numbers):
-        raise ValueError("must name one port, or one for each host")
-    pairs = [parse_host(name, number) for name, number in zip(names, numbers, strict=True)]
-    [(host, port), *others] = pairs
-    if not others and not host.startswith("/"):
-        return url.set(host=host, port=port)
-    query = {"host": ",".join(host for host, _ in pairs)}
-    if others or port is not None:
-        query["port"] = ",".join(str(port or 5432) for _, port in pairs)
-    return url.set(host=None, port=None, query={**url.query, **query})
-
-
-def parse_host(text: str, port: str) -> tuple[str, int | None]:
-    found = HOST.fullmatch(text)
-    try:
-        if found is None:
-            raise ValueError
-        host = (found[1] or found[3]).strip("[]")
-        host.encode("idna" if ":" not in host and not host.startswith("/") else "utf-8")
-        number = int(found[2] or port) if found[2] or port else None
-        if number is not None and not 1 <= number <= 65535:
-            raise ValueError
-    except ValueError:  # UnicodeError, too, for a name such as a..b
-        raise ValueError(f"names no host and port; write {EXAMPLE}") from None
-    return host, number
-
-
-def check_root_certificate() -> None:
-    file = os.environ.get("PGSSLROOTCERT") or str(Path.home() / ".postgresql" / "root.crt")
-    try:
-        ssl.create_default_context(cafile=file)
-    except (OSError, ssl.SSLError):
-        raise ValueError(
-            "sslmode verify-ca and verify-full need the server's root certificate:"
-            " name its file by PGSSLROOTCERT"
-        ) from None

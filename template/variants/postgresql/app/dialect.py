@@ -5,24 +5,14 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy import event
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi, PGDialect_asyncpg
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 
+from app.connections import DRIVER_ERRORS, READING, Connection, Hosts
+
 PING_AFTER = 1.0  # seconds that a connection is trusted for without asking the server
-PING_TIMEOUT = 1.0  # seconds; then a new connection is tried
 CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel what it does and to close the connection
-SILENT_FOR = 30.0  # seconds for which a host that did not answer is tried after the others
-
-READING = {"standby", "prefer-standby", "read-only"}  # target_session_attrs that ask for no writes
-
-DRIVER_ERRORS = (
-    OSError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-)
 
 # SQLSTATEs after which the next statement needs another connection: what the connection knows of
 # the server is wrong (a type that was made anew, a prepared statement that was forgotten) …
@@ -33,19 +23,6 @@ LOST = ("08", "25006", "57P")
 
 class OutcomeUnknown(AsyncAdapt_asyncpg_dbapi.OperationalError):
     """A commit was sent, and no answer came: the transaction may be stored or not."""
-
-
-class Connection(asyncpg.Connection):  # type: ignore[misc]
-    """asyncpg's connection, with the moment (seconds) at which it was last known to be good."""
-
-    good_at = 0.0
-    writes = True  # whether a server that takes no writes is the wrong one
-
-    def is_read_only(self) -> bool:
-        """Say what PostgreSQL 14 and later report without being asked."""
-        reported = self.get_settings()
-        names = ("in_hot_standby", "default_transaction_read_only")
-        return any(getattr(reported, name, "off") == "on" for name in names)
 
 
 class Dialect(PGDialect_asyncpg):
@@ -62,7 +39,7 @@ class Dialect(PGDialect_asyncpg):
         self.closing: set[asyncio.Task[None]] = set()
         self._doubted_at = 0.0  # when a connection was given up: the others are asked
         self._unanswered_at = 0.0  # when one could not be closed in time
-        self._silent_at: dict[tuple[Any, Any], float] = {}
+        self._hosts = Hosts()
 
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
         """Connect to the first host that will do; `timeout`, in seconds, is for each of them.
@@ -71,7 +48,7 @@ class Dialect(PGDialect_asyncpg):
             OperationalError: the DBAPI's, whatever it was that failed: no request has caused it.
         """
         limits = options.pop("limits", None)
-        hosts = self._order(options.pop("host", None), options.pop("port", None))
+        hosts = self._hosts.order(options.pop("host", None), options.pop("port", None))
         wanted = options.pop("target_session_attrs", None)
         errors: dict[str, Exception] = {}
         for target in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
@@ -84,8 +61,7 @@ class Dialect(PGDialect_asyncpg):
                     self._set_up(connection, limits)
                 except Exception as error:  # noqa: BLE001 - no list of classes would be complete
                     errors[f"{host}:{port}"] = error
-                    if isinstance(error, TimeoutError):
-                        self._silent_at[host, port] = time.monotonic()
+                    self._hosts.failed(host, port, error)
                 else:
                     connection.driver_connection.writes = wanted not in READING
                     connection.driver_connection.good_at = time.monotonic()
@@ -94,18 +70,12 @@ class Dialect(PGDialect_asyncpg):
         *_, last = errors.values()
         raise self.loaded_dbapi.OperationalError("; ".join(reasons), last) from last
 
-    def _order(self, hosts: Any, ports: Any) -> list[tuple[Any, Any]]:
-        several = isinstance(hosts, list)
-        pairs = list(zip(hosts, ports, strict=True)) if several else [(hosts, ports)]
-        recently = time.monotonic() - SILENT_FOR
-        return sorted(pairs, key=lambda pair: self._silent_at.get(pair, 0.0) > recently)
-
     def _set_up(self, connection: Any, limits: Mapping[str, int] | None) -> None:
         # SQLAlchemy does the first of these in an event of the pool, where errors stay the driver's.
         try:
             super().on_connect()(connection)  # type: ignore[no-untyped-call]
             if limits:
-                connection.run_async(lambda driver: driver.execute(lower_limits(limits)))
+                connection.run_async(lambda driver: driver.lower_limits(limits))
         except BaseException:
             connection.driver_connection.terminate()
             raise
@@ -132,7 +102,7 @@ class Dialect(PGDialect_asyncpg):
         now = time.monotonic()
         if connection.good_at <= max(now - PING_AFTER, self._doubted_at):
             try:
-                dbapi_connection.run_async(ping)
+                dbapi_connection.run_async(Connection.ping)
             except DRIVER_ERRORS:
                 return False
             if connection.writes and connection.is_read_only():  # another may take writes by now
@@ -178,10 +148,6 @@ class Dialect(PGDialect_asyncpg):
             self._unanswered_at = time.monotonic()
 
 
-async def ping(connection: Connection) -> None:
-    await connection.execute("SELECT 1", timeout=PING_TIMEOUT)
-
-
 @event.listens_for(Dialect, "handle_error")
 def leave_no_statement_open(context: ExceptionContext) -> None:
     """Keep a connection from going back to the pool with a statement that was only prepared.
@@ -197,20 +163,6 @@ def leave_no_statement_open(context: ExceptionContext) -> None:
         connection: Any = context.connection.connection.dbapi_connection
         if connection.autocommit:
             try:
-                connection.run_async(ping)
+                connection.run_async(Connection.ping)
             except DRIVER_ERRORS:
                 context.is_disconnect = True
-
-
-def lower_limits(limits: Mapping[str, int]) -> str:
-    """Return a statement that lowers the session's limits, in milliseconds, to these.
-
-    A stricter limit of the role or the database stays, and so does the absence of one that this
-    server does not know.
-    """
-    rows = ", ".join(f"('{name}', {limit})" for name, limit in limits.items())
-    return (
-        f"SELECT set_config(name, most::text, false) FROM (VALUES {rows}) AS limits (name, most)"
-        " JOIN pg_settings USING (name)"
-        " WHERE CASE vartype WHEN 'integer' THEN setting::bigint END NOT BETWEEN 1 AND most"
-    )

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app import NAME
-from app.failures import explain
+from app.database_errors import explain
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
 from migrations.metadata import metadata

@@ -5,12 +5,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL
 from sqlalchemy.dialects import registry
-from sqlalchemy.exc import ArgumentError
 
-EXAMPLE = "sqlite+aiosqlite:///./app.db"
-DRIVER = "sqlite+aiosqlite"
+from app.database_url import EXAMPLE, parse
+
 registry.register("sqlite.aiosqlite", "app.dialect", "Dialect")
 
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
@@ -38,23 +37,3 @@ class DatabaseSettings(BaseSettings):
     def connect_args(self) -> dict[str, Any]:
         """What `sqlite3.connect` gets beside the file's name."""
         return {"timeout": self.database_command_timeout}
-
-
-def parse(text: str) -> URL:
-    """Make aiosqlite's URL of a SQLite URL.
-
-    Raises:
-        ValueError: with a reason that repeats nothing of `text` but its scheme and parameters.
-    """
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ValueError(f"not a URL; write {EXAMPLE}") from None
-    if url.drivername not in {"sqlite", DRIVER}:
-        raise ValueError(f"{url.drivername} is not aiosqlite; write {EXAMPLE}")
-    if url.query:
-        raise ValueError(f"parameters ({', '.join(url.query)}) are not supported; remove them")
-    if url.host or url.username or not url.database or url.database == ":memory:":
-        # In memory, all requests would share one connection and each other's transactions.
-        raise ValueError(f"must name a file; write {EXAMPLE}")
-    return url.set(drivername=DRIVER)

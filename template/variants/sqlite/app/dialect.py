@@ -13,6 +13,8 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import StatementError
 
+from app.connections import close, identity, set_up, unavailable
+
 
 class OutcomeUnknown(sqlite3.OperationalError):
     """The file could not be written to the end of a commit: the transaction may be stored or not."""
@@ -107,24 +109,6 @@ class Dialect(SQLiteDialect_aiosqlite):
         task.add_done_callback(self._given_up.discard)
 
 
-def unavailable(reason: str) -> sqlite3.OperationalError:
-    error = sqlite3.OperationalError(reason)
-    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
-    return error
-
-
-async def set_up(connection: Any) -> None:
-    await connection.execute("PRAGMA foreign_keys = ON")
-    # With less, a power failure would take the last commits with it.
-    await connection.execute("PRAGMA synchronous = FULL")
-
-
-async def close(connection: Any) -> None:
-    # Its thread may be in a statement for which nobody waits any more, with the file locked.
-    await connection.interrupt()
-    await connection.close()
-
-
 @event.listens_for(Dialect, "handle_error")
 def wrap_refusal(context: ExceptionContext) -> StatementError | None:
     # An integer of more than 64 bits, a text that is not Unicode: SQLAlchemy would let the driver's
@@ -133,12 +117,3 @@ def wrap_refusal(context: ExceptionContext) -> StatementError | None:
     if not isinstance(error, OverflowError | UnicodeError):
         return None
     return StatementError(str(error), context.statement, None, error, hide_parameters=True)
-
-
-def identity(path: str) -> object:
-    """Return what tells a file from any other that has been or will be at its path."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

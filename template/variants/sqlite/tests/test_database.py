@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
+from app.connections import set_up
 from app.database import UTCDateTime
-from app.dialect import set_up
-from app.failures import explain
+from app.database_errors import explain
 from app.health import VERSIONS
 from app.main import create_app
 from app.sessions import Reader

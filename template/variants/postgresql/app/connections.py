@@ -1,0 +1,64 @@
+"""What asyncpg's connections know and tell, and to which of several hosts one is made."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+
+PING_TIMEOUT = 1.0  # seconds; then a new connection is tried
+SILENT_FOR = 30.0  # seconds for which a host that did not answer is tried after the others
+
+READING = {"standby", "prefer-standby", "read-only"}  # target_session_attrs that ask for no writes
+DRIVER_ERRORS = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+
+
+class Connection(asyncpg.Connection):  # type: ignore[misc]
+    """asyncpg's connection, with the moment (seconds) at which it was last known to be good."""
+
+    good_at = 0.0
+    writes = True  # whether a server that takes no writes is the wrong one
+
+    def is_read_only(self) -> bool:
+        """Return what PostgreSQL 14 and later report without being asked."""
+        reported = self.get_settings()
+        names = ("in_hot_standby", "default_transaction_read_only")
+        return any(getattr(reported, name, "off") == "on" for name in names)
+
+    async def ping(self) -> None:
+        await self.execute("SELECT 1", timeout=PING_TIMEOUT)
+
+    async def lower_limits(self, limits: Mapping[str, int]) -> None:
+        """Lower the session's limits, in milliseconds, to these.
+
+        A stricter limit of the role or the database stays, and one that the server does not know
+        is left out.
+        """
+        rows = ", ".join(f"('{name}', {limit})" for name, limit in limits.items())
+        await self.execute(
+            f"SELECT set_config(name, most::text, false) FROM (VALUES {rows}) AS limits (name, most)"
+            " JOIN pg_settings USING (name)"
+            " WHERE CASE vartype WHEN 'integer' THEN setting::bigint END NOT BETWEEN 1 AND most"
+        )
+
+
+class Hosts:
+    """The order in which hosts are tried: as they are named, but those that were silent come last."""
+
+    def __init__(self) -> None:
+        self._silent_at: dict[tuple[Any, Any], float] = {}
+
+    def order(self, hosts: Any, ports: Any) -> list[tuple[Any, Any]]:
+        several = isinstance(hosts, list)
+        pairs = list(zip(hosts, ports, strict=True)) if several else [(hosts, ports)]
+        recently = time.monotonic() - SILENT_FOR
+        return sorted(pairs, key=lambda pair: self._silent_at.get(pair, 0.0) > recently)
+
+    def failed(self, host: Any, port: Any, error: Exception) -> None:
+        if isinstance(error, TimeoutError):
+            self._silent_at[host, port] = time.monotonic()

@@ -1,0 +1,32 @@
+"""What a connection to the SQLite file needs when it is opened and when it is given up."""
+
+import os
+import sqlite3
+from typing import Any
+
+
+def identity(path: str) -> object:
+    """Return what tells a file from any other that has been or will be at its path."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def unavailable(reason: str) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError(reason)
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+    return error
+
+
+async def set_up(connection: Any) -> None:
+    await connection.execute("PRAGMA foreign_keys = ON")
+    # With less, a power failure would take the last commits with it.
+    await connection.execute("PRAGMA synchronous = FULL")
+
+
+async def close(connection: Any) -> None:
+    # Its thread may be in a statement for which nobody waits any more, with the file locked.
+    await connection.interrupt()
+    await connection.close()
