@@ -5,6 +5,7 @@
     python3 dev.py test              all tests; further words are pytest's
     python3 dev.py docs              the documentation, served on http://127.0.0.1:8000
     python3 dev.py benchmark         what a request costs, beside the bare driver
+    python3 dev.py soak              random faults under load, 15 minutes for each database
 
 uv does the work: yours, or one that is installed into .uv/ here.
 """
@@ -76,6 +77,10 @@ def benchmark(options: list[str]) -> NoReturn:
     replace_this_process(*run, *options, folder=HERE)
 
 
+def soak(options: list[str]) -> NoReturn:
+    replace_this_process(find_uv(), "run", "python", "-m", "tests.soak", *options, folder=HERE)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -93,6 +98,7 @@ if __name__ == "__main__":
     commands.add_parser("test", help="run all tests", add_help=False)
     commands.add_parser("docs", help="serve the documentation", add_help=False)
     commands.add_parser("benchmark", help="measure what a request costs", add_help=False)
+    commands.add_parser("soak", help="random faults under load", add_help=False)
     arguments, further = parser.parse_known_args()
     os.environ.pop("VIRTUAL_ENV", None)
     os.environ["UV_PYTHON"] = sys.executable  # and not one that uv would download
@@ -103,6 +109,8 @@ if __name__ == "__main__":
         docs(further)
     if arguments.command == "benchmark":
         benchmark(further)
+    if arguments.command == "soak":
+        soak(further)
     if further:
         parser.error(f"unknown: {' '.join(further)}")
     new(arguments.database, arguments.folder, arguments.port)

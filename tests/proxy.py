@@ -5,12 +5,56 @@ import ssl
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 # https://www.postgresql.org/docs/current/protocol-message-formats.html
 PROTOCOL = b"\x00\x03\x00\x00"  # in the message that begins a session
+CANCEL = b"\x04\xd2\x16\x2e"  # in the only message of a connection that cancels a statement
 SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 TERMINATE = b"X\x00\x00\x00\x04"
+
+
+Action = Literal["cut", "lose", "hold"]  # lose: from then on nothing gets through
+
+
+@dataclass
+class Trap:
+    """What happens once, at one message of a session: it comes after `messages` others."""
+
+    to_server: bool
+    messages: int
+    action: Action
+    seconds: float = 0.0  # for which the message is held
+    passed: int = 0  # messages since the trap was set
+    sprung: bool = False
+
+
+class Messages:
+    """Splits what one side of a session says into messages."""
+
+    def __init__(self, *, to_server: bool) -> None:
+        self.untyped = to_server  # a session's first message begins with its length
+        self._rest = b""
+
+    def split(self, data: bytes) -> list[bytes]:
+        """Return the messages that are whole by now."""
+        self._rest += data
+        found = []
+        while length := self._length():
+            message, self._rest = self._rest[:length], self._rest[length:]
+            self.untyped = self.untyped and message == SSL_REQUEST
+            found.append(message)
+        return found
+
+    def _length(self) -> int:
+        start = 0 if self.untyped else 1
+        if self._rest[:1] == b"N" and not self.untyped and self._rest[1:2] != b"\x00":
+            return 1  # no TLS
+        if len(self._rest) < start + 4:
+            return 0
+        length = start + int.from_bytes(self._rest[start : start + 4])
+        return length if len(self._rest) >= length else 0
 
 
 class Proxy:
@@ -25,6 +69,7 @@ class Proxy:
         self.goodbyes = 0  # sessions that the client ended as the protocol asks for
         self.delay = 0.0  # seconds, on the way to the server
         self.silent = False  # sockets stay open, and nothing gets through
+        self.trap: Trap | None = None  # for the message that comes next
         self.port = 0
         self.upstream = upstream  # where new connections lead to
         self._host = host
@@ -94,7 +139,7 @@ class Proxy:
         self._writers |= writers
         # Bytes that were swallowed don't come back: such a connection stays silent, as behind a
         # firewall that has forgotten it.
-        state = {"lost": False, "asked": False}
+        state = {"lost": False, "asked": False, "cancels": False}
         self._states.append(state)
         with suppress(OSError, asyncio.IncompleteReadError):
             if self._tls is not None and await reader.readexactly(8) == SSL_REQUEST:
@@ -124,17 +169,39 @@ class Proxy:
         *,
         to_server: bool,
     ) -> None:
+        messages = Messages(to_server=to_server)
         with suppress(OSError):
             while data := await reader.read(65536):
                 if to_server:
                     self.sessions += data[4:8] == PROTOCOL
                     self.goodbyes += data.endswith(TERMINATE)
                     self.round_trips += not state["asked"]
+                    state["cancels"] = data[4:8] == CANCEL
                     await asyncio.sleep(self.delay)
                 state["asked"] = to_server
                 state["lost"] |= self.silent
-                if not state["lost"]:
-                    writer.write(data)
+                for message in messages.split(data):
+                    if not state["cancels"] and message not in (SSL_REQUEST, b"N"):
+                        await self._spring(writer, state, to_server=to_server)
+                    if not state["lost"]:
+                        writer.write(message)
+
+    async def _spring(
+        self, writer: asyncio.StreamWriter, state: dict[str, bool], *, to_server: bool
+    ) -> None:
+        """Do at a message what the trap says, if it is the one that it waits for."""
+        trap = self.trap
+        if trap is None or trap.sprung or trap.to_server != to_server:
+            return
+        trap.passed += 1
+        if trap.passed <= trap.messages:
+            return
+        trap.sprung = True
+        if trap.action == "cut":
+            await writer.drain()
+            raise ConnectionAbortedError
+        state["lost"] |= trap.action == "lose"
+        await asyncio.sleep(trap.seconds)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -220,6 +220,15 @@ class Server:
     process: subprocess.Popen[bytes]
     client: httpx2.Client
     log_file: Path
+    answers: list[httpx2.Response] = field(default_factory=list)  # errors that the client got
+
+    def __post_init__(self) -> None:
+        self.client.event_hooks["response"].append(self._keep)
+
+    def _keep(self, answer: httpx2.Response) -> None:
+        if answer.is_error:
+            answer.read()
+            self.answers.append(answer)
 
     def log(self) -> str:
         return self.log_file.read_text(encoding="utf-8")
@@ -253,8 +262,7 @@ def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
 def unavailable(response: httpx2.Response) -> bool:
     """Tell whether the answer is 503, and invites a retry wherever one is safe."""
     safe = response.status_code != 503 or not (
-        response.json()["type"] == "/problems/outcome-unknown"
-        and response.request.method in ("POST", "PATCH")
+        is_outcome_unknown(response) and response.request.method in ("POST", "PATCH")
     )
     return response.status_code == 503 and (response.headers.get("retry-after") == "1") == safe
 
@@ -264,6 +272,12 @@ def cut_short(sent: Future[httpx2.Response]) -> bool:
     if isinstance(sent.exception(), httpx2.TransportError):
         return True
     return unavailable(sent.result())
+
+
+def is_outcome_unknown(response: httpx2.Response) -> bool:
+    """Tell whether a change may be stored or not, so that a repetition may be the second."""
+    found: bool = response.json()["type"] == "/problems/outcome-unknown"
+    return found
 
 
 def free_port() -> int:

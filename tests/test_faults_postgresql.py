@@ -10,94 +10,32 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 
 import httpx2
 import pytest
 import trustme
 
-from tests.proxy import Proxy, open_proxy
+from tests import watcher
+from tests.places import PASSWORD, Place, open_place, open_server, upstream
+from tests.proxy import open_proxy
 from tests.services import (
     PostgreSQLDatabase,
     Server,
     Service,
     cut_short,
     environment,
-    open_database,
     replace,
     unavailable,
     wait_for,
 )
 from tests.walk import Fault, Walk
+from tests.watcher import UVICORN
 
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
-UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
-PASSWORD = "p@ss:w/o#r?d%41&é 'x"
 MARGIN = 1.5  # seconds that a busy machine may take on top of a promised limit
-
-
-@dataclass
-class Place:
-    """A database of its own for one test, reached through a proxy."""
-
-    server: PostgreSQLDatabase
-    name: str
-    proxy: Proxy
-
-    @property
-    def url(self) -> str:
-        user = f"guarded:{quote(PASSWORD, safe='')}"
-        return f"postgresql://{user}@127.0.0.1:{self.proxy.port}/{self.name}"
-
-    def query(self, statement: str) -> str:
-        return self.server.query(f"\\connect {self.name}\n{statement}")
-
-    def number(self, expression: str) -> int:
-        return int(self.query(f"SELECT 'number=' || ({expression})").split("number=")[1].split()[0])
-
-    def connections(self) -> int:
-        return self.number(
-            "SELECT count(*) FROM pg_stat_activity WHERE usename = 'guarded'"
-            f" AND datname = '{self.name}'"
-        )
-
-    def waiting(self) -> int:
-        """Return how many statements wait for a lock."""
-        return self.number("SELECT count(*) FROM pg_locks WHERE NOT granted")
-
-    def terminate(self) -> None:
-        self.server.query(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'guarded'"
-        )
-        self.proxy.settle()
-
-    @contextmanager
-    def holding(self, statement: str) -> Iterator[None]:
-        """Keep the locks of `statement` meanwhile."""
-        server = self.server.server
-        command = [str(server.bin_path / "psql"), str(server.get_uri()), "--quiet"]
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        ) as psql:
-            assert psql.stdin is not None
-            assert psql.stdout is not None
-            psql.stdin.write(f"\\connect {self.name}\nBEGIN; {statement};\n\\echo held\n")
-            psql.stdin.flush()
-            while "held" not in psql.stdout.readline():
-                assert psql.poll() is None
-            try:
-                yield
-            finally:
-                psql.stdin.close()  # psql ends, and its transaction with it
-
-
-def upstream(server: PostgreSQLDatabase) -> str:
-    [folder] = parse_qs(urlsplit(server.server.get_uri()).query)["host"]
-    return f"{folder}/.s.PGSQL.5432"
 
 
 @pytest.fixture(scope="module")
@@ -105,32 +43,8 @@ def server(
     service: Service, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PostgreSQLDatabase]:
     """A PostgreSQL that asks for a password, with a migrated database to clone."""
-    with open_database("postgresql", tmp_path_factory.mktemp("faults")) as server:
-        assert isinstance(server, PostgreSQLDatabase)
-        rules = Path(server.server.pgdata) / "pg_hba.conf"
-        rules.write_text("local all guarded scram-sha-256\n" + rules.read_text())
-        quoted = PASSWORD.replace("'", "''")
-        server.query(
-            f"SELECT pg_reload_conf(); CREATE ROLE guarded LOGIN CREATEDB PASSWORD '{quoted}'"
-        )
-        server.query("CREATE DATABASE pattern OWNER guarded")
-        with open_proxy(upstream(server)) as proxy:
-            place = Place(server, "pattern", proxy)
-            service.run(
-                ".venv/bin/alembic", "upgrade", "head", variables={"DATABASE_URL": place.url}
-            )
+    with open_server(service, tmp_path_factory.mktemp("faults")) as server:
         yield server
-
-
-numbers = count()
-
-
-@contextmanager
-def open_place(server: PostgreSQLDatabase, template: str) -> Iterator[Place]:
-    name = f"place_{next(numbers)}"
-    server.query(f"CREATE DATABASE {name} TEMPLATE {template} OWNER guarded")
-    with open_proxy(upstream(server)) as proxy:
-        yield Place(server, name, proxy)
 
 
 @pytest.fixture
@@ -148,14 +62,13 @@ def empty(server: PostgreSQLDatabase) -> Iterator[Place]:
 
 
 @contextmanager
-def serve(service: Service, place: Place, **variables: str) -> Iterator[Server]:
-    """Run the service; whatever happens, it logs no traceback and no warning of Python's."""
-    with service.serve(
-        *UVICORN, DATABASE_URL=place.url, PYTHONWARNINGS="default", **variables
-    ) as server:
-        yield server
-    log = server.log()
-    for sign in ("Traceback", "Warning", "garbage collector", PASSWORD, quote(PASSWORD, safe="")):
+def serve(service: Service, place: Place, *command: str, **variables: str) -> Iterator[Server]:
+    """Run the service; whatever happens, it leaves nothing behind and logs no password."""
+    variables = {"DATABASE_URL": place.url} | variables
+    with watcher.serve(service, place.left, *command, **variables) as watched:
+        yield watched.server
+    log = watched.server.log()
+    for sign in (PASSWORD, quote(PASSWORD, safe="")):
         assert sign not in log, log
 
 
@@ -262,7 +175,7 @@ def test_a_restart_of_the_server_under_load_is_503_only_while_it_lasts(
     user = f"guarded:{quote(PASSWORD, safe='')}"
     url = f"postgresql://{user}@/{place.name}?host={folder}"
 
-    with service.serve(*UVICORN, DATABASE_URL=url) as server, ThreadPoolExecutor(4) as pool:
+    with serve(service, place, DATABASE_URL=url) as server, ThreadPoolExecutor(4) as pool:
 
         def load(worker: int) -> None:
             for number in range(2000):
@@ -291,7 +204,6 @@ def test_a_restart_of_the_server_under_load_is_503_only_while_it_lasts(
     assert {status for start, end, status in answers if end < down or start > up} == {201}
     stored = place.query("SELECT 'name=' || name FROM items")
     assert all(f"name={name}\n" in stored for name in acknowledged)
-    assert "Traceback" not in server.log()
 
 
 def test_a_silent_network_is_503_within_the_time_limits(service: Service, place: Place) -> None:
@@ -613,9 +525,9 @@ def test_a_handler_that_gives_up_waiting_is_503_and_rolled_back(
 def test_a_request_that_outlasts_the_graceful_timeout_is_cut_and_rolled_back(
     extended: Service, place: Place
 ) -> None:
-    limits = {"DATABASE_COMMAND_TIMEOUT": "2.5", "PYTHONWARNINGS": "default"}
+    limits = {"DATABASE_COMMAND_TIMEOUT": "2.5"}
     with (
-        extended.serve(*UVICORN[:-1], "1", DATABASE_URL=place.url, **limits) as server,
+        serve(extended, place, *UVICORN[:-1], "1", **limits) as server,
         ThreadPoolExecutor() as pool,
     ):
         posted = pool.submit(server.client.post, "/slow")
@@ -626,8 +538,6 @@ def test_a_request_that_outlasts_the_graceful_timeout_is_cut_and_rolled_back(
         assert time.monotonic() - start < 1 + MARGIN
         assert cut_short(posted)
     assert "engine disposed of" in server.log()
-    for sign in ("Traceback", "Warning", "garbage collector"):
-        assert sign not in server.log(), server.log()
     wait_for(lambda: place.connections() == 0, seconds=2.5 + MARGIN)
     assert place.number("SELECT count(*) FROM items") == 0
 
@@ -749,7 +659,8 @@ def test_the_service_its_migrations_and_its_tests_reach_the_database_in_every_wa
     service: Service, empty: Place, reached: dict[str, str]
 ) -> None:
     service.run(".venv/bin/alembic", "upgrade", "head", variables=reached)
-    with service.serve(*UVICORN, **reached) as server:
+    with watcher.serve(service, empty.left, **reached) as watched:
+        server = watched.server
         assert server.client.get("/health/ready").status_code == 200
         assert server.client.post("/items", json={"name": "a"}).status_code == 201
     assert empty.number("SELECT count(*) FROM items") == 1
@@ -762,7 +673,7 @@ def test_a_server_without_tls_is_refused_where_tls_is_required(
     service: Service, place: Place
 ) -> None:
     url = f"{place.url}?sslmode=require"
-    with service.serve(*UVICORN, DATABASE_URL=url) as server:
+    with serve(service, place, DATABASE_URL=url) as server:
         assert unavailable(server.client.get("/items"))
         assert "rejected SSL upgrade" in server.log()
     variables = {"DATABASE_URL": url}

@@ -17,17 +17,20 @@ import httpx2
 import pytest
 import yaml
 
+from tests import watcher
 from tests.services import (
     Database,
     PostgreSQLDatabase,
     Server,
     Service,
+    SQLiteDatabase,
     open_database,
     replace,
     unavailable,
     wait_for,
 )
 from tests.test_docs import BLOCK, DOCS
+from tests.watcher import left_in
 
 TITLE = re.compile(r'title="([^"]+)"')
 
@@ -193,9 +196,9 @@ def test_a_page_works_as_it_stands(
 
     with (
         answering("sunny") as (url, _),
-        copy.serve(".venv/bin/uvicorn", "app.main:app", WEATHER_URL=url, **variables) as server,
+        watcher.serve(copy, left_in(migrated), WEATHER_URL=url, **variables) as watched,
     ):
-        PAGES[page](server)
+        PAGES[page](watched.server)
 
 
 TALK = """
@@ -305,8 +308,11 @@ def test_tokens_of_the_provider_open_what_their_scopes_name(
 
     with (
         answering(made["keys"]) as (url, asked),
-        copy.serve(OIDC_JWKS_URL=url, **provider, **variables) as server,
+        watcher.serve(
+            copy, left_in(migrated), OIDC_JWKS_URL=url, **provider, **variables
+        ) as watched,
     ):
+        server = watched.server
         assert not asked
 
         def read(path: str, token: str) -> httpx2.Response:
@@ -404,7 +410,8 @@ def test_the_schema_changes_while_items_are_written(
     def alembic(*words: str) -> None:
         copy.run(".venv/bin/alembic", *words, variables=variables)
 
-    with copy.serve(**variables) as server:
+    with watcher.serve(copy, left_in(migrated), **variables) as watched:
+        server = watched.server
         with writing(server.client) as statuses:
             alembic("upgrade", "add_quantity")
             alembic("upgrade", "index_quantity")
@@ -440,16 +447,21 @@ def test_a_backup_is_restored_while_items_are_written(
 ) -> None:
     copy = service.copy(tmp_path / "service")
     with open_database(service.database, tmp_path) as database:
+        assert isinstance(database, PostgreSQLDatabase | SQLiteDatabase)
         if isinstance(database, PostgreSQLDatabase):
             variables = database.variables
             tools = f"{database.server.bin_path}{os.pathsep}{os.environ['PATH']}"
             monkeypatch.setenv("PATH", tools)
         else:
             variables = {"DATABASE_URL": "sqlite+aiosqlite:///./app.db"}
+            database.path = copy.folder / "app.db"
         copy.run(".venv/bin/alembic", "upgrade", "head", variables=variables)
 
-        with copy.serve(**variables) as server, ExitStack() as meanwhile:
-            http = server.client
+        with (
+            watcher.serve(copy, left_in(database), **variables) as watched,
+            ExitStack() as meanwhile,
+        ):
+            http = watched.server.client
             kept = http.post("/items", json={"name": "kept"}).headers["Location"]
             statuses = []
 

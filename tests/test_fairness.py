@@ -1,0 +1,189 @@
+"""The pool serves in the order of arrival: readers, sessions and tasks wait in one queue."""
+
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import count
+
+import pytest
+
+from tests import watcher
+from tests.places import Place, open_place, open_server
+from tests.services import PostgreSQLDatabase, Server, Service, unavailable, wait_for
+from tests.watcher import RIGHT
+
+pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
+
+WAYS = ("reader", "session", "task")
+ROUTES = """
+from fastapi import APIRouter, Request
+from sqlalchemy import Float, bindparam, func, select
+
+from app.sessions import ReaderDep, SessionDep
+
+router = APIRouter()
+served: list[int] = []
+SLEEP = select(func.pg_sleep(bindparam("seconds", type_=Float)).label("slept"))
+
+
+@router.get("/served")
+async def list_served() -> list[int]:
+    return served
+
+
+@router.post("/reader/{number}")
+async def read(number: int, seconds: float, reader: ReaderDep) -> None:
+    await reader.all(SLEEP, seconds=seconds)
+    served.append(number)
+
+
+@router.post("/session/{number}")
+async def write(number: int, seconds: float, session: SessionDep) -> None:
+    await session.execute(SLEEP, {"seconds": seconds})
+    served.append(number)
+
+
+@router.post("/task/{number}")
+async def work(number: int, seconds: float, request: Request) -> None:
+    async with request.app.state.sessionmaker.begin() as session:
+        await session.execute(SLEEP, {"seconds": seconds})
+    served.append(number)
+"""
+POOL_OF_2 = {"DATABASE_POOL_SIZE": "2", "DATABASE_MAX_OVERFLOW": "0"}
+
+
+@pytest.fixture(scope="module")
+def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Service:
+    extended = service.copy(tmp_path_factory.mktemp("extended") / "service")
+    extended.extend(routes=ROUTES)
+    return extended
+
+
+@pytest.fixture(scope="module")
+def server(
+    service: Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PostgreSQLDatabase]:
+    with open_server(service, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def place(server: PostgreSQLDatabase) -> Iterator[Place]:
+    with open_place(server, "pattern") as place:
+        yield place
+
+
+def waiting(server: Server) -> int:
+    found: int = server.client.get("/health/watched").json()["waiting"]
+    return found
+
+
+def test_those_who_came_first_are_served_first(extended: Service, place: Place) -> None:
+    with (
+        watcher.serve(extended, place.left, DATABASE_URL=place.url, **POOL_OF_2) as watched,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        server = watched.server
+
+        def send(number: int, seconds: float) -> int:
+            path, params = f"/{WAYS[number % 3]}/{number}", {"seconds": seconds}
+            return server.client.post(path, params=params, extensions=RIGHT).status_code
+
+        sent = [pool.submit(send, number, 0.4) for number in range(2)]  # the pool is full
+        wait_for(lambda: server.client.get("/health/watched").json()["in use"] == 2)
+        for number in range(2, 32):
+            sent.append(pool.submit(send, number, 0.02))
+            wait_for(lambda number=number: waiting(server) >= number - 1)  # type: ignore[misc]
+        assert {answer.result() for answer in sent} == {200}
+        served = server.client.get("/served").json()
+
+    # Two connections: each is at most one place ahead of the other.
+    late = {number: served.index(number) - number for number in served}
+    assert max(map(abs, late.values())) <= 2, late
+
+
+def test_newcomers_do_not_pass_those_who_wait(extended: Service, place: Place) -> None:
+    with (
+        watcher.serve(extended, place.left, DATABASE_URL=place.url, **POOL_OF_2) as watched,
+        ThreadPoolExecutor(40) as pool,
+    ):
+        end, numbers = time.monotonic() + 3, count()
+
+        def load(worker: int) -> list[float]:
+            taken = []
+            while time.monotonic() < end:
+                start = time.monotonic()
+                path = f"/{WAYS[worker % 3]}/{next(numbers)}"
+                answer = watched.server.client.post(
+                    path, params={"seconds": 0.01}, extensions=RIGHT
+                )
+                assert answer.status_code == 200, answer.text
+                taken.append(time.monotonic() - start)
+            return taken
+
+        taken = sorted(second for loads in pool.map(load, range(40)) for second in loads)
+
+    # Everyone waits for the same 38 others.
+    assert taken[-1] < 4 * taken[len(taken) // 2], (taken[len(taken) // 2], taken[-1])
+
+
+def test_a_waiter_that_is_gone_or_out_of_time_leaves_no_trace(
+    extended: Service, place: Place
+) -> None:
+    limits = POOL_OF_2 | {"DATABASE_POOL_TIMEOUT": "0.5"}
+    with (
+        watcher.serve(extended, place.left, DATABASE_URL=place.url, **limits) as watched,
+        ThreadPoolExecutor(10) as pool,
+        ExitStack() as gone,
+    ):
+        server = watched.server
+        base = server.client.base_url
+        held = [
+            pool.submit(server.client.post, f"/session/{number}", params={"seconds": 1.5})
+            for number in range(2)
+        ]
+        wait_for(lambda: server.client.get("/health/watched").json()["in use"] == 2)
+        for number in range(6):
+            client = gone.enter_context(socket.create_connection((base.host, base.port)))
+            path = f"/{WAYS[number % 3]}/{number}?seconds=0"
+            client.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".encode())
+        wait_for(lambda: waiting(server) == 6)
+        gone.close()
+        start = time.monotonic()
+        late = [pool.submit(server.client.post, f"/{way}/9", params={"seconds": 0}) for way in WAYS]
+        assert all(unavailable(answer.result()) for answer in late)
+        assert 0.4 < time.monotonic() - start < 1.2
+        assert server.log().count("unavailable: pool full") == 9
+        assert waiting(server) == 0
+        assert {answer.result().status_code for answer in held} == {200}
+        for way in WAYS * 2:
+            right = server.client.post(f"/{way}/9", params={"seconds": 0}, extensions=RIGHT)
+            assert right.status_code == 200
+    assert place.proxy.sessions == 2
+
+
+def test_no_connection_is_opened_under_load_once_all_are_there(
+    service: Service, place: Place
+) -> None:
+    with (
+        watcher.serve(service, place.left, DATABASE_URL=place.url) as watched,
+        ThreadPoolExecutor(32) as pool,
+    ):
+
+        def read(_: int) -> int:
+            return watched.server.client.get("/items", extensions=RIGHT).status_code
+
+        place.proxy.delay = 0.02  # so that requests need connections at the same time
+        assert set(pool.map(read, range(64))) == {200}
+        place.proxy.delay = 0.002
+        before = place.proxy.sessions
+        assert 1 < before <= 15
+        for _ in range(5):
+            assert set(pool.map(read, range(60))) == {200}
+            time.sleep(0.1)
+        assert place.proxy.sessions <= max(before, 15)
+        warm = place.proxy.sessions
+        assert set(pool.map(read, range(200))) == {200}
+        assert place.proxy.sessions == warm
