@@ -23,9 +23,9 @@ from tests.cluster import Cluster, Node, binaries, open_cluster
 from tests.proxy import open_proxy
 from tests.services import Server, Service, free_port, replace, unavailable, wait_for
 from tests.test_docs import BLOCK
-from tests.test_faults_postgresql import UVICORN
 from tests.test_howtos import apply, page_text
 
+UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 INSTALLED = binaries()
 
 pytestmark = [

@@ -11,16 +11,11 @@ from app.errors import add_error_handlers
 from app.features import add_features
 from app.health import router as health
 from app.lifespan import lifespan
-from app.middleware import (
-    answer_head,
-    check_hosts,
-    close_websockets,
-    limit_bodies,
-    trace_requests,
-)
+from app.middleware import answer_head, check_hosts, limit_bodies, trace_requests
 from app.observability import configure_logging, request_telemetry
 from app.problems import problems
 from app.settings import Settings, load_settings
+from app.websockets import close_websockets
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
