@@ -192,27 +192,60 @@ def test_an_engine_for_another_url_keeps_every_rule(copy: Service) -> None:
     assert lint(copy) == ""
 
 
+def own_file(file: str, number: int) -> str:
+    """Return a name beside `file` for one of many violations that are linted together."""
+    path = Path(file)
+    return path.with_stem(f"{path.stem}_{number}").as_posix()
+
+
+@pytest.fixture(scope="module")
+def lines_of_files(service: Service, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the lint says of all violations that are files of their own."""
+    copy = service.copy(tmp_path_factory.mktemp("violations") / "service")
+    driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
+    for number, (_, file, written) in enumerate(VIOLATIONS):
+        if isinstance(written, str):
+            text = written.replace("{dialect}", copy.database)
+            text = text.replace("{driver}", driver[copy.database])
+            path = copy.folder / own_file(file, number)
+            path.write_text(text.replace("{{", "{").replace("}}", "}"))
+    return lint(copy).splitlines()
+
+
+def is_refused(lines: list[str], file: str, rule: str) -> bool:
+    told = [line for line in lines if line.startswith(f"{file}:")]
+    return any(re.search(rf"(?<!\w){rule}(?!\w)", line) for line in told)
+
+
+NUMBERED = [(number, *violation) for number, violation in enumerate(VIOLATIONS)]
+
+
 @pytest.mark.parametrize(
-    ("rule", "file", "written"),
-    VIOLATIONS,
-    ids=[f"{number}-{violation[0]}" for number, violation in enumerate(VIOLATIONS)],
+    ("number", "rule", "file"),
+    [(number, rule, file) for number, rule, file, written in NUMBERED if isinstance(written, str)],
+)
+def test_a_file_that_breaks_a_rule_is_refused_by_its_number(
+    lines_of_files: list[str], number: int, rule: str, file: str
+) -> None:
+    assert is_refused(lines_of_files, own_file(file, number), rule), lines_of_files
+
+
+@pytest.mark.parametrize(
+    ("rule", "file", "edit"),
+    [
+        pytest.param(rule, file, edit, id=f"{number}-{rule}")
+        for number, rule, file, edit in NUMBERED
+        if isinstance(edit, tuple)
+    ],
 )
 def test_a_broken_rule_is_refused_by_its_number(
-    copy: Service, rule: str, file: str, written: str | tuple[str, str]
+    copy: Service, rule: str, file: str, edit: tuple[str, str]
 ) -> None:
-    path = copy.folder / file
-    if isinstance(written, tuple):
-        replace(path, *written)
-    else:
-        driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
-        dialect = copy.database
-        text = written.replace("{dialect}", dialect).replace("{driver}", driver[dialect])
-        path.write_text(text.replace("{{", "{").replace("}}", "}"))
+    replace(copy.folder / file, *edit)
 
     lines = lint(copy).splitlines()
 
-    told = [line for line in lines if line.startswith(f"{file}:")]
-    assert [line for line in told if re.search(rf"(?<!\w){rule}(?!\w)", line)], lines
+    assert is_refused(lines, file, rule), lines
 
 
 def test_what_joins_the_stack_later_is_released_before_the_engine(

@@ -34,6 +34,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
     good_at = 0.0
     writes = True  # whether a server that takes no writes is the wrong one
+    address: tuple[Any, Any] = (None, None)  # host and port
 
     def is_read_only(self) -> bool:
         """Return what PostgreSQL 14 and later report without being asked."""
@@ -70,6 +71,6 @@ class Hosts:
         recently = time.monotonic() - SILENT_FOR
         return sorted(pairs, key=lambda pair: self._silent_at.get(pair, 0.0) > recently)
 
-    def failed(self, host: Any, port: Any, error: Exception) -> None:
+    def note(self, address: tuple[Any, Any], error: BaseException | None) -> None:
         if isinstance(error, TimeoutError):
-            self._silent_at[host, port] = time.monotonic()
+            self._silent_at[address] = time.monotonic()

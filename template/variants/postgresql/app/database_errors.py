@@ -69,7 +69,7 @@ def explain(error: DBAPIError) -> tuple[int, str]:
     if isinstance(error.orig, OutcomeUnknown):
         return 503, OUTCOME_UNKNOWN
     if isinstance(error, OperationalError):  # there was no connection yet
-        return 503, reason or "unreachable"
+        return 503, "unreachable" if sqlstate.startswith("08") else reason or "unreachable"
     if isinstance(error, NotSupportedError):  # a migration has changed what a statement returns
         return 503, "schema changed"
     if reason or error.connection_invalidated:

@@ -15,6 +15,8 @@ from app.database_url import DRIVER, EXAMPLE, locate, parse
 
 registry.register("postgresql.asyncpg", "app.dialect", "Dialect")
 
+ANSWER_TIMEOUT = 0.5  # seconds that the server's answer may take on its way
+
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 
 
@@ -65,7 +67,8 @@ class DatabaseSettings(BaseSettings):
         """What the dialect's `connect` gets beside the URL."""
         timeouts = {
             "timeout": self.database_connect_timeout,
-            "command_timeout": self.database_command_timeout,
+            # The server comes first: its refusal leaves the connection as good as it was.
+            "command_timeout": self.database_command_timeout + ANSWER_TIMEOUT,
         }
         if self.database_pooler:
             return timeouts | {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
@@ -74,6 +77,9 @@ class DatabaseSettings(BaseSettings):
             "statement_timeout": int(self.database_command_timeout * 1000),
             "idle_in_transaction_session_timeout": 60_000,
         }
-        if sys.platform != "win32":  # a server on Windows, as in development, refuses it
-            limits["client_connection_check_interval"] = 2_000
-        return timeouts | {"limits": limits, "server_settings": {"application_name": NAME}}
+        parameters = {"application_name": NAME}
+        # A pooler refuses this one, which tells those who forgot DATABASE_POOLER. A server on
+        # Windows, as in development, refuses it too.
+        if sys.platform != "win32":
+            parameters["client_connection_check_interval"] = "2000"
+        return timeouts | {"limits": limits, "server_settings": parameters}

@@ -37,7 +37,7 @@ class Dialect(PGDialect_asyncpg):
         self.closing: set[asyncio.Task[None]] = set()
         self._doubted_at = 0.0  # when a connection was given up: the others are asked
         self._unanswered_at = 0.0  # when one could not be closed in time
-        self._hosts = Hosts()
+        self.hosts = Hosts()
 
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
         """Connect to the first host that will do; `timeout`, in seconds, is for each of them.
@@ -46,7 +46,7 @@ class Dialect(PGDialect_asyncpg):
             OperationalError: the DBAPI's, whatever it was that failed: no request has caused it.
         """
         limits = options.pop("limits", None)
-        hosts = self._hosts.order(options.pop("host", None), options.pop("port", None))
+        hosts = self.hosts.order(options.pop("host", None), options.pop("port", None))
         wanted = options.pop("target_session_attrs", None)
         errors: dict[str, Exception] = {}
         for target in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
@@ -59,10 +59,11 @@ class Dialect(PGDialect_asyncpg):
                     self._set_up(connection, limits)
                 except Exception as error:  # noqa: BLE001 - no list of classes would be complete
                     errors[f"{host}:{port}"] = error
-                    self._hosts.failed(host, port, error)
+                    self.hosts.note((host, port), error)
                 else:
-                    connection.driver_connection.writes = wanted not in READING
-                    connection.driver_connection.good_at = time.monotonic()
+                    driver: Connection = connection.driver_connection
+                    driver.address, driver.writes = (host, port), wanted not in READING
+                    driver.good_at = time.monotonic()
                     return connection  # type: ignore[no-any-return]
         reasons = (f"{address}: {str(error) or 'timed out'}" for address, error in errors.items())
         *_, last = errors.values()
@@ -101,7 +102,8 @@ class Dialect(PGDialect_asyncpg):
         if connection.good_at <= max(now - PING_AFTER, self._doubted_at):
             try:
                 dbapi_connection.run_async(Connection.ping)
-            except DRIVER_ERRORS:
+            except DRIVER_ERRORS as error:
+                self.hosts.note(connection.address, error)
                 return False
             if connection.writes and connection.is_read_only():  # another may take writes by now
                 return False
@@ -155,6 +157,10 @@ def leave_no_statement_open(context: ExceptionContext) -> None:
     """
     error = context.original_exception
     if context.is_disconnect:
+        if context.connection is not None and not context.connection.invalidated:
+            lost: Any = context.connection.connection.driver_connection
+            dialect: Any = context.dialect
+            dialect.hosts.note(lost.address, error.__cause__ or error)
         if isinstance(error, OutcomeUnknown) or getattr(error, "sqlstate", None) in STALE:
             context.invalidate_pool_on_disconnect = False
     elif context.connection is not None and context.execution_context is not None:

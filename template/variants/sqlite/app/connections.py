@@ -33,4 +33,7 @@ async def set_up(connection: Any) -> None:
 async def close(connection: Any) -> None:
     # Its thread may be in a statement for which nobody waits any more, with the file locked.
     await connection.interrupt()
-    await connection.close()
+    try:
+        await connection.rollback()  # a cursor that is still referred to would keep the lock
+    finally:
+        await connection.close()

@@ -4,10 +4,21 @@ import asyncio
 import datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Dialect, Integer, Row, TypeDecorator, column, false, func, select
+from sqlalchemy import (
+    DateTime,
+    Dialect,
+    Integer,
+    Row,
+    TypeDecorator,
+    column,
+    event,
+    false,
+    func,
+    select,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 
 from app.pool import await_
 
@@ -73,9 +84,19 @@ class Writer(Session):
         try:
             super().close()
         finally:
-            if self._has_lock:
-                self._has_lock = False
-                self.info["lock"].release()
+            self.release_lock()
+
+    def release_lock(self) -> None:
+        if self._has_lock:
+            self._has_lock = False
+            self.info["lock"].release()
+
+
+@event.listens_for(Writer, "after_transaction_end")
+def release_lock(session: Writer, transaction: SessionTransaction) -> None:
+    # Not every session is closed: `sessionmaker.begin()` leaves one whose commit fails as it is.
+    if transaction.parent is None:
+        session.release_lock()
 
 
 class Sessionmaker(async_sessionmaker[AsyncSession]):
