@@ -637,7 +637,9 @@ def missing(arena: Arena, file: Path) -> Iterator[None]:
 def garbage(arena: Arena, file: Path) -> Iterator[None]:
     with missing(arena, file):
         file.parent.mkdir()
-        file.write_bytes(b"This is not a database. " * 1000)
+        other = file.with_name("garbage")
+        other.write_bytes(b"This is not a database. " * 1000)
+        other.rename(file)  # at once: an empty file would be a database without tables
         yield
         shutil.rmtree(file.parent)
 
