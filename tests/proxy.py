@@ -71,7 +71,7 @@ class Proxy:
         self.silent = False  # sockets stay open, and nothing gets through
         self.trap: Trap | None = None  # for the message that comes next
         self.port = 0
-        self._upstream = upstream
+        self.upstream = upstream  # where new connections lead to
         self._host = host
         self._tls = tls
         self._listener: asyncio.Server | None = None
@@ -147,7 +147,7 @@ class Proxy:
                 await writer.start_tls(self._tls)
             elif self._tls is not None:
                 raise ConnectionRefusedError
-            server_reader, server_writer = await asyncio.open_unix_connection(self._upstream)
+            server_reader, server_writer = await asyncio.open_unix_connection(self.upstream)
             writers.add(server_writer)
             self._writers |= writers
             ways = [

@@ -201,6 +201,66 @@ def test_a_page_works_as_it_stands(
         PAGES[page](watched.server)
 
 
+TALK = """
+import json, signal, sys, os
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+address, process, *messages = sys.argv[1:]
+with connect(address) as socket:
+    print(socket.recv())
+    for message in messages:
+        socket.send(message)
+        try:
+            print(socket.recv())
+        except ConnectionClosed as closed:
+            print(closed.rcvd.code)
+            raise SystemExit from None
+    if process != "0":
+        os.kill(int(process), signal.SIGTERM)
+        try:
+            socket.recv()
+        except ConnectionClosed as closed:
+            print(closed.rcvd.code)
+"""
+
+
+def test_a_websocket_has_a_session_for_each_message(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    variables = migrated.variables | {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
+    apply("websockets", copy, variables)
+
+    def talk(server: Server, process: int, *messages: str) -> list[str]:
+        address = str(server.client.base_url).replace("http", "ws") + "/live/items"
+        command = (".venv/bin/python", "-c", TALK, address, str(process), *messages)
+        return copy.run(*command).stdout.splitlines()
+
+    with copy.serve(".venv/bin/uvicorn", "app.main:app", **variables) as server:
+        said = talk(server, 0, '{"name": "a"}', '{"name": "a"}', '{"name": 1}', '{"name": "b"}')
+        assert [re.sub(r"\d+", "1", line) for line in said] == [
+            '{"items":1}',
+            '{"id":1}',
+            '{"error":"This conflicts with what is stored."}',
+            '{"error":"The message is not valid."}',
+            '{"id":1}',
+        ]
+        assert len(server.client.get("/items").json()["items"]) == 2
+
+        assert talk(server, server.process.pid, '{"name": "c"}')[2:] == ["1012"]
+        server.process.wait(10)
+    log = server.log()
+    assert "Traceback" not in log
+    assert log.count("WEBSOCKET /live/items 101 ") == 2
+    assert "engine disposed of" in log
+
+    with copy.serve(".venv/bin/uvicorn", "app.main:app", **variables) as server:
+        with migrated.block_writes(7):  # for longer than a statement may wait
+            assert talk(server, 0, '{"name": "d"}')[1:] == ["1013"]
+        assert "WEBSOCKET /live/items 503 " in server.log()
+
+
 KEYS = """
 import json, sys, time
 import jwt

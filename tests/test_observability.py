@@ -149,8 +149,10 @@ def test_a_collector_gets_traces_and_metrics_without_secrets(
         for name, points in collector.metrics().items()
     }
     documented = {name: cells for name, cells in table(PAGE).items() if "." in name}
-    assert metrics.keys() == documented.keys()
-    for name, cells in documented.items():
+    unseen = {"app.unavailable", "db.client.connection.timeouts"}  # of a database that is well
+    assert metrics.keys() == documented.keys() - unseen
+    for name in metrics:
+        cells = documented[name]
         assert set(re.findall(r"`([^`]+)`", cells[0])) <= metrics[name][0][0].keys()
     assert {
         (found["http.request.method"], found["http.route"], found["http.response.status_code"])
@@ -159,7 +161,7 @@ def test_a_collector_gets_traces_and_metrics_without_secrets(
     assert {
         found["db.client.connection.state"] for found, _ in metrics["db.client.connection.count"]
     } == {"used", "idle"}
-    assert metrics["db.client.connection.idle.max"][0][1].as_int == 5
+    assert metrics["db.client.connection.idle.max"][0][1].as_int == 15
     assert metrics["db.client.connection.max"][0][1].as_int == 15
     assert metrics["db.client.connection.wait_time"][0][1].count >= 3
 

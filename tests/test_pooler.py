@@ -128,3 +128,15 @@ def test_without_the_setting_the_service_says_what_is_wrong(
     with service.serve(**behind | {"DATABASE_POOLER": "false"}) as server:
         assert unavailable(server.client.get("/items"))
         assert "unsupported startup parameter" in server.log()
+
+
+def test_behind_a_pooler_a_server_that_comes_back_is_found_soon(
+    service: Service, migrated: Database, behind: dict[str, str]
+) -> None:
+    with service.serve(**behind) as server:
+        assert server.client.get("/items").status_code == 200
+        migrated.take_away()
+        assert unavailable(server.client.get("/items"))
+        migrated.give_back()
+        # Its own default is 15 s.
+        wait_for(lambda: server.client.get("/items").status_code == 200, seconds=8)

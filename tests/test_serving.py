@@ -10,14 +10,50 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests import watcher
-from tests.services import Database, Server, Service, open_database
+from tests.services import Database, Server, Service, open_database, unavailable
 from tests.walk import SEED
 from tests.watcher import left_in
 
 UVICORN = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
+
+
+ENDLESS = """
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+
+router = APIRouter()
+
+
+async def lines(first: bool) -> AsyncIterator[str]:
+    while True:
+        if first:
+            yield "line"
+        await asyncio.sleep(0.01)
+
+
+@router.get("/endless")
+async def endless(first: bool) -> StreamingResponse:
+    return StreamingResponse(lines(first))
+"""
+
+
+UPLOAD = """
+from fastapi import APIRouter, UploadFile
+
+router = APIRouter()
+
+
+@router.post("/upload")
+async def upload(file: UploadFile) -> int:
+    return len(await file.read())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +134,45 @@ def test_bad_bodies_are_the_clients_error(
 @pytest.mark.parametrize("cursor", ["", "1", "x" * 5000, "AAAAAAAAAAA", "%00", "é"])
 def test_a_cursor_that_nobody_issued_is_the_clients_error(running: Server, cursor: str) -> None:
     assert running.client.get("/items", params={"cursor": cursor}).status_code == 422
+
+
+@pytest.mark.parametrize("implementation", ["httptools", "h11"])
+def test_head_ends_where_get_never_does(
+    service: Service, migrated: Database, tmp_path: Path, implementation: str
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    copy.extend(routes=ENDLESS)
+    command = (*UVICORN, "--http", implementation)
+    with copy.serve(*command, **migrated.variables) as server:
+        http = server.client
+        http.timeout = httpx2.Timeout(5)
+        for path in ("/endless?first=true", "/endless?first=false", "/items", "/nowhere", "/docs"):
+            head = http.head(path)
+            assert (head.status_code, head.content) == (404 if path == "/nowhere" else 200, b"")
+        got, head = http.get("/items"), http.head("/items")
+        assert head.headers["content-length"] == got.headers["content-length"]
+        assert http.delete("/items").headers["allow"] == "GET, HEAD, POST"
+
+        stop_cleanly(server)  # in time, since nothing streams any more
+    assert server.log().count("HEAD /endless 200 ") == 2
+
+
+def test_an_upload_that_the_server_cannot_store_is_its_own_error(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    copy.extend(routes=UPLOAD)
+    serve = "uv run --no-sync --with python-multipart python -m uvicorn app.main:app"
+    command = ("sh", "-c", f'ulimit -f 1000 && exec {serve} "$@"', "sh")  # no file over 512,000
+    variables = migrated.variables | {"MAX_BODY_SIZE": "5000000"}
+    with copy.serve(*command, **variables) as server:
+        small, large = (
+            server.client.post("/upload", files={"file": ("a", b"a" * size)})
+            for size in (1_000, 2_000_000)
+        )
+        assert small.json() == 1_000
+        assert unavailable(large)
+    assert "unavailable: temporary files: [Errno 27] File too large" in server.log()
 
 
 def test_random_requests_get_what_the_openapi_document_promises(

@@ -5,7 +5,7 @@ from http.client import responses as phrases
 from typing import Any
 
 from fastapi import FastAPI, Request, status
-from fastapi.exceptions import RequestValidationError
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.utils import is_body_allowed_for_status_code
 from sqlalchemy import Index
@@ -20,19 +20,26 @@ from app.database_errors import explain, violated
 from app.models import Base
 from app.problems import DETAILS, openapi, problem, unavailable
 
+UNREADABLE = "There was an error parsing the body"  # FastAPI's, with 400, whoever failed
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def add_error_handlers(app: FastAPI) -> None:
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, http_error)
-    app.add_exception_handler(RequestValidationError, validation_error)
+    for invalid in (RequestValidationError, WebSocketRequestValidationError):
+        app.add_exception_handler(invalid, validation_error)
     # The last is the driver's, or that of whatever else took too long.
     for kind in (StatementError, StaleDataError, PoolTimeoutError, TimeoutError):
         app.add_exception_handler(kind, database_error)
 
 
 async def http_error(request: Request, error: Any) -> Response:
+    if error.detail == UNREADABLE and is_the_servers(error.__cause__):
+        if not isinstance(error.__cause__, OSError | MemoryError):
+            raise error.__cause__
+        reason = "temporary files" if isinstance(error.__cause__, OSError) else "memory"
+        return unavailable(request, reason, str(error.__cause__))
     if not is_body_allowed_for_status_code(error.status_code):
         return Response(status_code=error.status_code, headers=error.headers)
     if isinstance(error.detail, dict):
@@ -49,9 +56,18 @@ async def http_error(request: Request, error: Any) -> Response:
     return response
 
 
+def is_the_servers(cause: BaseException | None) -> bool:
+    """Tell whether a body could not be read by a fault of the server's: a full disk, no thread."""
+    if isinstance(cause, ConnectionError | TimeoutError | RecursionError):
+        return False  # the client left, is slow, or nests without end
+    return isinstance(cause, OSError | MemoryError | RuntimeError)
+
+
 def is_served(request: Request, method: str) -> bool:
     scope = {**request.scope, "method": method}
-    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
+        return True
+    return method == "HEAD" and is_served(request, "GET")
 
 
 async def validation_error(request: Request, error: Any) -> JSONResponse:

@@ -11,10 +11,11 @@ from app.errors import add_error_handlers
 from app.features import add_features
 from app.health import router as health
 from app.lifespan import lifespan
-from app.middleware import check_hosts, limit_bodies, trace_requests
+from app.middleware import answer_head, check_hosts, limit_bodies, trace_requests
 from app.observability import configure_logging, request_telemetry
 from app.problems import problems
 from app.settings import Settings, load_settings
+from app.websockets import close_websockets
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -43,7 +44,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):
         app.add_middleware(check_hosts, allowed_hosts=settings.allowed_hosts, exempt=health.prefix)
+    app.add_middleware(answer_head)
     app.add_middleware(trace_requests, silent=health.prefix)
+    app.add_middleware(close_websockets)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

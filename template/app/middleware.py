@@ -5,10 +5,12 @@ import logging
 import time
 from collections.abc import Collection
 from fnmatch import fnmatchcase
+from urllib.parse import quote
 
 from fastapi import HTTPException, Request, status
 from starlette.datastructures import URL
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketDisconnect
 
 from app.database_errors import OUTCOME_UNKNOWN
 from app.observability import identify, is_below, request_id
@@ -17,43 +19,51 @@ from app.problems import problem, unavailable
 access_logger = logging.getLogger("app.access")
 error_logger = logging.getLogger("app.errors")
 
+STARTS = {"http.response.start", "websocket.http.response.start", "websocket.accept"}
+
 
 def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
     """Give each request its id, log one line, and answer 500 to an error that nobody handled.
 
-    Paths below `silent` are not logged: an orchestrator asks for them all the time.
+    Paths below `silent` are not logged: an orchestrator asks for them all the time. A WebSocket is
+    logged when it ends.
     """
 
     async def traced(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             return await app(scope, receive, send)
 
         start = time.perf_counter()
         # The path as it was sent: still encoded, so that it can't break the line. No query: people
         # put secrets there.
-        line = {"method": scope["method"], "path": scope["raw_path"].decode("latin-1"), "status": 0}
+        path = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")
+        line = {"method": scope.get("method", "WEBSOCKET"), "path": path, "status": 0}
         current = identify(scope["headers"])
         request_id.set(current)
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                line["status"] = message["status"]
+            if message["type"] in STARTS:
+                line["status"] = message.get("status", status.HTTP_101_SWITCHING_PROTOCOLS)
                 header = (b"x-request-id", current.encode())
                 message["headers"] = [*message.get("headers", ()), header]
+            elif message["type"] == "websocket.close" and not line["status"]:
+                line["status"] = status.HTTP_403_FORBIDDEN  # so says the server
             await send(message)
 
         try:
             await app(scope, receive, send_with_id)
+        except WebSocketDisconnect:
+            pass  # the client's way to end it
         except asyncio.CancelledError:
             # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.
-            if line["status"]:
+            if line["status"] or scope["type"] != "http":
                 raise
             response = unavailable(Request(scope), OUTCOME_UNKNOWN, "cut short by the shutdown")
             await response(scope, receive, send_with_id)
         except Exception:
             # Starlette would answer outside of every middleware, and the server log it once more.
             error_logger.exception("unhandled error")
-            if line["status"]:
+            if line["status"] and scope["type"] == "http":
                 raise  # too late for an answer: the server cuts the connection
             await problem(status.HTTP_500_INTERNAL_SERVER_ERROR)(scope, receive, send_with_id)
         finally:
@@ -62,6 +72,33 @@ def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
                 access_logger.info("%s %s %s %s ms", *line.values(), extra=line)
 
     return traced
+
+
+def answer_head(app: ASGIApp) -> ASGIApp:
+    """Answer HEAD wherever GET is served: the same headers, no body (RFC 9110, 9.3.2)."""
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await app(scope, receive, send)
+
+        refused = False
+
+        async def send_head(message: Message) -> None:
+            nonlocal refused
+            if message["type"] != "http.response.start":
+                return await asyncio.sleep(0)  # a stream without a pause would hold the loop
+            refused = not refused and message["status"] == status.HTTP_405_METHOD_NOT_ALLOWED
+            if not refused:
+                await send(message)
+                # Now, since a stream may never end. The server then reports a disconnect, which
+                # ends the stream.
+                await send({"type": "http.response.body"})
+
+        await app({**scope}, receive, send_head)  # a route may serve HEAD itself
+        if refused:
+            await app({**scope, "method": "GET"}, receive, send_head)
+
+    return answered
 
 
 def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fastapi.telemetry import TelemetryConfig
-from opentelemetry import trace
+from opentelemetry import metrics, trace
 from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode, format_span_id, format_trace_id
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -22,6 +22,8 @@ from app.settings import Settings
 statement_logger = logging.getLogger("app.statements")
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)  # buckets of OpenTelemetry's conventions
 
 TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s [%(request_id)s]"
 TRACE = " [%(trace_id)s %(span_id)s]"
@@ -117,30 +119,36 @@ def is_below(prefix: str, scope: Mapping[str, Any]) -> bool:
 
 
 def watch_statements(engine: AsyncEngine, slow: float) -> None:
-    """Make each statement of a traced request a span, and log those that took `slow` seconds.
+    """Time each statement, make those of a traced request spans, and log what took `slow` seconds.
 
-    Neither holds the statement's values.
+    None of it holds the statement's values.
     """
     tracer = trace.get_tracer(NAME)
+    durations = metrics.get_meter(NAME).create_histogram(
+        "db.client.operation.duration", "s", explicit_bucket_boundaries_advisory=SECONDS
+    )
 
     def watch(operation: str) -> None:
         @event.listens_for(engine.sync_engine, operation)
         def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
             span: trace.Span = INVALID_SPAN
+            name = statement.split(maxsplit=1)[0].upper()
+            attributes = {"db.system.name": context.dialect.name, "db.operation.name": name}
             if trace.get_current_span().get_span_context().is_valid:
-                attributes = {"db.system.name": context.dialect.name, "db.query.text": statement}
-                name = statement.split(maxsplit=1)[0].upper()
-                span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+                details = attributes | {"db.query.text": statement}
+                span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=details)
             start = time.perf_counter()
             try:
                 getattr(context.dialect, operation)(cursor, statement, parameters, context)
             except BaseException as error:
+                attributes["error.type"] = type(error).__name__
                 span.set_attribute("error.type", type(error).__name__)
                 span.set_status(StatusCode.ERROR)
                 raise
             finally:
                 span.end()
                 seconds = time.perf_counter() - start
+                durations.record(seconds, attributes)
                 if slow and seconds >= slow:
                     text, extra = " ".join(statement.split())[:1000], {"seconds": round(seconds, 3)}
                     statement_logger.warning("slow: %.3f s: %s", seconds, text, extra=extra)

@@ -5,7 +5,8 @@ from http import HTTPStatus
 from http.client import responses as phrases
 from typing import Any
 
-from fastapi import FastAPI, Request, status
+from fastapi import FastAPI, status
+from fastapi.requests import HTTPConnection
 from fastapi.responses import JSONResponse
 from opentelemetry import metrics
 from pydantic import BaseModel
@@ -69,14 +70,15 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-def unavailable(request: Request, reason: str, cause: str) -> JSONResponse:
+def unavailable(request: HTTPConnection, reason: str, cause: str) -> JSONResponse:
     """Answer 503, and say why to those who operate the service: in the log and in a metric."""
     logger.warning("unavailable: %s: %s", reason, cause, extra={"reason": reason})
     unavailable_answers.add(1, {"reason": reason})
-    if reason != OUTCOME_UNKNOWN or request.method in SAFE:
+    method = request.scope.get("method")  # a WebSocket has none
+    if reason != OUTCOME_UNKNOWN or method in SAFE:
         return problem(status.HTTP_503_SERVICE_UNAVAILABLE)
     detail = "Whether this was stored is not known. Look before you send it again."
     response = problem(status.HTTP_503_SERVICE_UNAVAILABLE, detail, OUTCOME_UNKNOWN_TYPE)
-    if request.method not in IDEMPOTENT:
+    if method not in IDEMPOTENT:
         del response.headers["Retry-After"]
     return response

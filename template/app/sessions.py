@@ -3,7 +3,8 @@
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, TypeVarTuple
 
-from fastapi import Depends, Request
+from fastapi import Depends
+from fastapi.requests import HTTPConnection
 from sqlalchemy import Row, Select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
@@ -13,8 +14,8 @@ from app.pool import greenlet_spawn
 Columns = TypeVarTuple("Columns")
 
 
-async def get_session(request: Request) -> AsyncGenerator[AsyncSession]:
-    async with request.app.state.sessionmaker() as session:
+async def get_session(connection: HTTPConnection) -> AsyncGenerator[AsyncSession]:
+    async with connection.app.state.sessionmaker() as session:
         yield session
         await session.commit()
 
@@ -66,8 +67,8 @@ class Reader:
                 self._dialect.reset_isolation_level(pooled)
 
 
-async def get_reader(request: Request) -> Reader:
-    return request.app.state.reader  # type: ignore[no-any-return]
+async def get_reader(connection: HTTPConnection) -> Reader:
+    return connection.app.state.reader  # type: ignore[no-any-return]
 
 
 ReaderDep = Annotated[Reader, Depends(get_reader)]

@@ -21,12 +21,13 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import NAME
+from app.observability import SECONDS
 
 SHUTDOWN_TIMEOUT = 3.0  # seconds
-WAIT_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
 
 
 @asynccontextmanager
@@ -85,8 +86,12 @@ def measure_pool(engine: AsyncEngine, capacity: int) -> None:
     gauge("db.client.connection.count", [connections], unit)
     gauge("db.client.connection.idle.max", [lambda _: [Observation(pool.size(), name)]], unit)
     gauge("db.client.connection.max", [lambda _: [Observation(capacity, name)]], unit)
+    request = "{request}"
+    waiting = [lambda _: [Observation(pool.waiting(), name)]]
+    gauge("db.client.connection.pending_requests", waiting, request)
+    timeouts = meter.create_counter("db.client.connection.timeouts", "{timeout}")
     waits = meter.create_histogram(
-        "db.client.connection.wait_time", "s", explicit_bucket_boundaries_advisory=WAIT_BUCKETS
+        "db.client.connection.wait_time", "s", explicit_bucket_boundaries_advisory=SECONDS
     )
     connect = pool.connect
 
@@ -94,6 +99,9 @@ def measure_pool(engine: AsyncEngine, capacity: int) -> None:
         start = time.perf_counter()
         try:
             return connect()
+        except PoolTimeoutError:
+            timeouts.add(1, name)
+            raise
         finally:
             waits.record(time.perf_counter() - start, name)
 

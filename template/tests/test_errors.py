@@ -1,4 +1,5 @@
 import datetime
+import errno
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ from fastapi import Body, FastAPI, HTTPException
 from httpx2 import ASGITransport, AsyncClient, Response
 from pydantic import BaseModel
 from sqlalchemy import literal, select
+from starlette.requests import ClientDisconnect
 
 from app.database import BigIntegerKey, UTCDateTime
 from app.health import VERSIONS
@@ -69,7 +71,9 @@ async def test_an_unknown_path_is_a_problem(client: AsyncClient) -> None:
     assert problem["title"] == "Not Found"
 
 
-@pytest.mark.parametrize(("path", "allowed"), [("/health/live", "GET"), ("/slow", "GET, PUT")])
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/health/live", "GET, HEAD"), ("/slow", "GET, HEAD, PUT")]
+)
 async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(
     client: AsyncClient, path: str, allowed: str
 ) -> None:
@@ -168,6 +172,43 @@ async def test_a_body_that_is_not_json_is_the_clients_error(
 
     assert response.status_code in {400, 422}
     check_problem(response, response.status_code)
+
+
+@pytest.mark.parametrize(
+    ("failure", "status", "logged"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 503, "unavailable: temporary files: "),
+        (PermissionError(errno.EACCES, "Permission denied"), 503, "unavailable: temporary files: "),
+        (MemoryError(), 503, "unavailable: memory: "),
+        (RuntimeError("can't start new thread"), 500, "unhandled error"),
+        (ConnectionResetError(), 400, ""),
+        (ClientDisconnect(), 400, ""),
+    ],
+    ids=repr,
+)
+async def test_a_body_that_the_server_cannot_read_is_its_own_error_and_logged(
+    app: FastAPI,
+    client: AsyncClient,
+    failure: Exception,
+    status: int,
+    logged: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> Any:
+        raise failure
+
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        await app(scope, fail, send)
+
+    async with AsyncClient(transport=ASGITransport(failing), base_url="http://test") as other:
+        response = await other.post("/login", json={"password": 1})
+
+    check_problem(response, status)
+    told = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert [record.getMessage()[: len(logged)] for record in told] == [logged] * bool(logged)
+    if status == 503:
+        assert response.headers["retry-after"] == "1"
+        assert vars(told[0])["reason"] in {"temporary files", "memory"}
 
 
 async def test_a_body_over_the_limit_is_refused_when_it_is_announced(
@@ -285,7 +326,8 @@ async def test_only_allowed_hosts_are_served_but_for_probes(
 
 async def test_a_websocket_of_another_host_is_refused(settings: Settings) -> None:
     app = create_app(settings.model_copy(update={"allowed_hosts": ("api.example.com",)}))
-    scope = {"type": "websocket", "scheme": "ws", "path": "/", "headers": [(b"host", b"evil")]}
+    scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": [(b"host", b"evil")]}
+    scope |= {"scheme": "ws", "extensions": {"websocket.http.response": {}}}
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

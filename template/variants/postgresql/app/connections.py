@@ -1,10 +1,11 @@
-"""What asyncpg's connections know and tell, and to which of several hosts one is made."""
+"""What asyncpg's connections know and tell, which errors end one, and which host is tried first."""
 
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 
 PING_TIMEOUT = 1.0  # seconds; then a new connection is tried
 SILENT_FOR = 30.0  # seconds for which a host that did not answer is tried after the others
@@ -16,6 +17,16 @@ DRIVER_ERRORS = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
+
+# SQLSTATEs after which the next statement needs another connection: what the connection knows of
+# the server is wrong (a type that was made anew, a prepared statement that was forgotten) …
+STALE = ("26000", "XX000")
+# … or this server will not do, and neither will the pool's other connections to it.
+LOST = ("08", "25006", "57P")
+
+
+class OutcomeUnknown(AsyncAdapt_asyncpg_dbapi.OperationalError):
+    """A commit was sent, and no answer came: the transaction may be stored or not."""
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]

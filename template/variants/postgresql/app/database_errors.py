@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError, OperationalError
 
-from app.dialect import OutcomeUnknown
+from app.connections import OutcomeUnknown
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
 #

@@ -6,23 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi, PGDialect_asyncpg
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 
-from app.connections import DRIVER_ERRORS, READING, Connection, Hosts
+from app.connections import (
+    DRIVER_ERRORS,
+    LOST,
+    READING,
+    STALE,
+    Connection,
+    Hosts,
+    OutcomeUnknown,
+)
 
 PING_AFTER = 1.0  # seconds that a connection is trusted for without asking the server
 CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel what it does and to close the connection
-
-# SQLSTATEs after which the next statement needs another connection: what the connection knows of
-# the server is wrong (a type that was made anew, a prepared statement that was forgotten) …
-STALE = ("26000", "XX000")
-# … or this server will not do, and neither will the pool's other connections to it.
-LOST = ("08", "25006", "57P")
-
-
-class OutcomeUnknown(AsyncAdapt_asyncpg_dbapi.OperationalError):
-    """A commit was sent, and no answer came: the transaction may be stored or not."""
 
 
 class Dialect(PGDialect_asyncpg):

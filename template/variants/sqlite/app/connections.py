@@ -5,6 +5,10 @@ import sqlite3
 from typing import Any
 
 
+class OutcomeUnknown(sqlite3.OperationalError):
+    """The file could not be written to the end of a commit: the transaction may be stored or not."""
+
+
 def identity(path: str) -> object:
     """Return what tells a file from any other that has been or will be at its path."""
     try:

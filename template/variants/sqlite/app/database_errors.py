@@ -5,7 +5,7 @@ import sqlite3
 
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from app.dialect import OutcomeUnknown
+from app.connections import OutcomeUnknown
 
 # Result codes, https://sqlite.org/rescode.html
 #

@@ -13,11 +13,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import StatementError
 
-from app.connections import close, identity, set_up, unavailable
-
-
-class OutcomeUnknown(sqlite3.OperationalError):
-    """The file could not be written to the end of a commit: the transaction may be stored or not."""
+from app.connections import OutcomeUnknown, close, identity, set_up, unavailable
 
 
 class Dialect(SQLiteDialect_aiosqlite):

@@ -1,0 +1,148 @@
+"""What HTTP and ASGI ask of every path, whatever is behind it."""
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Response
+from fastapi.responses import StreamingResponse
+from httpx2 import AsyncClient
+from starlette.routing import Mount, Router
+
+OPTIONAL = {
+    "raw_path": b"/health/live",
+    "root_path": "",
+    "scheme": "http",
+    "client": ("127.0.0.1", 1),
+    "server": ("127.0.0.1", 2),
+    "extensions": {},
+    "state": {},
+}
+
+
+@pytest.fixture
+async def app(app: FastAPI) -> FastAPI:
+    """The service with more paths than it has, and in more ways than one."""
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError
+
+    @app.post("/posted")
+    async def posted() -> None: ...
+
+    @app.get("/with-a-tag")
+    async def tagged(response: Response) -> str:
+        response.headers["ETag"] = '"1"'
+        return "a"
+
+    @app.head("/counted")
+    @app.delete("/counted")
+    async def counted() -> Response:
+        return Response(headers={"X-Count": "7"})
+
+    @app.get("/counted")
+    async def count() -> int:
+        raise AssertionError("HEAD has a handler of its own")
+
+    async def lines() -> AsyncIterator[bytes]:
+        for _ in range(10_000):
+            yield b"line\n"
+        raise AssertionError("endless, for a test")
+
+    @app.get("/endless")
+    async def endless() -> StreamingResponse:
+        return StreamingResponse(lines())
+
+    inner = FastAPI()
+    inner.get("/a")(tagged)
+    app.router.routes.append(Mount("/mounted", inner))
+    app.router.routes.append(Mount("/bare", Router()))
+    return app
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/health/live",
+        "/health/ready",
+        "/docs",
+        "/openapi.json",
+        "/with-a-tag",
+        "/with-a-tag/",
+        "/mounted/a",
+        "/nowhere",
+        "/mounted/nowhere",
+        "/bare/nowhere",
+        "/posted",
+        "/broken",
+    ],
+)
+async def test_head_is_get_without_the_body(
+    client: AsyncClient, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app.access")
+    got = await client.get(path, headers={"X-Request-ID": "1"})
+
+    head = await client.head(path, headers={"X-Request-ID": "1"})
+
+    assert (head.status_code, head.headers) == (got.status_code, got.headers)
+    assert head.content == b""
+    lines = [record.getMessage() for record in caplog.records if record.name == "app.access"]
+    methods = [line.split()[0] for line in lines]
+    assert methods == ([] if path.startswith("/health") else ["GET", "HEAD"])
+
+
+async def test_a_route_may_answer_head_itself(client: AsyncClient) -> None:
+    assert (await client.head("/counted")).headers["x-count"] == "7"
+
+
+async def test_head_ends_where_get_never_does(
+    client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert (await client.head("/endless")).status_code == 200
+    assert "unhandled" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        ("/health/live", "GET, HEAD"),
+        ("/posted", "POST"),
+        ("/counted", "GET, HEAD, DELETE"),
+        ("/docs", "GET, HEAD"),
+    ],
+)
+async def test_allow_names_head_where_it_is_answered(
+    client: AsyncClient, path: str, allowed: str
+) -> None:
+    assert (await client.patch(path)).headers["allow"] == allowed
+
+
+async def test_head_is_not_in_the_document(app: FastAPI) -> None:
+    assert "head" not in app.openapi()["paths"]["/health/live"]
+
+
+@pytest.mark.parametrize("missing", [*OPTIONAL, ""])
+async def test_what_asgi_leaves_optional_may_be_missing(
+    app: FastAPI, missing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app.access")
+    given = {key: value for key, value in OPTIONAL.items() if missing and key != missing}
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    for path in ("/with-a-tag", "/with-a-tag/", "/nöw here\n", "/docs"):
+        scope: dict[str, Any] = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1"}
+        scope |= {"method": "GET", "path": path, "query_string": b"", "headers": []}
+        raw = {"raw_path": path.encode()} if "raw_path" in given and path.isprintable() else {}
+        await app(scope | given | raw, receive, send)
+
+    statuses = [message["status"] for message in sent if "status" in message]
+    assert statuses == [200, 307, 404, 200]
