@@ -359,7 +359,9 @@ def sqlite_faults(soak: Soak, file: Path) -> list[Fault]:
     def garbage() -> Iterator[None]:
         with missing():
             file.parent.mkdir()
-            file.write_bytes(b"This is not a database. " * 1000)
+            other = file.with_name("garbage")
+            other.write_bytes(b"This is not a database. " * 1000)
+            other.rename(file)  # at once: an empty file would be a database without tables
             yield
             shutil.rmtree(file.parent)
 

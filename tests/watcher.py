@@ -31,7 +31,8 @@ RECORD = re.compile(
 )
 REQUEST_ID = re.compile(r" \[(\S+)\]$", re.MULTILINE)
 ACCESS = re.compile(r"(?P<method>[A-Z]+) (?P<path>\S+) (?P<status>\d+) [\d.]+ ms")
-REASON = re.compile(r"unavailable: (?P<reason>[a-z][a-z -]*[a-z])(:|$)")
+# Of an answer with 503; the second is a probe's.
+REASON = re.compile(r"(unavailable: |(?=not ready: ))(?P<reason>[a-z][a-z -]*[a-z])(:|$)")
 EXPLAINED = (
     "slow: ",
     "the database did not answer; its connections were left to the system",
