@@ -27,8 +27,8 @@ URL = re.compile(rf"\b{DRIVER[:6]}\w*(\+\w+)?://")
 EVENTS = {"on_startup", "on_shutdown", "on_event", "add_event_handler"}
 LOOPS = {"run_until_complete", "run_forever", "new_event_loop"}
 MAKERS = {"create_engine", "engine_from_config", "async_engine_from_config", "AsyncEngine"}
-# What opens a connection without SQLAlchemy.
-CONNECT = re.compile(r"(asyncpg|aiosqlite|sqlite3|psycopg\w*|pg8000)\..*\b(connect|\w*[pP]ool)")
+# What opens a connection without SQLAlchemy: any driver's `connect`, any pool of one.
+CONNECT = re.compile(r"(?!sqlalchemy)\w*(pg|sql)\w*\..*\b(connect|\w*[pP]ool)")
 DEPENDS = {"Depends", "Security"}
 UPDATES = {"set", "update_query_dict", "update_query_pairs", "update_query_string"}
 

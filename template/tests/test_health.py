@@ -67,6 +67,14 @@ async def test_a_service_without_its_database_is_live_but_not_ready(cut_off: Asy
     assert response.headers["content-type"] == "application/problem+json"
 
 
+async def test_a_readiness_that_fails_says_why(
+    unmigrated: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    await unmigrated.get("/health/ready")
+
+    assert "not ready: " in caplog.text
+
+
 async def test_an_exhausted_pool_is_load_and_not_unreadiness(
     app: FastAPI, client: AsyncClient, settings: Settings
 ) -> None:

@@ -4,10 +4,25 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, HTTPException
 from httpx2 import ASGITransport, AsyncClient
-from sqlalchemy import column, insert, select, table, text
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    column,
+    insert,
+    select,
+    table,
+    text,
+)
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from app.errors import violated_columns
+from app.models import Base
 from app.sessions import ReaderDep, SessionDep
 
 PARENTS = table("parents", column("id"))
@@ -47,6 +62,62 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
 
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
         yield client
+
+
+@pytest.fixture
+async def addresses(app: FastAPI) -> AsyncIterator[AsyncClient]:
+    """A client of the service with a table whose constraints only the models can tell."""
+    table = Table(
+        "tested_addresses",
+        MetaData(naming_convention=Base.metadata.naming_convention),
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("street", String(100), nullable=False),
+        Column("town", String(100)),
+        UniqueConstraint("street", "town"),
+        CheckConstraint(column("id") > 0, "positive"),
+    )
+    async with app.state.engine.begin() as connection:
+        await connection.run_sync(table.create)
+    table.to_metadata(Base.metadata)
+
+    @app.post("/addresses")
+    async def create_address(values: dict[str, Any], session: SessionDep) -> None:
+        await session.execute(insert(table).values(**values))
+
+    @app.post("/asking")
+    async def ask(values: dict[str, Any], session: SessionDep) -> None:
+        try:
+            await session.execute(insert(table).values(**values))
+        except IntegrityError as error:
+            raise HTTPException(418, ", ".join(violated_columns(error))) from None
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        yield client
+    Base.metadata.remove(Base.metadata.tables["tested_addresses"])
+
+
+@pytest.mark.parametrize(
+    ("values", "status", "columns"),
+    [
+        ({"id": 1, "street": "a", "town": "b"}, 409, ["id"]),
+        ({"id": 2, "street": "a", "town": "b"}, 409, ["street", "town"]),
+        ({"id": 3, "street": None}, 422, ["street"]),
+        ({"id": -1, "street": "c"}, 422, ["id"]),
+    ],
+)
+async def test_what_is_refused_names_its_columns_to_the_client_and_to_a_handler(
+    addresses: AsyncClient, values: dict[str, Any], status: int, columns: list[str]
+) -> None:
+    await addresses.post("/addresses", json={"id": 1, "street": "a", "town": "b"})
+
+    refused = await addresses.post("/addresses", json=values)
+    asked = await addresses.post("/asking", json=values)
+
+    assert refused.status_code == status
+    assert [(error["in"], error["name"]) for error in refused.json()["errors"]] == [
+        ("body", name) for name in columns
+    ]
+    assert asked.json()["detail"] == ", ".join(columns)
 
 
 async def count(app: FastAPI, name: str) -> int:

@@ -6,6 +6,7 @@ from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.engine.interfaces import ExceptionContext
 
 PING_TIMEOUT = 1.0  # seconds; then a new connection is tried
 SILENT_FOR = 30.0  # seconds for which a host that did not answer is tried after the others
@@ -74,3 +75,26 @@ class Hosts:
     def note(self, address: tuple[Any, Any], error: BaseException | None) -> None:
         if isinstance(error, TimeoutError):
             self._silent_at[address] = time.monotonic()
+
+
+def leave_no_statement_open(context: ExceptionContext) -> None:
+    """Keep a connection from going back to the pool with a statement that was only prepared.
+
+    asyncpg prepares without the protocol's Sync. Where it then refuses a value, and no transaction
+    is there to be rolled back, the server stays in an implicit one, with its locks.
+    """
+    error = context.original_exception
+    if context.is_disconnect:
+        if context.connection is not None and not context.connection.invalidated:
+            lost: Any = context.connection.connection.driver_connection
+            dialect: Any = context.dialect
+            dialect.hosts.note(lost.address, error.__cause__ or error)
+        if isinstance(error, OutcomeUnknown) or getattr(error, "sqlstate", None) in STALE:
+            context.invalidate_pool_on_disconnect = False
+    elif context.connection is not None and context.execution_context is not None:
+        connection: Any = context.connection.connection.dbapi_connection
+        if connection.autocommit:
+            try:
+                connection.run_async(Connection.ping)
+            except DRIVER_ERRORS:
+                context.is_disconnect = True

@@ -4,6 +4,7 @@ import os
 import re
 import ssl
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
@@ -84,10 +85,11 @@ def locate(url: URL, hosts: str, ports: str) -> URL:
     [(host, port), *others] = pairs
     if not others and not host.startswith("/"):
         return url.set(host=host, port=port)
-    query = {"host": ",".join(host for host, _ in pairs)}
+    query: dict[str, Any] = {"host": ",".join(host for host, _ in pairs)}
     if others or port is not None:
         query["port"] = ",".join(str(port or 5432) for _, port in pairs)
-    return url.set(host=None, port=None, query={**url.query, **query})
+    query = {**url.query, **query}  # which `set` would keep beside a host
+    return URL.create(DRIVER, url.username, url.password, database=url.database, query=query)
 
 
 def parse_host(text: str, port: str) -> tuple[str, int | None]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
-from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from app.connections import (
     DRIVER_ERRORS,
@@ -17,6 +17,7 @@ from app.connections import (
     Connection,
     Hosts,
     OutcomeUnknown,
+    leave_no_statement_open,
 )
 
 PING_AFTER = 1.0  # seconds that a connection is trusted for without asking the server
@@ -148,25 +149,4 @@ class Dialect(PGDialect_asyncpg):
             self._unanswered_at = time.monotonic()
 
 
-@event.listens_for(Dialect, "handle_error")
-def leave_no_statement_open(context: ExceptionContext) -> None:
-    """Keep a connection from going back to the pool with a statement that was only prepared.
-
-    asyncpg prepares without the protocol's Sync. Where it then refuses a value, and no transaction
-    is there to be rolled back, the server stays in an implicit one, with its locks.
-    """
-    error = context.original_exception
-    if context.is_disconnect:
-        if context.connection is not None and not context.connection.invalidated:
-            lost: Any = context.connection.connection.driver_connection
-            dialect: Any = context.dialect
-            dialect.hosts.note(lost.address, error.__cause__ or error)
-        if isinstance(error, OutcomeUnknown) or getattr(error, "sqlstate", None) in STALE:
-            context.invalidate_pool_on_disconnect = False
-    elif context.connection is not None and context.execution_context is not None:
-        connection: Any = context.connection.connection.dbapi_connection
-        if connection.autocommit:
-            try:
-                connection.run_async(Connection.ping)
-            except DRIVER_ERRORS:
-                context.is_disconnect = True
+event.listen(Dialect, "handle_error", leave_no_statement_open)

@@ -14,6 +14,7 @@ from app.database_errors import explain
 from app.settings import Settings
 from tests.database import alembic
 
+SEVERAL = "postgresql+asyncpg://u:p@/d?host={}&port={}"
 PASSWORD = "p@ss:w/o#r?d%41&é "
 
 
@@ -32,6 +33,12 @@ def no_url(monkeypatch: pytest.MonkeyPatch) -> None:
         ("postgresql://u:p@[::1]:5432/d", "postgresql+asyncpg://u:p@[::1]:5432/d"),
         ("postgresql://u:p@h/d?sslmode=require", "postgresql+asyncpg://u:p@h/d?ssl=require"),
         ("postgresql:///d?host=/run/pg", "postgresql+asyncpg:///d?host=%2Frun%2Fpg"),
+        ("postgresql://%2Frun%2Fpg/d", "postgresql+asyncpg:///d?host=%2Frun%2Fpg"),
+        ("postgresql:///d", "postgresql+asyncpg:///d"),
+        ("postgresql://u:p@h1,h2:5433/d", SEVERAL.format("h1%2Ch2", "5432%2C5433")),
+        ("postgresql://u:p@[::1]:5433,h2/d", SEVERAL.format("%3A%3A1%2Ch2", "5433%2C5432")),
+        ("postgresql://u:p@/d?host=h1,h2&port=5433", SEVERAL.format("h1%2Ch2", "5433%2C5433")),
+        ("postgresql://u:p@/d?host=h1&host=h2:5433", SEVERAL.format("h1%2Ch2", "5432%2C5433")),
     ],
 )
 def test_a_url_is_normalised_to_asyncpgs(given: str, driver_url: str) -> None:
@@ -43,7 +50,13 @@ def test_a_url_is_normalised_to_asyncpgs(given: str, driver_url: str) -> None:
 @pytest.mark.usefixtures("no_url")
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("db.example", "db.example"), ("::1", "::1"), ("/run/postgresql", None)],
+    [
+        ("db.example", "db.example"),
+        ("::1", "::1"),
+        ("[::1]", "::1"),
+        ("/run/postgresql", None),
+        ("h1,h2", None),
+    ],
 )
 def test_the_parts_make_a_url_whatever_the_password(host: str, expected: str | None) -> None:
     url = Settings(
@@ -69,6 +82,12 @@ def test_the_parts_make_a_url_whatever_the_password(host: str, expected: str | N
         {"database_url": "postgresql://u:hunter2@h/d?sslkey=k"},
         {"database_url": "postgresql://u:hunter2@h:port/d"},
         {"database_url": "postgresql://u:p@hunter2@h/d"},
+        {"database_url": "postgresql://u:hunter2@a..b/d"},
+        {"database_url": "postgresql://u:hunter2@h1,,h2/d"},
+        {"database_url": "postgresql://u:hunter2@h1,h2:99999/d"},
+        {"database_url": "postgresql://u:hunter2@/d?host=h1,h2&port=1,2,3"},
+        {"database_url": "postgresql://u:hunter2@h/d?sslmode=required"},
+        {"database_url": "postgresql://u:hunter2@h/d?target_session_attrs=writable"},
     ],
     ids=repr,
 )
