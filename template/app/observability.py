@@ -20,10 +20,9 @@ from app import NAME
 from app.settings import Settings
 
 statement_logger = logging.getLogger("app.statements")
+SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)  # buckets of OpenTelemetry's conventions
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-
-SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)  # buckets of OpenTelemetry's conventions
 
 TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s [%(request_id)s]"
 TRACE = " [%(trace_id)s %(span_id)s]"
