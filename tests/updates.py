@@ -525,7 +525,7 @@ EDITS: dict[str, Edit] = SEAMS | {
         folder / "app/observability.py", "%(levelname)-7s", "%(levelname)-8s"
     ),
     "a setting has another default": lambda folder: replace(
-        folder / "app/settings.py", "PositiveInt = 1_048_576", "PositiveInt = 2_097_152"
+        folder / "app/settings.py", " = 1  # seconds; 0: never", " = 2  # seconds; 0: never"
     ),
     "the README begins with other words": lambda folder: insert(
         folder / "README.md", "", "## Run\n", "Ask the notes' team first.\n\n"

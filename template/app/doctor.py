@@ -59,7 +59,7 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
             schema, read_only = await examine_database(reader)
         except SQLAlchemyError:  # not even Alembic's table
             schema, read_only = "behind", False
-        if read_only:
+        if read_only and settings.database_writes:
             findings.append(Finding("server", "takes no writes", True))
         return [*findings, Finding("schema", SCHEMA.get(schema, schema), schema == "behind")]
 

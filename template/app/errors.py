@@ -89,10 +89,12 @@ async def database_error(request: Request, error: Exception) -> JSONResponse:
     if code == status.HTTP_500_INTERNAL_SERVER_ERROR:
         raise error
     if code == status.HTTP_503_SERVICE_UNAVAILABLE:
-        cause = str(getattr(error, "orig", None) or error).partition("\n")[0]
+        cause = str(getattr(error, "orig", None) or error).partition("\n")[0] or "no answer in time"
         return unavailable(request, reason, cause)
     if isinstance(error, IntegrityError) and (columns := violated_columns(error)):
-        errors = [{"in": "body", "name": name, "detail": DETAILS[code]} for name in columns]
+        path = request.path_params
+        places = {name: "path" if name in path else "body" for name in columns}
+        errors = [{"in": places[name], "name": name, "detail": DETAILS[code]} for name in columns]
         return problem(code, errors=errors)
     return problem(code)
 
@@ -118,6 +120,11 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
         return columns
     for table in Base.metadata.tables.values():
         for found in (*table.constraints, *table.indexes):
-            if isinstance(found, ColumnCollectionConstraint | Index) and found.name == name:
+            if isinstance(found, ColumnCollectionConstraint | Index) and is_named(found, name):
                 return tuple(column.name for column in found.columns)
     return ()
+
+
+def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:
+    # SQLAlchemy cuts a longer name off, and adds a hash: 55 characters, `_` and 4 more.
+    return found.name == name or (len(name) == 60 and str(found.name)[:55] == name[:55])

@@ -36,12 +36,13 @@ async def live() -> dict[str, str]:
 async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
     """Say whether requests can be served: the database takes writes, its schema is not behind."""
     state = request.app.state
-    if state.engine.pool.checkedout() >= state.settings.database_capacity:
+    full = state.engine.pool.checkedout() >= state.settings.database_capacity
+    if full and not state.engine.dialect.unreachable:
         # Load is no reason to be taken out of service, or all replicas would go together.
         return {"status": "busy"}
     try:
         async with asyncio.timeout(READY_TIMEOUT):
-            reason = await find_obstacle(reader)
+            reason = await find_obstacle(reader, state.settings.database_writes)
     except (SQLAlchemyError, TimeoutError) as error:
         reason = "The database does not answer, or has no schema yet."
         logger.warning("not ready: %s", str(getattr(error, "orig", error)).partition("\n")[0])
@@ -52,9 +53,9 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
     raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, reason)
 
 
-async def find_obstacle(reader: Reader) -> str | None:
+async def find_obstacle(reader: Reader, writes: bool) -> str | None:
     schema, read_only = await examine(reader)
-    if read_only:
+    if read_only and writes:
         return "The database takes no writes."
     return "The schema is behind." if schema == "behind" else None
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,6 +16,7 @@ from app.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+ROLLBACK_TIMEOUT = 1.0  # seconds
 DISPOSE_TIMEOUT = 5.0  # seconds
 
 
@@ -45,13 +46,23 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
 
 async def dispose(engine: AsyncEngine) -> None:
-    """Close the pooled connections; requests have ended by now, so all of them are in the pool."""
+    """Close the pooled connections; requests have ended by now, or have been cut short."""
     try:
         # On a silent network each idle connection would wait for a time limit of its own.
         async with asyncio.timeout(DISPOSE_TIMEOUT):
+            await roll_back(engine)
             await engine.dispose()
             dialect: Any = engine.dialect
             await asyncio.gather(*dialect.closing)  # connections that were given up just now
         logger.info("engine disposed of")
     except TimeoutError:
         logger.warning("the database did not answer; its connections were left to the system")
+
+
+async def roll_back(engine: AsyncEngine) -> None:
+    """Let requests that were cut short roll back and be answered before the process ends."""
+    pool: Any = engine.pool
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ROLLBACK_TIMEOUT):
+            while pool.checkedout():
+                await asyncio.sleep(0.01)

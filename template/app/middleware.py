@@ -14,7 +14,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from app.database_errors import OUTCOME_UNKNOWN
 from app.observability import identify, is_below, request_id
-from app.problems import problem, unavailable
+from app.problems import SAFE, problem, unavailable
 
 access_logger = logging.getLogger("app.access")
 error_logger = logging.getLogger("app.errors")
@@ -58,7 +58,8 @@ def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
             # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.
             if line["status"] or scope["type"] != "http":
                 raise
-            response = unavailable(Request(scope), OUTCOME_UNKNOWN, "cut short by the shutdown")
+            reason = "shutting down" if scope["method"] in SAFE else OUTCOME_UNKNOWN
+            response = unavailable(Request(scope), reason, "cut short")
             await response(scope, receive, send_with_id)
         except Exception:
             # Starlette would answer outside of every middleware, and the server log it once more.

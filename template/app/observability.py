@@ -55,6 +55,11 @@ def configure_logging(settings: Settings) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # app.access takes its place
+    logging.getLogger("uvicorn.error").addFilter(is_not_access)
+
+
+def is_not_access(record: logging.LogRecord) -> bool:
+    return "WebSocket %s" not in str(record.msg)  # with its query; app.access has a line without
 
 
 def add_ids(record: logging.LogRecord) -> bool:

@@ -16,7 +16,7 @@ Id = Annotated[int, Field(ge=1, le=MAX_ID)]
 Text = Annotated[
     str, StringConstraints(pattern=r"^[^\x00]*$")
 ]  # no NUL: not every database stores it
-IfMatch = Annotated[str | None, Header()]
+IfMatch = Annotated[str | None, Header(max_length=1_000)]
 
 
 def etag(version: int) -> str:

@@ -2,12 +2,15 @@
 
 from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, TypeVarTuple
+from weakref import WeakSet
 
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 from sqlalchemy import Row, Select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.sql.expression import UpdateBase
+from sqlalchemy.sql.visitors import iterate
 
 from app.pool import greenlet_spawn
 
@@ -32,17 +35,21 @@ class Reader:
     """Runs a `select` of columns outside a transaction, in one round trip.
 
     Two calls see two states of the database: what must agree belongs into one statement or into a
-    session. Build the statement once, as a constant, and pass what varies as parameters.
+    session. It may be sent twice, where a connection dies: a function that writes belongs in a session.
+    Build the statement once, as a constant, and pass what varies as parameters.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine.sync_engine
         self._dialect = engine.dialect
+        self._reads: WeakSet[Any] = WeakSet()  # statements that are known to write nothing
 
     async def all(self, statement: Select[*Columns], **values: Any) -> Sequence[Row[*Columns]]:
         """Return every row; bound their number in the statement."""
-        if not isinstance(statement, Select):
-            raise TypeError("a Reader only reads; take a SessionDep to write")
+        if statement not in self._reads:
+            if not isinstance(statement, Select) or any(map(writes, iterate(statement))):
+                raise TypeError("a Reader only reads; take a SessionDep to write")
+            self._reads.add(statement)
         # One switch of greenlets for all three steps; `AsyncConnection` would make one for each.
         try:
             return await greenlet_spawn(self._all, statement, values)
@@ -65,6 +72,10 @@ class Reader:
                 return connection.execute(statement, values).all()
             finally:
                 self._dialect.reset_isolation_level(pooled)
+
+
+def writes(part: object) -> bool:
+    return isinstance(part, UpdateBase)  # an INSERT, say, in a WITH
 
 
 async def get_reader(connection: HTTPConnection) -> Reader:

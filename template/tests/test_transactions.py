@@ -204,9 +204,14 @@ async def test_a_reader_reads_and_refuses_to_write(app: FastAPI, client: AsyncCl
             await reader.all(insert(PARENTS).values(id=2))  # type: ignore[arg-type]
         except TypeError as error:
             errors.append(error)
+        try:
+            written = insert(PARENTS).values(id=3).returning(PARENTS.c.id).cte()
+            await reader.all(select(written.c.id))
+        except TypeError as error:
+            errors.append(error)
         return len(await reader.all(select(PARENTS.c.id)))
 
     await client.post("/parents/1")
 
     assert (await client.post("/reading")).json() == 1
-    assert len(errors) == 1
+    assert len(errors) == 2

@@ -11,7 +11,6 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 PING_TIMEOUT = 1.0  # seconds; then a new connection is tried
 SILENT_FOR = 30.0  # seconds for which a host that did not answer is tried after the others
 
-READING = {"standby", "prefer-standby", "read-only"}  # target_session_attrs that ask for no writes
 DRIVER_ERRORS = (
     OSError,
     asyncpg.PostgresError,
@@ -23,7 +22,8 @@ DRIVER_ERRORS = (
 # the server is wrong (a type that was made anew, a prepared statement that was forgotten) …
 STALE = ("26000", "XX000")
 # … or this server will not do, and neither will the pool's other connections to it.
-LOST = ("08", "25006", "57P")
+READ_ONLY = "25006"
+LOST = ("08", READ_ONLY, "57P")
 
 
 class OutcomeUnknown(AsyncAdapt_asyncpg_dbapi.OperationalError):

@@ -31,7 +31,7 @@ LIMITS = (
     - func.coalesce(cast(func.current_setting("reserved_connections", True), Integer), 0),
     select(func.nullif(column("rolconnlimit", Integer), -1))
     .select_from(table("pg_roles"))
-    .where(column("rolname") == func.current_user())
+    .where(column("rolname") == func.session_user())
     .scalar_subquery(),
     select(func.nullif(column("datconnlimit", Integer), -1))
     .select_from(table("pg_database"))

@@ -11,7 +11,7 @@ from sqlalchemy import URL
 from sqlalchemy.dialects import registry
 
 from app import NAME
-from app.database_url import DRIVER, EXAMPLE, locate, parse
+from app.database_url import DRIVER, EXAMPLE, READING, locate, parse
 
 registry.register("postgresql.asyncpg", "app.dialect", "Dialect")
 
@@ -61,6 +61,11 @@ class DatabaseSettings(BaseSettings):
         password = self.database_password.get_secret_value() if self.database_password else None
         url = URL.create(DRIVER, self.database_user, password, database=self.database_name)
         return locate(url, str(self.database_host), str(self.database_port))
+
+    @property
+    def database_writes(self) -> bool:
+        """Whether a server is asked for that takes writes."""
+        return self.driver_url.query.get("target_session_attrs") not in READING
 
     @property
     def connect_args(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ CHOICES = {
         "prefer-standby",
     ),
 }
+READING = ("standby", "prefer-standby", "read-only")  # of these, what asks for no writes
 # libpq's several hosts, which SQLAlchemy takes as parameters only.
 SEVERAL_HOSTS = re.compile(r"([^:/]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(/?[^?#]*)\??(.*)")
 # The folder of a Unix socket, an IPv6 address with or without brackets, or a name.
@@ -38,6 +39,8 @@ def parse(text: str) -> URL:
     Raises:
         ValueError: with a reason that repeats nothing of `text` but its scheme and parameters.
     """
+    if re.search(r"[?&]\w+=(&|$)", text):  # SQLAlchemy would leave it out
+        raise ValueError("has a parameter without a value; remove it")
     if several := SEVERAL_HOSTS.fullmatch(text):
         start, hosts, path, query = several.groups()
         text = f"{start}{path or '/'}?{'&'.join(filter(None, (query, f'host={hosts}')))}"
@@ -50,6 +53,8 @@ def parse(text: str) -> URL:
     if "@" in (url.host or "") + str(url.query.get("host")):
         raise ValueError("has two @; write the one in the password as %40")
     query = {"ssl" if name == "sslmode" else name: value for name, value in url.query.items()}
+    if len(query) < len(url.query):
+        raise ValueError("has both ssl and sslmode; remove one")
     if unknown := query.keys() - URL_PARAMETERS:
         hint = " and name the file by PGSSLROOTCERT" if "sslrootcert" in unknown else ""
         names = ", ".join(sorted(unknown))

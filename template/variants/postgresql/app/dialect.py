@@ -12,13 +12,14 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from app.connections import (
     DRIVER_ERRORS,
     LOST,
-    READING,
+    READ_ONLY,
     STALE,
     Connection,
     Hosts,
     OutcomeUnknown,
     leave_no_statement_open,
 )
+from app.database_url import READING
 
 PING_AFTER = 1.0  # seconds that a connection is trusted for without asking the server
 CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel what it does and to close the connection
@@ -36,6 +37,7 @@ class Dialect(PGDialect_asyncpg):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]
         self.closing: set[asyncio.Task[None]] = set()
+        self.unreachable = False  # since the last attempt to connect
         self._doubted_at = 0.0  # when a connection was given up: the others are asked
         self._unanswered_at = 0.0  # when one could not be closed in time
         self.hosts = Hosts()
@@ -47,17 +49,19 @@ class Dialect(PGDialect_asyncpg):
             OperationalError: the DBAPI's, whatever it was that failed: no request has caused it.
         """
         limits = options.pop("limits", None)
+        timeout = options.setdefault("timeout", 60)  # asyncpg's own
         hosts = self.hosts.order(options.pop("host", None), options.pop("port", None))
         wanted = options.pop("target_session_attrs", None)
         errors: dict[str, Exception] = {}
         for target in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
             for host, port in hosts:
                 address = {"host": host, "port": port, "target_session_attrs": target}
+                start = asyncio.get_running_loop().time()
                 try:
                     connection: Any = super().connect(
                         *args, **options, **address, connection_class=Connection
                     )
-                    self._set_up(connection, limits)
+                    self._set_up(connection, limits, start + timeout)
                 except Exception as error:  # noqa: BLE001 - no list of classes would be complete
                     errors[f"{host}:{port}"] = error
                     self.hosts.note((host, port), error)
@@ -65,29 +69,38 @@ class Dialect(PGDialect_asyncpg):
                     driver: Connection = connection.driver_connection
                     driver.address, driver.writes = (host, port), wanted not in READING
                     driver.good_at = time.monotonic()
+                    self.unreachable = False
                     return connection  # type: ignore[no-any-return]
         reasons = (f"{address}: {str(error) or 'timed out'}" for address, error in errors.items())
+        self.unreachable = True
         *_, last = errors.values()
         raise self.loaded_dbapi.OperationalError("; ".join(reasons), last) from last
 
-    def _set_up(self, connection: Any, limits: Mapping[str, int] | None) -> None:
-        # SQLAlchemy does the first of these in an event of the pool, where errors stay the driver's.
+    def _set_up(self, connection: Any, limits: Mapping[str, int] | None, deadline: float) -> None:
+        async def set_up(driver: Connection) -> None:
+            async with asyncio.timeout_at(deadline):
+                for set_codec in (self.setup_asyncpg_json_codec, self.setup_asyncpg_jsonb_codec):
+                    await set_codec(connection)  # type: ignore[no-untyped-call]
+                if limits:
+                    await driver.lower_limits(limits)
+
         try:
-            super().on_connect()(connection)  # type: ignore[no-untyped-call]
-            if limits:
-                connection.run_async(lambda driver: driver.lower_limits(limits))
+            connection.run_async(set_up)
         except BaseException:
             connection.driver_connection.terminate()
             raise
 
-    def on_connect(self) -> None:
+    def on_connect(self) -> None:  # SQLAlchemy's sets the codecs, and lets the driver's errors out
         return None
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        sqlstate = getattr(e, "sqlstate", None) or ""
+        if sqlstate == READ_ONLY and connection and not connection.driver_connection.writes:
+            return False  # as it was asked for
         return (
             super().is_disconnect(e, connection, cursor)  # type: ignore[no-untyped-call]
             or isinstance(e, OutcomeUnknown)
-            or (getattr(e, "sqlstate", None) or "").startswith(LOST + STALE)
+            or sqlstate.startswith(LOST + STALE)
         )
 
     def do_ping(self, dbapi_connection: Any) -> bool:

@@ -19,8 +19,13 @@ from migrations.metadata import metadata
 
 LOCK = 5_390_771_402  # an arbitrary number, the same in every replica
 LOCK_TIMEOUT = "5s"
-# Limits of the role would end a migration that waits for its turn.
-NO_LIMITS = {"statement_timeout": "0", "lock_timeout": "0"}
+# The role's own would end a migration that takes its time, or waits for its turn.
+NO_LIMITS = """
+    SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN (
+        'statement_timeout', 'lock_timeout', 'transaction_timeout',
+        'idle_in_transaction_session_timeout'
+    )
+"""
 
 
 def get_settings() -> Settings:
@@ -46,6 +51,7 @@ def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Liter
 
 
 def migrate(connection: Connection) -> None:
+    connection.exec_driver_sql(NO_LIMITS)
     # Replicas that start together wait here for the first one. The lock ends with the connection.
     connection.exec_driver_sql(f"SELECT pg_advisory_lock({LOCK})")
     # A table lock that is not to be had soon is given up, or every request would queue behind it.
@@ -66,7 +72,7 @@ async def run_online(settings: Settings) -> None:
         hide_parameters=True,
         connect_args={
             "timeout": settings.database_connect_timeout,
-            "server_settings": {"application_name": f"{NAME} migrations", **NO_LIMITS},
+            "server_settings": {"application_name": f"{NAME} migrations"},
         },
     )
     async with engine.connect() as connection:

@@ -87,6 +87,8 @@ def test_the_parts_make_a_url_whatever_the_password(host: str, expected: str | N
         {"database_url": "postgresql://u:hunter2@h1,h2:99999/d"},
         {"database_url": "postgresql://u:hunter2@/d?host=h1,h2&port=1,2,3"},
         {"database_url": "postgresql://u:hunter2@h/d?sslmode=required"},
+        {"database_url": "postgresql://u:hunter2@h/d?sslmode="},
+        {"database_url": "postgresql://u:hunter2@h/d?sslmode=require&ssl=disable"},
         {"database_url": "postgresql://u:hunter2@h/d?target_session_attrs=writable"},
     ],
     ids=repr,
@@ -149,6 +151,17 @@ async def test_an_error_has_a_status_and_a_503_its_reason(
             await connection.execute(statement, used)
 
     assert explain(failed.value) == (status, reason)
+
+
+@pytest.mark.usefixtures("no_url")
+def test_a_service_that_asks_for_a_standby_wants_no_writes() -> None:
+    url = "postgresql://u:p@h/d?target_session_attrs={}"
+    wanted = {
+        attributes: Settings(database_url=SecretStr(url.format(attributes))).database_writes
+        for attributes in ("any", "read-write", "primary", "standby", "prefer-standby", "read-only")
+    }
+
+    assert [name for name, writes in wanted.items() if writes] == ["any", "read-write", "primary"]
 
 
 async def test_a_stricter_limit_of_the_role_stays(app: FastAPI, settings: Settings) -> None:

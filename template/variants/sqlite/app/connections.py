@@ -18,6 +18,16 @@ def identity(path: str) -> object:
     return found.st_dev, found.st_ino
 
 
+def files(path: str) -> tuple[object, object]:
+    """Return the identities of the database and its write-ahead log, both of which hold rows."""
+    return identity(path), identity(f"{path}-wal")
+
+
+def is_same(opened: tuple[object, object], found: tuple[object, object]) -> bool:
+    """Tell whether these are the files that were opened; a log may have been begun since."""
+    return opened[0] == found[0] is not None and opened[1] in (None, found[1])
+
+
 def unavailable(reason: str) -> sqlite3.OperationalError:
     error = sqlite3.OperationalError(reason)
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import sqlite3
 from typing import Any
 
 from sqlalchemy import (
@@ -16,7 +17,7 @@ from sqlalchemy import (
     func,
     select,
 )
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -77,7 +78,9 @@ class Writer(Session):
             async with asyncio.timeout(seconds):
                 await self.info["lock"].acquire()
         except TimeoutError:
-            raise PoolTimeoutError(f"the write lock was not free in {seconds:g} s") from None
+            error = sqlite3.OperationalError(f"the write lock was not free in {seconds:g} s")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise OperationalError(None, None, error) from None
         self._has_lock = True
 
     def close(self) -> None:

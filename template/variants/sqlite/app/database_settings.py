@@ -34,6 +34,11 @@ class DatabaseSettings(BaseSettings):
         return parse(self.database_url)
 
     @property
+    def database_writes(self) -> bool:
+        """Whether writes are wanted; a file that may not be written to is not opened."""
+        return True
+
+    @property
     def connect_args(self) -> dict[str, Any]:
         """What `sqlite3.connect` gets beside the file's name."""
         return {"timeout": self.database_command_timeout}

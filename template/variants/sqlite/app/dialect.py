@@ -13,7 +13,7 @@ from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import StatementError
 
-from app.connections import OutcomeUnknown, close, identity, set_up, unavailable
+from app.connections import OutcomeUnknown, close, files, identity, is_same, set_up, unavailable
 
 
 class Dialect(SQLiteDialect_aiosqlite):
@@ -27,14 +27,16 @@ class Dialect(SQLiteDialect_aiosqlite):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self.unreachable = False  # since the last attempt to connect
         self._given_up: set[asyncio.Task[None]] = set()
-        self._files: WeakKeyDictionary[Any, tuple[str, object]] = WeakKeyDictionary()
+        self._files: WeakKeyDictionary[Any, tuple[str, tuple[object, object]]] = WeakKeyDictionary()
         self._autocommit: WeakSet[Any] = WeakSet()
         # At DEBUG the driver would print the parameters of every statement.
         logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
         [path] = args
+        self.unreachable = True  # until it is opened
         # SQLite would make a file that is not there, without tables, and would open one that may
         # not be written to for reads alone, as long as the connection lasts.
         if not os.access(path, os.R_OK | os.W_OK):
@@ -52,7 +54,8 @@ class Dialect(SQLiteDialect_aiosqlite):
         except BaseException:
             connection.driver_connection.stop()
             raise
-        self._files[connection.driver_connection] = path, file
+        self._files[connection.driver_connection] = path, files(path)
+        self.unreachable = False
         return connection  # type: ignore[no-any-return]
 
     def do_ping(self, dbapi_connection: Any) -> bool:
@@ -62,7 +65,7 @@ class Dialect(SQLiteDialect_aiosqlite):
         one.
         """
         path, opened = self._files[dbapi_connection.driver_connection]
-        return identity(path) == opened
+        return is_same(opened, files(path))
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
         # SQLAlchemy's way takes four calls to the driver's thread, there and back.
@@ -80,7 +83,11 @@ class Dialect(SQLiteDialect_aiosqlite):
     def do_commit(self, dbapi_connection: Any) -> None:
         # SQLite keeps a transaction open whose COMMIT fails, as a deferred constraint lets it.
         try:
+            if not self.do_ping(dbapi_connection):
+                raise unavailable("the file was replaced during the transaction")
             super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+            if not self.do_ping(dbapi_connection):
+                raise OutcomeUnknown("the file was replaced during the commit")
         except sqlite3.Error as error:
             self.do_rollback(dbapi_connection)
             code = getattr(error, "sqlite_errorcode", 0)

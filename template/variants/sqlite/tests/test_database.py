@@ -141,6 +141,21 @@ async def test_a_file_that_is_replaced_while_it_is_opened_takes_no_commit(
     assert explain(failed.value) == (503, "unreachable")
 
 
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+async def test_a_file_that_is_replaced_during_a_transaction_takes_no_commit(
+    app: FastAPI, settings: Settings, suffix: str
+) -> None:
+    file = Path(f"{settings.driver_url.database}{suffix}")
+
+    with pytest.raises(DBAPIError) as failed:
+        async with app.state.engine.begin() as connection:
+            await connection.run_sync(METADATA.create_all)
+            file.rename(f"{file}-moved")
+            file.touch()
+
+    assert explain(failed.value) == (503, "unreachable")
+
+
 async def test_reads_go_on_during_another_process_write(app: FastAPI, settings: Settings) -> None:
     reader: Reader = app.state.reader
     path = settings.driver_url.database
