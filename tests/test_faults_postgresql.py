@@ -249,6 +249,36 @@ def test_a_silent_network_is_503_within_the_default_limits(
         assert time.monotonic() - start < limit + MARGIN
 
 
+def test_load_is_no_unreadiness_and_a_silent_network_under_load_is(
+    service: Service, place: Place
+) -> None:
+    limits = {"DATABASE_CONNECT_TIMEOUT": "0.5", "DATABASE_COMMAND_TIMEOUT": "0.5"}
+    small = {"DATABASE_POOL_SIZE": "2", "DATABASE_POOL_TIMEOUT": "1"}
+    over = threading.Event()
+    with serve(service, place, **limits, **small) as server, ThreadPoolExecutor(6) as pool:
+        http = server.client
+
+        def load() -> None:
+            for _ in range(5000):
+                if over.is_set():
+                    return
+                http.get("/items")
+
+        def is_ready() -> bool:
+            return http.get("/health/ready").status_code == 200
+
+        try:
+            for _ in range(6):
+                pool.submit(load)
+            assert all(is_ready() for _ in range(20))
+            place.proxy.silent = True
+            wait_for(lambda: not is_ready())
+            place.proxy.silent = False
+            wait_for(is_ready)
+        finally:
+            over.set()
+
+
 def test_a_silent_network_keeps_no_service_from_ending(service: Service, place: Place) -> None:
     with serve(service, place) as server, ThreadPoolExecutor(20) as pool:
         place.proxy.delay = 0.02  # so that requests need connections at the same time

@@ -39,11 +39,8 @@ def configure_logging(settings: Settings) -> None:
     handler.name = "service"
     handler.addFilter(add_ids)
     text = TEXT + TRACE if settings.telemetry_enabled else TEXT
-    handler.setFormatter(
-        JSONFormatter()
-        if settings.log_format == "json"
-        else logging.Formatter(text, defaults=NO_TRACE)
-    )
+    formatter = logging.Formatter(text, defaults=NO_TRACE)
+    handler.setFormatter(JSONFormatter() if settings.log_format == "json" else formatter)
 
     root = logging.getLogger()
     root.setLevel(settings.log_level)

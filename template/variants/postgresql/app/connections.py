@@ -1,11 +1,12 @@
 """What asyncpg's connections know and tell, which errors end one, and which host is tried first."""
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
-from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi, PGDialect_asyncpg
 from sqlalchemy.engine.interfaces import ExceptionContext
 
 PING_TIMEOUT = 1.0  # seconds; then a new connection is tried
@@ -75,6 +76,23 @@ class Hosts:
     def note(self, address: tuple[Any, Any], error: BaseException | None) -> None:
         if isinstance(error, TimeoutError):
             self._silent_at[address] = time.monotonic()
+
+
+def set_up(
+    dialect: PGDialect_asyncpg, connection: Any, limits: Mapping[str, int] | None, deadline: float
+) -> None:
+    async def set_codecs_and_limits(driver: Connection) -> None:
+        async with asyncio.timeout_at(deadline):
+            for set_codec in (dialect.setup_asyncpg_json_codec, dialect.setup_asyncpg_jsonb_codec):
+                await set_codec(connection)  # type: ignore[no-untyped-call]
+            if limits:
+                await driver.lower_limits(limits)
+
+    try:
+        connection.run_async(set_codecs_and_limits)
+    except BaseException:
+        connection.driver_connection.terminate()
+        raise
 
 
 def leave_no_statement_open(context: ExceptionContext) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import event
@@ -18,6 +17,7 @@ from app.connections import (
     Hosts,
     OutcomeUnknown,
     leave_no_statement_open,
+    set_up,
 )
 from app.database_url import READING
 
@@ -61,7 +61,7 @@ class Dialect(PGDialect_asyncpg):
                     connection: Any = super().connect(
                         *args, **options, **address, connection_class=Connection
                     )
-                    self._set_up(connection, limits, start + timeout)
+                    set_up(self, connection, limits, start + timeout)
                 except Exception as error:  # noqa: BLE001 - no list of classes would be complete
                     errors[f"{host}:{port}"] = error
                     self.hosts.note((host, port), error)
@@ -75,20 +75,6 @@ class Dialect(PGDialect_asyncpg):
         self.unreachable = True
         *_, last = errors.values()
         raise self.loaded_dbapi.OperationalError("; ".join(reasons), last) from last
-
-    def _set_up(self, connection: Any, limits: Mapping[str, int] | None, deadline: float) -> None:
-        async def set_up(driver: Connection) -> None:
-            async with asyncio.timeout_at(deadline):
-                for set_codec in (self.setup_asyncpg_json_codec, self.setup_asyncpg_jsonb_codec):
-                    await set_codec(connection)  # type: ignore[no-untyped-call]
-                if limits:
-                    await driver.lower_limits(limits)
-
-        try:
-            connection.run_async(set_up)
-        except BaseException:
-            connection.driver_connection.terminate()
-            raise
 
     def on_connect(self) -> None:  # SQLAlchemy's sets the codecs, and lets the driver's errors out
         return None
