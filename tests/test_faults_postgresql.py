@@ -792,6 +792,22 @@ def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
         walk.close()
 
 
+def test_limits_of_the_role_end_no_migration_that_waits_for_its_turn(
+    service: Service, empty: Place
+) -> None:
+    for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+        empty.server.query(f"ALTER DATABASE {empty.name} SET {limit} = '100ms'")
+    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+    command = [".venv/bin/alembic", "upgrade", "head"]
+    variables = environment(DATABASE_URL=empty.url)
+    mine = "SET idle_in_transaction_session_timeout = 0; SELECT pg_advisory_lock(5390771402)"
+    with empty.holding(mine):
+        migration = subprocess.Popen(command, cwd=service.folder, env=variables)
+        wait_for(lambda: empty.number(waiting) == 1)
+        time.sleep(0.5)
+    assert migration.wait(60) == 0
+
+
 def test_migrations_survive_one_that_is_killed(service: Service, empty: Place) -> None:
     def migrate() -> subprocess.Popen[bytes]:
         return subprocess.Popen(

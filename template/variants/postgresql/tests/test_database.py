@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 
 from app.database import UTCDateTime
 from app.database_errors import explain
+from app.doctor import examine
 from app.settings import Settings
 from tests.database import alembic
 
@@ -162,6 +163,18 @@ def test_a_service_that_asks_for_a_standby_wants_no_writes() -> None:
     }
 
     assert [name for name, writes in wanted.items() if writes] == ["any", "read-write", "primary"]
+
+
+async def test_the_doctor_counts_what_the_database_allows(app: FastAPI, settings: Settings) -> None:
+    async with app.state.engine.begin() as connection:
+        name = settings.driver_url.database
+        await connection.execute(text(f"ALTER DATABASE {name} CONNECTION LIMIT 5"))
+
+    [server] = [
+        finding for finding in await examine(settings, processes=1) if finding.subject == "server"
+    ]
+
+    assert (server.wrong, server.text[:11]) == (True, "15 of its 5")
 
 
 async def test_a_stricter_limit_of_the_role_stays(app: FastAPI, settings: Settings) -> None:
