@@ -11,7 +11,7 @@ from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.database import READ_ONLY
-from app.problems import problems
+from app.errors import problems
 from app.sessions import Reader, ReaderDep
 
 router = APIRouter(prefix="/health", tags=["health"])

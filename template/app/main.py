@@ -7,13 +7,13 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from app import DESCRIPTION, TITLE
-from app.errors import add_error_handlers
+from app.error_handlers import add_error_handlers
+from app.errors import problems
 from app.features import add_features
 from app.health import router as health
 from app.lifespan import lifespan
 from app.middleware import answer_head, check_hosts, limit_bodies, trace_requests
 from app.observability import configure_logging, request_telemetry
-from app.problems import problems
 from app.settings import Settings, load_settings
 from app.websockets import close_websockets
 

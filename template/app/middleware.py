@@ -13,8 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from app.database_errors import OUTCOME_UNKNOWN
+from app.errors import SAFE, problem, unavailable
 from app.observability import identify, is_below, request_id
-from app.problems import SAFE, problem, unavailable
 
 access_logger = logging.getLogger("app.access")
 error_logger = logging.getLogger("app.errors")

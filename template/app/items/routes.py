@@ -3,9 +3,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, HTTPException, Query, Request, Response, status
 from sqlalchemy import Integer, bindparam, delete, insert, select, update
 
+from app.errors import problems
 from app.items.models import Item
 from app.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate
-from app.problems import problems
 from app.resources import Cursor, Id, IfMatch, encode_cursor, etag, matches
 from app.sessions import ReaderDep, SessionDep
 
