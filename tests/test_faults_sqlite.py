@@ -498,7 +498,7 @@ def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
     faults = {around(writing): 40, around(missing): 40, around(garbage): 40, killed: 2, stopped: 1}
     try:
         for _ in range(10):
-            walk.go(25, faults, unknown={None})
+            walk.go(25, faults)
             stored = rows(file, "SELECT id, name, description, version FROM items")
             walk.check(stored)  # type: ignore[arg-type]
     finally:

@@ -54,11 +54,8 @@ class Walk:
     def close(self) -> None:
         self._running.close()
 
-    def go(self, sequences: int, faults: Mapping[Fault, int], unknown: set[int | None]) -> None:
-        """Send sequences of requests, each with one of the weighted faults amid it.
-
-        `unknown` are the answers after which a change may be stored or not; `None`: no answer.
-        """
+    def go(self, sequences: int, faults: Mapping[Fault, int]) -> None:
+        """Send sequences of requests, each with one of the weighted faults amid it."""
         kinds, weights = [*faults], [*faults.values()]
         for _ in range(sequences):
             disturbed = self._random.randrange(STEPS)
@@ -66,7 +63,7 @@ class Walk:
                 step = self._choose()
                 if number == disturbed:
                     [fault] = self._random.choices(kinds, weights)
-                    self._disturb(step, fault, unknown)
+                    self._disturb(step, fault)
                 else:
                     self._conclude(step, self._send(step))
 
@@ -116,7 +113,7 @@ class Walk:
         except httpx2.TransportError:
             return None
 
-    def _disturb(self, step: Step, fault: Fault, unknown: set[int | None]) -> None:
+    def _disturb(self, step: Step, fault: Fault) -> None:
         with ThreadPoolExecutor() as pool:
             with fault():
                 sent = pool.submit(self._send, step)
@@ -127,8 +124,8 @@ class Walk:
             self._conclude(step, answer)
             return
         assert answer is None or unavailable(answer), (fault, step, answer)
-        if status in unknown:
-            self._possible[step.name].add(step.after)
+        if answer is None or answer.json()["type"] == "/problems/outcome-unknown":
+            self._possible[step.name].add(step.after)  # stored or not; all other refusals are not
         else:
             assert status == 503, (fault, step)
 
