@@ -146,7 +146,7 @@ def test_process_1_answers_what_it_has_and_ends_on_sigterm(
     with (
         image.serve(migrated.mounts, migrated.variables | one_connection) as server,
         ThreadPoolExecutor() as pool,
-        database.block_writes(seconds=2),
+        database.block_writes(seconds=4),
     ):
         process = process_1(server)
         assert status(process)["NSpid"][-1] == "1"

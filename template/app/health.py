@@ -9,6 +9,7 @@ from typing import Literal
 from fastapi import APIRouter, HTTPException, Request, status
 from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.datastructures import State
 
 from app.database import READ_ONLY
 from app.errors import problems
@@ -36,14 +37,14 @@ async def live() -> dict[str, str]:
 async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
     """Say whether requests can be served: the database takes writes, its schema is not behind."""
     state = request.app.state
-    full = state.engine.pool.checkedout() >= state.settings.database_capacity
-    if full and not state.engine.dialect.unreachable:
-        # Load is no reason to be taken out of service, or all replicas would go together.
+    if is_busy(state):
         return {"status": "busy"}
     try:
         async with asyncio.timeout(READY_TIMEOUT):
             reason = await find_obstacle(reader, state.settings.database_writes)
     except (SQLAlchemyError, TimeoutError) as error:
+        if isinstance(error, TimeoutError) and is_busy(state):
+            return {"status": "busy"}
         reason = "The database does not answer, or has no schema yet."
         logger.warning("not ready: %s", str(getattr(error, "orig", error)).partition("\n")[0])
     else:
@@ -51,6 +52,12 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
             return {"status": "ready"}
         logger.warning("not ready: %s", reason)
     raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, reason)
+
+
+def is_busy(state: State) -> bool:
+    """Load is no reason to be taken out of service, or all replicas would go together."""
+    full: bool = state.engine.pool.checkedout() >= state.settings.database_capacity
+    return full and not state.engine.dialect.unreachable
 
 
 async def find_obstacle(reader: Reader, writes: bool) -> str | None:

@@ -35,8 +35,15 @@ class Dialect(SQLiteDialect_aiosqlite):
         logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
-        [path] = args
-        self.unreachable = True  # until it is opened
+        try:
+            connection = self._open(*args, **options)
+        except BaseException:
+            self.unreachable = True
+            raise
+        self.unreachable = False
+        return connection
+
+    def _open(self, path: str, **options: Any) -> DBAPIConnection:
         # SQLite would make a file that is not there, without tables, and would open one that may
         # not be written to for reads alone, as long as the connection lasts.
         if not os.access(path, os.R_OK | os.W_OK):
@@ -55,7 +62,6 @@ class Dialect(SQLiteDialect_aiosqlite):
             connection.driver_connection.stop()
             raise
         self._files[connection.driver_connection] = path, files(path)
-        self.unreachable = False
         return connection  # type: ignore[no-any-return]
 
     def do_ping(self, dbapi_connection: Any) -> bool:
