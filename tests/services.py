@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -12,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -129,6 +130,11 @@ class SQLiteDatabase:
         self.folder.mkdir()
         self.path = self.folder / "app.db"
         self.variables = {"DATABASE_URL": f"sqlite+aiosqlite:///{self.path}"}
+
+    def make(self) -> None:
+        """Make a database without tables."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("VACUUM")
 
     def connections(self) -> int:
         return 0  # a file has no list of them

@@ -135,7 +135,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(
         code, missing = doctor()
         assert code == 1
         assert "does not answer" in missing
-        database.path.touch()
+        database.make()
     code, unmigrated = doctor()
     assert code == 1
     assert "WRONG schema    behind; run alembic upgrade head" in unmigrated

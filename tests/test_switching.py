@@ -349,7 +349,7 @@ def test_rows_are_moved_all_or_none_and_only_into_an_empty_migrated_database(
             return done.returncode, done.stdout
 
         if isinstance(target, SQLiteDatabase):
-            target.path.touch()
+            target.make()
         code, said = move()
         assert code == 1
         assert "at different migrations" in said

@@ -1,8 +1,12 @@
 """What a connection to the SQLite file needs when it is opened and when it is given up."""
 
+import asyncio
 import os
 import sqlite3
 from typing import Any
+from weakref import WeakKeyDictionary
+
+CLOSE_TIMEOUT = 1.0  # seconds
 
 
 class OutcomeUnknown(sqlite3.OperationalError):
@@ -47,3 +51,43 @@ async def close(connection: Any) -> None:
         await connection.rollback()  # a cursor that is still referred to would keep the lock
     finally:
         await connection.close()
+
+
+class Connections:
+    """Those that are open, and of which file."""
+
+    def __init__(self) -> None:
+        self._files: WeakKeyDictionary[Any, tuple[str, tuple[object, object]]] = WeakKeyDictionary()
+        self._given_up: dict[asyncio.Task[None], object] = {}  # to the identity of its file
+
+    def add(self, connection: Any, path: str, *opened: object) -> None:
+        self._files[connection] = path, (opened[0], opened[1])
+
+    def discard(self, connection: Any) -> None:
+        self._files.pop(connection, None)
+
+    def is_good(self, connection: Any) -> bool:
+        path, opened = self._files.get(connection, ("", (None, None)))
+        return is_same(opened, files(path))
+
+    def give_up(self, connection: Any) -> None:
+        """Close a connection, once, while nobody waits for it."""
+        if connection not in self._files:
+            return
+        task = asyncio.get_running_loop().create_task(close(connection))
+        _, (self._given_up[task], _) = self._files.pop(connection)
+        task.add_done_callback(self._given_up.pop)
+
+    async def close_others(self, path: str) -> None:
+        """Close what is open of another file that was at `path`, whoever uses it.
+
+        SQLite finds a file's log and its index by their paths: two files that are open under one
+        path take each other's, and lose what was committed.
+        """
+        file = identity(path)
+        for connection, (_, opened) in [*self._files.items()]:
+            if opened[0] != file:
+                self.give_up(connection)
+        others = [task for task, other in self._given_up.items() if other != file]
+        if others and (await asyncio.wait(others, timeout=CLOSE_TIMEOUT))[1]:
+            raise unavailable(f"another file that was at {path} is still in use")

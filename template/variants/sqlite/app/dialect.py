@@ -6,14 +6,15 @@ import os
 import sqlite3
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 from sqlalchemy import event
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import StatementError
 
-from app.connections import OutcomeUnknown, close, files, identity, is_same, set_up, unavailable
+from app.connections import Connections, OutcomeUnknown, files, identity, set_up, unavailable
+from app.pool import await_
 
 
 class Dialect(SQLiteDialect_aiosqlite):
@@ -28,30 +29,38 @@ class Dialect(SQLiteDialect_aiosqlite):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.unreachable = False  # since the last attempt to connect
-        self._given_up: set[asyncio.Task[None]] = set()
-        self._files: WeakKeyDictionary[Any, tuple[str, tuple[object, object]]] = WeakKeyDictionary()
+        self._opening = asyncio.Lock()
+        self._connections = Connections()
         self._autocommit: WeakSet[Any] = WeakSet()
         # At DEBUG the driver would print the parameters of every statement.
         logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
+        await_(self._opening.acquire())
         try:
             connection = self._open(*args, **options)
         except BaseException:
             self.unreachable = True
             raise
+        finally:
+            self._opening.release()
         self.unreachable = False
         return connection
 
     def _open(self, path: str, **options: Any) -> DBAPIConnection:
+        await_(self._connections.close_others(path))
         # SQLite would make a file that is not there, without tables, and would open one that may
         # not be written to for reads alone, as long as the connection lasts.
         if not os.access(path, os.R_OK | os.W_OK):
             raise unavailable(f"{path} is missing (alembic upgrade head makes it) or read-only")
+        # It would delete the write-ahead log beside a file without content.
+        if not os.path.getsize(path):
+            raise unavailable(f"{path} is empty (alembic upgrade head fills it)")
         # By itself, the driver would begin a transaction no sooner than with its first write.
         uri = f"{Path(path).absolute().as_uri()}?mode=rw"  # never create it, should it vanish here
         file = identity(path)
         connection: Any = super().connect(uri, uri=True, isolation_level=None, **options)
+        self._connections.add(connection.driver_connection, path, file, None)
         try:
             # Its first read opens the write-ahead log, by a path as well: had the file been moved in
             # between, commits would go into a log that nobody finds again.
@@ -59,9 +68,9 @@ class Dialect(SQLiteDialect_aiosqlite):
             if identity(path) != file:
                 raise unavailable(f"{path} was replaced while it was opened")
         except BaseException:
-            connection.driver_connection.stop()
+            self.do_terminate(connection)
             raise
-        self._files[connection.driver_connection] = path, files(path)
+        self._connections.add(connection.driver_connection, path, *files(path))
         return connection  # type: ignore[no-any-return]
 
     def do_ping(self, dbapi_connection: Any) -> bool:
@@ -70,8 +79,7 @@ class Dialect(SQLiteDialect_aiosqlite):
         After the file was moved, deleted or restored, an open connection still writes to the old
         one.
         """
-        path, opened = self._files[dbapi_connection.driver_connection]
-        return is_same(opened, files(path))
+        return self._connections.is_good(dbapi_connection.driver_connection)
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
         # SQLAlchemy's way takes four calls to the driver's thread, there and back.
@@ -105,17 +113,17 @@ class Dialect(SQLiteDialect_aiosqlite):
         if dbapi_connection.driver_connection.in_transaction:
             super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
 
+    def do_close(self, dbapi_connection: Any) -> None:
+        self._connections.discard(dbapi_connection.driver_connection)
+        super().do_close(dbapi_connection)  # type: ignore[no-untyped-call]
+
     def do_terminate(self, dbapi_connection: Any) -> None:
         """Close a connection that is given up, or has grown old, while nobody waits for it."""
         connection = dbapi_connection.driver_connection
         try:
-            loop = asyncio.get_running_loop()
+            self._connections.give_up(connection)
         except RuntimeError:  # collected after the end of the loop
             connection.stop()
-            return
-        task = loop.create_task(close(connection))
-        self._given_up.add(task)
-        task.add_done_callback(self._given_up.discard)
 
 
 @event.listens_for(Dialect, "handle_error")

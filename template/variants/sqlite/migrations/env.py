@@ -1,9 +1,9 @@
 """How Alembic reaches the database: by the service's own settings and models."""
 
 import asyncio
+import sqlite3
 import sys
-from contextlib import suppress
-from pathlib import Path
+from contextlib import closing
 from typing import Any, Literal
 
 from alembic import context
@@ -50,8 +50,9 @@ def migrate(connection: Connection) -> None:
 
 async def run_online(settings: Settings) -> None:
     # Only migrations make the file: the service opens one that is there.
-    with suppress(OSError):
-        Path(str(settings.driver_url.database)).touch()
+    with closing(sqlite3.connect(str(settings.driver_url.database))) as file:
+        # Kept by the file from now on: readers and the writer do not wait for each other.
+        file.execute("PRAGMA journal_mode = WAL")
 
     # One connection, used once: a pool would only cost.
     engine = create_async_engine(
@@ -64,8 +65,6 @@ async def run_online(settings: Settings) -> None:
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: Any, record: Any) -> None:
         cursor = connection.cursor()
-        # Kept by the file from now on: readers and the writer do not wait for each other.
-        cursor.execute("PRAGMA journal_mode = WAL")
         # Or the copy of a table would delete the rows that refer to it (ON DELETE CASCADE).
         cursor.execute("PRAGMA foreign_keys = OFF")
         cursor.close()
@@ -96,3 +95,5 @@ else:
         if explain(error)[0] != 503:
             raise
         sys.exit(f"{settings.driver_url} is not available: {error.orig or error}")
+    except sqlite3.Error as error:
+        sys.exit(f"{settings.driver_url} is not available: {error}")

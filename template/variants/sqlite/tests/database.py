@@ -2,6 +2,8 @@
 
 import asyncio
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,8 @@ def settings(migrated: Path, tmp_path: Path) -> Settings:
 def empty(tmp_path: Path) -> Settings:
     """Settings with a database that has no schema yet."""
     path = tmp_path / "empty.db"
-    path.touch()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("VACUUM")  # makes a database of it
     return settings_for(path)
 
 
