@@ -4,7 +4,7 @@ import datetime
 from typing import TYPE_CHECKING, ClassVar
 
 from sqlalchemy import MetaData, Table
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.database import UTCDateTime
 
@@ -25,9 +25,21 @@ class Base(DeclarativeBase):
 
     type_annotation_map = {datetime.datetime: UTCDateTime}
 
+    # What the database makes of a row is there after `flush()`, for one that is changed as well.
+    __mapper_args__ = {"eager_defaults": True}
+
     if TYPE_CHECKING:
         __table__: ClassVar[Table]
 
 
 def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
+
+
+class Timestamps:
+    """When a row was made and last changed, by the service: one moment for both at first."""
+
+    created_at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+    updated_at: Mapped[datetime.datetime] = mapped_column(
+        default=lambda row: row.get_current_parameters()["created_at"], onupdate=utc_now
+    )

@@ -1,11 +1,21 @@
-"""What resources have in common: ids, texts, entity tags, cursors."""
+"""What resources have in common: types of fields, entity tags, cursors."""
 
+import datetime
+import math
 import re
+import unicodedata
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from typing import Annotated
 
 from fastapi import Header
-from pydantic import BeforeValidator, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+)
 from sqlalchemy import ColumnElement, true
 from sqlalchemy.orm import InstrumentedAttribute
 
@@ -13,10 +23,56 @@ MAX_ID = 2**63 - 1
 STRONG_TAG = re.compile(r'"[0-9]{1,9}"')  # of those that `etag` makes
 
 Id = Annotated[int, Field(ge=1, le=MAX_ID)]
+Integer = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+BigInteger = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 Text = Annotated[
     str, StringConstraints(pattern=r"^[^\x00]*$")
 ]  # no NUL: not every database stores it
 IfMatch = Annotated[str | None, Header(max_length=1_000)]
+
+# The first and the last day are left out: a driver may take their moments for infinite ones, and
+# in another time zone they have a year that Python does not.
+Date = Annotated[datetime.date, Field(gt=datetime.date.min, lt=datetime.date.max)]
+DateTime = Annotated[
+    AwareDatetime,
+    Field(
+        ge=datetime.datetime(1, 1, 2, tzinfo=datetime.UTC),
+        lt=datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC),
+    ),
+]
+
+
+def normalize(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$"), AfterValidator(normalize)]
+"""A text that people compare: stored in the normal form C, without blanks around it."""
+
+
+def check_json(value: JsonValue) -> JsonValue:
+    """Raise ValueError for what JSON (RFC 8259) or a database has no room for."""
+    parts: list[JsonValue] = [value]
+    for part in parts:  # which grows
+        if isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif isinstance(part, list):
+            parts += part
+        elif isinstance(part, str) and ("\x00" in part or not part.isprintable()):
+            check_text(part)
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("a number needs to be finite")
+        elif isinstance(part, int) and not -(2**63) <= part < 2**63:
+            raise ValueError("an integer has at most 64 bits")
+    return value
+
+
+def check_text(text: str) -> None:
+    if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("a text holds no NUL and no surrogates")
+
+
+Json = Annotated[JsonValue, AfterValidator(check_json)]
 
 
 def etag(version: int) -> str:

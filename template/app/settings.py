@@ -1,7 +1,9 @@
 """Every environment variable of the service, read once at the start."""
 
+import json
 import re
 import sys
+from functools import partial
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
@@ -105,6 +107,7 @@ class Settings(FeatureSettings, DatabaseSettings):
             "pool_recycle": self.database_pool_recycle,
             "pool_pre_ping": self.database_pool_pre_ping,
             "hide_parameters": True,
+            "json_serializer": partial(json.dumps, allow_nan=False),  # NaN is no JSON
             "connect_args": self.connect_args,
         }
 

@@ -29,11 +29,19 @@ async def test_a_created_item_can_be_read_where_location_says(client: AsyncClien
 
 
 async def test_text_comes_back_as_it_was_sent(client: AsyncClient) -> None:
-    name = "zażółć 🛠️ \u202e'\"\\{{ }} \t\n" * 5
+    text = "zażółć 🛠️ \u202e'\"\\{{ }} \t\n" * 5
 
-    item = await create(client, name)
+    item = await create(client, description=text)
 
-    assert (await client.get(f"/items/{item['id']}")).json()["name"] == name
+    assert (await client.get(f"/items/{item['id']}")).json()["description"] == text
+
+
+async def test_a_name_is_one_however_it_is_written(client: AsyncClient) -> None:
+    item = await create(client, " Cafe\N{COMBINING ACUTE ACCENT} ")
+
+    assert item["name"] == "Café"
+    assert (await client.post("/items", json={"name": "Café"})).status_code == 409
+    assert (await client.post("/items", json={"name": "  "})).status_code == 422
 
 
 async def test_a_second_item_of_the_same_name_is_a_conflict(client: AsyncClient) -> None:

@@ -14,7 +14,7 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "items",
-        sa.Column("id", database.BigIntegerKey(), sa.Identity(always=False), nullable=False),
+        sa.Column("id", database.BigIntegerKey(), sa.Identity(always=True), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("description", sa.String(length=2000), nullable=True),
         sa.Column("created_at", database.UTCDateTime(), nullable=False),

@@ -4,10 +4,11 @@ import asyncio
 import time
 from typing import Any
 
-from sqlalchemy import event
+from sqlalchemy import Float, Numeric, event
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
+from app.column_checks import DDLCompiler, FittingFloat, FittingNumeric
 from app.connections import (
     DRIVER_ERRORS,
     LOST,
@@ -33,6 +34,8 @@ class Dialect(PGDialect_asyncpg):
     """
 
     supports_statement_cache = True
+    ddl_compiler = DDLCompiler
+    colspecs = PGDialect_asyncpg.colspecs | {Numeric: FittingNumeric, Float: FittingFloat}
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]

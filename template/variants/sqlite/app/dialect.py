@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import event
+from sqlalchemy import Float, Numeric, event
 from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import StatementError
 
+from app.column_checks import DDLCompiler, FittingFloat, FittingNumeric, StatementCompiler
 from app.connections import Connections, OutcomeUnknown, files, identity, set_up, unavailable
 from app.pool import await_
 
@@ -24,6 +25,9 @@ class Dialect(SQLiteDialect_aiosqlite):
     """
 
     supports_statement_cache = True
+    statement_compiler = StatementCompiler
+    ddl_compiler = DDLCompiler
+    colspecs = SQLiteDialect_aiosqlite.colspecs | {Numeric: FittingNumeric, Float: FittingFloat}
     closing = ()  # none is waited for at shutdown: the end of the process ends them all
 
     def __init__(self, **options: Any) -> None:

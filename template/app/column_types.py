@@ -1,0 +1,58 @@
+"""What holds of columns on either database: numbers that fit, and a CHECK for what a type promises."""
+
+import math
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Column, Dialect, TypeDecorator
+from sqlalchemy.sql.compiler import DDLCompiler as Compiler
+
+
+class Fitting:
+    """Mixed into a dialect's numbers: refuses what would be stored, or compared, as another one."""
+
+    precision: Any
+    scale: Any
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        process = super().bind_processor(dialect)  # type: ignore[misc]
+
+        def fit(value: Any) -> Any:
+            if value is None:
+                return None
+            if not math.isfinite(value):
+                raise ValueError("a number needs to be finite")
+            if isinstance(value, Decimal) and self.scale is not None:
+                _, digits, exponent = value.normalize().as_tuple()
+                if -int(exponent) > self.scale:
+                    raise ValueError(f"a number has at most {self.scale} decimal places here")
+                if self.precision and len(digits) + int(exponent) > self.precision - self.scale:
+                    raise ValueError(f"a number has at most {self.precision} digits here")
+            return process(value) if process else value
+
+        return fit
+
+
+class CheckingDDLCompiler(Compiler):
+    """Mixed into a dialect's: each column has a CHECK of what its type promises.
+
+    It has no name of its own, since it belongs to the column: who changes the type changes it too.
+    """
+
+    def condition(self, column: Column[Any], kind: Any) -> str | None:
+        """Return what must hold of a column of this type, which is written as `@`."""
+        raise NotImplementedError
+
+    def get_column_specification(self, column: Column[Any], **options: Any) -> str:
+        specification: str = super().get_column_specification(column, **options)
+        kind = column.type.dialect_impl(self.dialect)
+        if isinstance(kind, TypeDecorator):
+            kind = kind.impl_instance
+        condition = self.condition(column, kind)
+        if condition is None:
+            return specification
+        name = self.preparer.format_column(column)
+        unless = f"{name} IS NULL OR " if column.nullable else ""
+        condition = condition.replace("@", name)
+        return f"{specification} CHECK ({unless}{condition})"

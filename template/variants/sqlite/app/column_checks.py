@@ -1,0 +1,94 @@
+"""What a column of each type holds, whoever writes: SQLite itself would store any value in any."""
+
+from typing import Any
+
+from sqlalchemy import (
+    CHAR,
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    String,
+    Time,
+    Uuid,
+)
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDDLCompiler
+from sqlalchemy.exc import CompileError
+from sqlalchemy.schema import CreateTable
+
+from app.column_types import CheckingDDLCompiler, Fitting
+
+NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+MAX_DIGITS = 15  # of a number that is stored as REAL, and comes back as it was
+
+TEXT = "typeof(@) = 'text' AND instr(@, char(0)) = 0"
+HEX = "typeof(@) = 'text' AND length(@) = 32 AND @ NOT GLOB '*[^0-9a-fA-F]*'"
+NUMBER = "typeof(@) IN ('integer', 'real')"
+CONDITIONS: dict[type[Any], str] = {
+    Boolean: "@ IN (0, 1)",
+    Date: "@ IS date(@) AND @ >= '0001'",
+    # As SQLAlchemy writes them; the functions read more forms than one.
+    DateTime: "@ GLOB '[0-9]???-??-?? ??:??:??.??????' AND @ >= '0001'"
+    " AND strftime('%Y-%m-%d %H:%M:%S', @) IS substr(@, 1, 19)",
+    Time: "@ GLOB '??:??:??.??????' AND time(@) IS substr(@, 1, 8)",
+    Uuid: HEX,
+    JSON: "json_valid(@) AND typeof(@) = 'text'",
+    LargeBinary: "typeof(@) = 'blob'",
+    Float: NUMBER + " AND abs(@) < 9e999",
+}
+BITS = {SmallInteger: 15, BigInteger: 63, Integer: 31}
+
+
+class FittingNumeric(Fitting, Numeric[Any]):
+    pass
+
+
+class FittingFloat(Fitting, Float[Any]):
+    pass
+
+
+class StatementCompiler(SQLiteCompiler):
+    def visit_now_func(self, fn: Any, **options: Any) -> str:
+        # SQLite's own has another form than the moments that SQLAlchemy writes, and sorts elsewhere.
+        return NOW
+
+
+class DDLCompiler(CheckingDDLCompiler, SQLiteDDLCompiler):
+    def visit_create_table(self, create: CreateTable, **options: Any) -> str:
+        # Or the id of a row that was deleted would be given again.
+        if create.element.autoincrement_column is not None:
+            create.element.dialect_options["sqlite"]["autoincrement"] = True
+        statement: str = super().visit_create_table(create, **options)  # type: ignore[no-untyped-call]
+        return statement
+
+    def condition(self, column: Column[Any], kind: Any) -> str | None:
+        if isinstance(kind, CHAR) and kind.length == 32:  # a Uuid, as it is read from the file
+            return HEX
+        if isinstance(kind, String):
+            return TEXT + (f" AND length(@) <= {kind.length}" if kind.length else "")
+        if isinstance(kind, Integer):
+            if column is column.table.autoincrement_column:  # SQLite sees to it itself
+                return None
+            bits = next(bits for type_, bits in BITS.items() if isinstance(kind, type_))
+            bits = 63 if is_key(column) else bits
+            return f"typeof(@) = 'integer' AND @ BETWEEN {-(2**bits)} AND {2**bits - 1}"
+        if isinstance(kind, Numeric):
+            if kind.scale is None or not kind.precision or kind.precision > MAX_DIGITS:
+                raise CompileError(
+                    f"{column}: a Numeric needs a scale, and a precision of at most {MAX_DIGITS}"
+                )
+            largest = 10 ** (kind.precision - kind.scale)
+            return f"{NUMBER} AND round(@, {kind.scale}) = @ AND abs(@) < {largest}"
+        return next((check for type_, check in CONDITIONS.items() if isinstance(kind, type_)), None)
+
+
+def is_key(column: Column[Any]) -> bool:
+    """Tell whether a column has, or refers to, an id: of 64 bits, though it is an INTEGER."""
+    return column.primary_key or bool(column.foreign_keys)
