@@ -1,12 +1,15 @@
 """What holds of columns on either database: numbers that fit, and a CHECK for what a type promises."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Column, Dialect, TypeDecorator
+from sqlalchemy.engine.interfaces import ReflectedCheckConstraint
 from sqlalchemy.sql.compiler import DDLCompiler as Compiler
+
+PREFIX = "type_of_"
 
 
 class Fitting:
@@ -35,10 +38,7 @@ class Fitting:
 
 
 class CheckingDDLCompiler(Compiler):
-    """Mixed into a dialect's: each column has a CHECK of what its type promises.
-
-    It has no name of its own, since it belongs to the column: who changes the type changes it too.
-    """
+    """Mixed into a dialect's: each column has a CHECK of what its type promises."""
 
     def condition(self, column: Column[Any], kind: Any) -> str | None:
         """Return what must hold of a column of this type, which is written as `@`."""
@@ -52,7 +52,12 @@ class CheckingDDLCompiler(Compiler):
         condition = self.condition(column, kind)
         if condition is None:
             return specification
-        name = self.preparer.format_column(column)
+        name, check = map(self.preparer.quote, (column.name, f"{PREFIX}{column.name}"))
         unless = f"{name} IS NULL OR " if column.nullable else ""
         condition = condition.replace("@", name)
-        return f"{specification} CHECK ({unless}{condition})"
+        return f"{specification} CONSTRAINT {check} CHECK ({unless}{condition})"
+
+
+def without_types(checks: Iterable[ReflectedCheckConstraint]) -> list[ReflectedCheckConstraint]:
+    """Leave out the CHECKs that columns have by their types: they come and go with the column."""
+    return [check for check in checks if not (check["name"] or "").startswith(PREFIX)]

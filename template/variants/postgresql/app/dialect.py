@@ -4,11 +4,10 @@ import asyncio
 import time
 from typing import Any
 
-from sqlalchemy import Float, Numeric, event
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from app.column_checks import DDLCompiler, FittingFloat, FittingNumeric
+from app.column_checks import CheckingDialect
 from app.connections import (
     DRIVER_ERRORS,
     LOST,
@@ -26,7 +25,7 @@ PING_AFTER = 1.0  # seconds that a connection is trusted for without asking the 
 CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel what it does and to close the connection
 
 
-class Dialect(PGDialect_asyncpg):
+class Dialect(CheckingDialect):
     """asyncpg's dialect, whose connections are checked before each use and never outlive it.
 
     A connection that is given up ends on the server too, with the statement or the commit that it
@@ -34,8 +33,6 @@ class Dialect(PGDialect_asyncpg):
     """
 
     supports_statement_cache = True
-    ddl_compiler = DDLCompiler
-    colspecs = PGDialect_asyncpg.colspecs | {Numeric: FittingNumeric, Float: FittingFloat}
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)  # type: ignore[no-untyped-call]

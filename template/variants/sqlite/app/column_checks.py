@@ -19,11 +19,12 @@ from sqlalchemy import (
     Time,
     Uuid,
 )
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
 from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDDLCompiler
 from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import CreateTable
 
-from app.column_types import CheckingDDLCompiler, Fitting
+from app.column_types import CheckingDDLCompiler, Fitting, without_types
 
 NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 MAX_DIGITS = 15  # of a number that is stored as REAL, and comes back as it was
@@ -87,6 +88,18 @@ class DDLCompiler(CheckingDDLCompiler, SQLiteDDLCompiler):
             largest = 10 ** (kind.precision - kind.scale)
             return f"{NUMBER} AND round(@, {kind.scale}) = @ AND abs(@) < {largest}"
         return next((check for type_, check in CONDITIONS.items() if isinstance(kind, type_)), None)
+
+
+class CheckingDialect(SQLiteDialect_aiosqlite):
+    """aiosqlite's dialect, whose tables hold what their columns promise."""
+
+    supports_statement_cache = True
+    statement_compiler = StatementCompiler
+    ddl_compiler = DDLCompiler
+    colspecs = SQLiteDialect_aiosqlite.colspecs | {Numeric: FittingNumeric, Float: FittingFloat}
+
+    def get_check_constraints(self, *args: Any, **options: Any) -> Any:
+        return without_types(super().get_check_constraints(*args, **options))  # type: ignore[no-untyped-call]
 
 
 def is_key(column: Column[Any]) -> bool:

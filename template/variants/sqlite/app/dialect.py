@@ -8,26 +8,22 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Float, Numeric, event
-from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy import event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import StatementError
 
-from app.column_checks import DDLCompiler, FittingFloat, FittingNumeric, StatementCompiler
+from app.column_checks import CheckingDialect
 from app.connections import Connections, OutcomeUnknown, files, identity, set_up, unavailable
 from app.pool import await_
 
 
-class Dialect(SQLiteDialect_aiosqlite):
+class Dialect(CheckingDialect):
     """aiosqlite's dialect, which locks on BEGIN, and discards connections to a replaced file.
 
     A connection that is given up ends at once, with the statement that it was waiting for.
     """
 
     supports_statement_cache = True
-    statement_compiler = StatementCompiler
-    ddl_compiler = DDLCompiler
-    colspecs = SQLiteDialect_aiosqlite.colspecs | {Numeric: FittingNumeric, Float: FittingFloat}
     closing = ()  # none is waited for at shutdown: the end of the process ends them all
 
     def __init__(self, **options: Any) -> None:
