@@ -265,7 +265,9 @@ def refuse(typist: Typist) -> None:
             connection.execute(f"UPDATE {table} SET {column} = ? {where}", [before])
         connection.close()
         assert refused.returncode == 1
-        assert re.search(rf"^The row \(\d+,\) of {table} was refused: .*", refused.stdout, re.M)
+        assert re.search(
+            rf"^The row \(\d+,\) of {table} was refused: .*", refused.stdout, re.MULTILINE
+        )
         assert refused.stdout.endswith(" Nothing was moved.\n")
 
 
@@ -370,7 +372,7 @@ def test_rows_are_moved_all_or_none_and_only_into_an_empty_migrated_database(
         execute(target, "CREATE UNIQUE INDEX strict ON items (description)")
         code, said = move()
         assert code == 1
-        assert re.search(r"^The row \(1001,\) of items was refused: ", said, re.M)
+        assert re.search(r"^The row \(1001,\) of items was refused: ", said, re.MULTILINE)
         assert names(target) == []
 
         execute(target, "DROP INDEX strict")

@@ -32,15 +32,19 @@ MAX_DIGITS = 15  # of a number that is stored as REAL, and comes back as it was
 TEXT = "typeof(@) = 'text' AND instr(@, char(0)) = 0"
 HEX = "typeof(@) = 'text' AND length(@) = 32 AND @ NOT GLOB '*[^0-9a-fA-F]*'"
 NUMBER = "typeof(@) IN ('integer', 'real')"
+# As SQLAlchemy writes them. SQLite's functions read more forms than one; February 30 they count on.
+DAY = "{0} IS date({0}, '+0 days') AND substr({0}, 1, 4) >= '0001'"
+TIME = (
+    "{0} GLOB '{1}??:??:??." + "[0-9]" * 6 + "'"
+    " AND time(substr({0}, -15, 8), '+0 days') IS substr({0}, -15, 8)"
+)
 CONDITIONS: dict[type[Any], str] = {
     Boolean: "@ IN (0, 1)",
-    Date: "@ IS date(@) AND @ >= '0001'",
-    # As SQLAlchemy writes them; the functions read more forms than one.
-    DateTime: "@ GLOB '[0-9]???-??-?? ??:??:??.??????' AND @ >= '0001'"
-    " AND strftime('%Y-%m-%d %H:%M:%S', @) IS substr(@, 1, 19)",
-    Time: "@ GLOB '??:??:??.??????' AND time(@) IS substr(@, 1, 8)",
+    Date: DAY.format("@"),
+    DateTime: f"{DAY.format('substr(@, 1, 10)')} AND {TIME.format('substr(@, 11)', ' ')}",
+    Time: TIME.format("@", ""),
     Uuid: HEX,
-    JSON: "json_valid(@) AND typeof(@) = 'text'",
+    JSON: "json_valid(@)",
     LargeBinary: "typeof(@) = 'blob'",
     Float: NUMBER + " AND abs(@) < 9e999",
 }
