@@ -3,6 +3,7 @@
 import datetime
 import json
 import random
+import re
 import sqlite3
 import struct
 import unicodedata
@@ -295,6 +296,53 @@ def test_what_another_program_writes_breaks_no_list(
             execute(running, f"INSERT INTO values_of_types ({kind}) VALUES ({expression})")
             answer = running.server.client.get("/values/list")
             assert answer.status_code == 200, (kind, expression, running.server.log()[-3000:])
+
+
+@pytest.mark.parametrize("database_name", DATABASES)
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        *(("amount/above/12.34", 200), ("amount/above/12.345", 422), ("amount/above/1e12", 422)),
+        *(("amount/above/1E9", 200), ("amount/above/-9999999999.99", 200)),
+        *(("number/above/1e308", 200), ("number/above/nan", 422), ("number/above/inf", 422)),
+    ],
+)
+def test_a_number_that_does_not_fit_its_column_is_refused_in_a_filter(
+    services: dict[str, Running], database_name: str, path: str, status: int
+) -> None:
+    server = services[database_name].server
+    assert server.client.get(f"/values/{path}").status_code == status
+
+
+@pytest.mark.parametrize("database_name", DATABASES)
+def test_what_the_database_makes_is_there_after_a_flush_for_changes_too(
+    services: dict[str, Running], database_name: str
+) -> None:
+    made, changed = post(services[database_name].server, "/values/orm/change")
+    assert made <= changed
+
+
+@pytest.mark.parametrize("database_name", DATABASES)
+def test_now_is_a_moment_as_the_service_writes_it(
+    services: dict[str, Running], database_name: str
+) -> None:
+    client = services[database_name].server.client
+    until, after = client.get("/values/changed/until-now").json()
+    assert (until > 0, after) == (True, 0)
+
+
+def test_the_reference_names_the_columns_of_each_database(services: dict[str, Running]) -> None:
+    page = (DOCS / "reference/values.md").read_text()
+    rows = re.findall(r"^\| .+? \| `(\w+): .+?` \| `(.+?)` \| `(.+?)` \|", page, re.MULTILINE)
+    assert {kind for kind, _, _ in rows} == set(MAKE)
+    for place, name in enumerate(("postgresql", "sqlite"), 1):
+        service, database = services[name].service, services[name].database
+        command = ("uv", "run", "--no-sync", "alembic", "upgrade", "head", "--sql")
+        made = service.run(*command, variables=database.variables).stdout
+        for row in rows:
+            assert re.search(
+                rf"^ +\"?{row[0]}\"? {re.escape(row[place])}( CONSTRAINT|,)", made, re.MULTILINE
+            ), row
 
 
 @pytest.mark.parametrize("database_name", DATABASES)

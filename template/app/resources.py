@@ -42,11 +42,11 @@ DateTime = Annotated[
 ]
 
 
-def normalize(name: str) -> str:
-    return unicodedata.normalize("NFC", name).strip()
+def normalize(name: object) -> object:
+    return unicodedata.normalize("NFC", name).strip() if isinstance(name, str) else name
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$"), AfterValidator(normalize)]
+Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$"), BeforeValidator(normalize)]
 """A text that people compare: stored in the normal form C, without blanks around it."""
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     String,
     Time,
     Uuid,
+    func,
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -39,3 +40,6 @@ class Value(Base):
     moment: Mapped[datetime.datetime | None] = mapped_column(UTCDateTime)
     key: Mapped[uuid.UUID | None] = mapped_column(Uuid)
     json: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    changed_at: Mapped[datetime.datetime | None] = mapped_column(
+        UTCDateTime, server_default=func.now(), onupdate=func.now()
+    )

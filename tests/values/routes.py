@@ -118,3 +118,31 @@ async def find(kind: str, sent: Sent, reader: ReaderDep) -> list[dict[str, list[
         ids["in"] = [row.id for row in await reader.all(one_of, values=[taken, taken])]
         found.append(ids)
     return found
+
+
+@router.get("/amount/above/{amount}")
+async def find_above(amount: decimal.Decimal, reader: ReaderDep) -> int:
+    """Take a number that the schema does not bound."""
+    return len(await reader.all(select(TABLE.c.id).where(TABLE.c.amount > amount)))
+
+
+@router.get("/number/above/{number}")
+async def find_above_number(number: float, reader: ReaderDep) -> int:
+    return len(await reader.all(select(TABLE.c.id).where(TABLE.c.number > number)))
+
+
+@router.post("/orm/change")
+async def change(session: SessionDep) -> list[datetime.datetime | None]:
+    value = Value(flag=True)
+    session.add(value)
+    await session.flush()
+    made = value.changed_at
+    value.flag = False
+    await session.flush()
+    return [made, value.changed_at]
+
+
+@router.get("/changed/until-now")
+async def count_changed(reader: ReaderDep) -> list[int]:
+    changed = [TABLE.c.changed_at <= func.now(), TABLE.c.changed_at > func.now()]
+    return [len(await reader.all(select(TABLE.c.id).where(condition))) for condition in changed]
