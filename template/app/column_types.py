@@ -59,5 +59,5 @@ class CheckingDDLCompiler(Compiler):
 
 
 def without_types(checks: Iterable[ReflectedCheckConstraint]) -> list[ReflectedCheckConstraint]:
-    """Leave out the CHECKs that columns have by their types: they come and go with the column."""
+    """Leave out what columns have by their types: it comes and goes with the column."""
     return [check for check in checks if not (check["name"] or "").startswith(PREFIX)]

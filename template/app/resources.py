@@ -46,8 +46,8 @@ def normalize(name: object) -> object:
     return unicodedata.normalize("NFC", name).strip() if isinstance(name, str) else name
 
 
-Name = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$"), BeforeValidator(normalize)]
-"""A text that people compare: stored in the normal form C, without blanks around it."""
+Normalized = BeforeValidator(normalize)
+"""For a text that people compare, such as a name: normal form C, without blanks around it."""
 
 
 def check_json(value: JsonValue) -> JsonValue:

@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, func, insert, select
 from sqlalchemy.exc import StatementError
 
 from app.more.models import Value
-from app.resources import BigInteger, Date, DateTime, Integer, Json, Name, Text
+from app.resources import BigInteger, Date, DateTime, Integer, Json, Normalized, Text
 from app.sessions import ReaderDep, SessionDep
 
 router = APIRouter(prefix="/values")
@@ -17,7 +17,7 @@ router = APIRouter(prefix="/values")
 Short = Annotated[Text, Field(max_length=60)]
 TYPES: dict[str, Any] = {
     "text": Short,
-    "name": Annotated[Name, Field(min_length=1, max_length=60)],
+    "name": Annotated[Text, Field(min_length=1, max_length=60), Normalized],
     "integer": Integer,
     "big_integer": BigInteger,
     "amount": Annotated[decimal.Decimal, Field(max_digits=12, decimal_places=2)],

@@ -4,16 +4,18 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.items.models import MAX_DESCRIPTION_LENGTH, MAX_NAME_LENGTH
-from app.resources import Name, Text
+from app.resources import Normalized, Text
 
-ItemName = Annotated[Name, Field(min_length=1, max_length=MAX_NAME_LENGTH, examples=["Spanner"])]
+Name = Annotated[
+    Text, Field(min_length=1, max_length=MAX_NAME_LENGTH, examples=["Spanner"]), Normalized
+]
 Description = Annotated[Text, Field(max_length=MAX_DESCRIPTION_LENGTH, examples=["13 mm"])]
 
 
 class ItemCreate(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    name: ItemName
+    name: Name
     description: Description | None = None
 
 
@@ -22,7 +24,7 @@ class ItemUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: ItemName = Field(default_factory=str)  # may be absent, and may not be null
+    name: Name = Field(default_factory=str)  # may be absent, and may not be null
     description: Description | None = None
 
 
