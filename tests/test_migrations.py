@@ -57,6 +57,8 @@ CONCURRENTLY = [
     '    op.execute("DROP INDEX IF EXISTS ix_items_version")',
     '    op.create_index("ix_items_version", "items", ["version"], postgresql_concurrently=True)',
     f"    {SLOW}",
+    '    op.execute("DROP INDEX IF EXISTS ix_items_created")',
+    '    op.create_index("ix_items_created", "items", ["created_at"], postgresql_concurrently=True)',
 ]
 
 
