@@ -397,7 +397,7 @@ depends_on = None
 def upgrade() -> None:
     op.create_table(
         "notes",
-        sa.Column("id", database.BigIntegerKey(), sa.Identity(always=False), nullable=False),
+        sa.Column("id", database.BigIntegerKey(), sa.Identity(always=True), nullable=False),
         sa.Column("text", sa.String(length=100), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_notes")),
     )

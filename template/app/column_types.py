@@ -50,7 +50,7 @@ class CheckingDDLCompiler(Compiler):
         if isinstance(kind, TypeDecorator):
             kind = kind.impl_instance
         condition = self.condition(column, kind)
-        if condition is None:
+        if condition is None or column.computed is not None:
             return specification
         name, check = map(self.preparer.quote, (column.name, f"{PREFIX}{column.name}"))
         unless = f"{name} IS NULL OR " if column.nullable else ""
