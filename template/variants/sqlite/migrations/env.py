@@ -17,6 +17,8 @@ from app.observability import configure_logging
 from app.settings import Settings, load_settings
 from migrations.metadata import metadata
 
+ANALYSIS_LIMIT = 1000  # rows of each index that are looked at, however many there are
+
 
 def get_settings() -> Settings:
     settings: Settings | None = context.config.attributes.get("settings")
@@ -71,6 +73,10 @@ async def run_online(settings: Settings) -> None:
 
     async with engine.connect() as connection:
         await connection.run_sync(migrate)
+        # How many rows share a value: without that, SQLite guesses which index to take.
+        await connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
+        await connection.exec_driver_sql("ANALYZE")
+        await connection.commit()
 
 
 def run_offline(settings: Settings) -> None:
