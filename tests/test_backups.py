@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import count, product
 from pathlib import Path
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 PAGE = (DOCS / "how-to/backups.md").read_text().split("## SQLite")[0]
-BLOCKS = {title: text for _, title, text in BLOCK.findall(PAGE)}
+BLOCKS: dict[str, str] = {title: text for _, title, text in BLOCK.findall(PAGE)}
 MOVES = [(15, 15), (18, 18), (15, 18)]
 SCHEMAS = ["public", "hardened", "own"]
 HARDENED = "ALTER SCHEMA public OWNER TO postgres; REVOKE ALL ON SCHEMA public FROM PUBLIC"
@@ -39,8 +40,8 @@ ALTER FUNCTION {schema}.note() OWNER TO keeper;
 
 
 def block(title: str) -> str:
-    [text] = [text for attributes, text in BLOCKS.items() if f'"PostgreSQL: {title}"' in attributes]
-    return text
+    [found] = [attributes for attributes in BLOCKS if f'"PostgreSQL: {title}"' in attributes]
+    return BLOCKS[found]
 
 
 @dataclass
@@ -101,9 +102,8 @@ def clusters() -> Iterator[dict[str, Cluster]]:
         if installed is not None
         for kind in ("source", "target")
     }
-    with opened["source15"] as a, opened["source18"] as b:
-        with opened["target15"] as c, opened["target18"] as d:
-            yield {"source15": a, "source18": b, "target15": c, "target18": d}
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(cluster) for name, cluster in opened.items()}
 
 
 @pytest.fixture(scope="module")
