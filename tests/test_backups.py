@@ -170,8 +170,8 @@ def test_a_backup_is_restored_whoever_owned_what_and_wherever_it_stood(
         assert case.rows(target) == case.rows(source)
         owned = f"SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = '{case.schema}'"
         assert case.query(target, owned) == case.name
-        known = f"SELECT reltuples FROM pg_class WHERE oid = '{case.schema}.items'::regclass"
-        assert case.query(target, known) == "500"
+        known = f"SELECT count(*) > 0 FROM pg_stats WHERE schemaname = '{case.schema}'"
+        assert case.query(target, known) == "t"
         added = (
             f"SET ROLE {case.name}; INSERT INTO {case.schema}.items"
             " (name, created_at, updated_at, version) VALUES ('new', now(), now(), 1) RETURNING id"
