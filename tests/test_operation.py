@@ -1,4 +1,4 @@
-"""What the page on operation types: two roles, collations, squashing; and what each session sets."""
+"""What the page on operation says: two roles, the past, collations, squashing; a host that is lost."""
 
 import os
 import re
@@ -17,6 +17,7 @@ from tests.services import (
     PostgreSQLDatabase,
     Service,
     replace,
+    wait_for,
 )
 from tests.test_docs import BLOCK, DOCS
 
@@ -184,6 +185,44 @@ def test_a_host_that_is_lost_is_missed_by_the_server_within_two_minutes(
         int(session[f"tcp_keepalives_{name}"]) for name in ("idle", "interval", "count")
     )
     assert 0 < idle + interval * probes <= 120
+
+
+@CLUSTER
+def test_a_server_returns_to_the_moment_before_a_mistake(cluster: Cluster, node: Node) -> None:
+    archive = cluster.folder / "archive"
+    archive.mkdir()
+    cluster.own(archive)
+
+    def set_in(folder: Path, **settings: str) -> None:
+        assert all(f"`{name}" in PAGE for name in settings)
+        with (folder / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+    node.stop()
+    set_in(node.folder, archive_mode="on", archive_command=f"cp %p {archive}/%f")
+    node.start()
+    node.query("CREATE TABLE items (name text); INSERT INTO items VALUES ('before')")
+    returned = cluster.node("returned")
+    cluster.run("pg_basebackup", f"--pgdata={returned.folder}", f"--dbname={node.source}")
+    node.query("INSERT INTO items VALUES ('after')")
+    moment = node.query("SELECT clock_timestamp()")
+    node.query("DELETE FROM items")
+    segment = node.query("SELECT pg_walfile_name(pg_switch_wal())")
+    wait_for((archive / segment).exists)
+    node.kill()
+
+    set_in(
+        returned.folder,
+        archive_mode="off",
+        restore_command=f"cp {archive}/%f %p",
+        recovery_target_time=moment,
+        recovery_target_action="promote",
+    )
+    cluster.own(returned.folder / "recovery.signal")
+    returned.start()
+
+    wait_for(lambda: returned.query("SELECT pg_is_in_recovery()") == "f")
+    assert returned.query("SELECT name FROM items").split() == ["before", "after"]
 
 
 @CLUSTER

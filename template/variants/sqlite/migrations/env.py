@@ -48,6 +48,9 @@ def migrate(connection: Connection) -> None:
         context.run_migrations()
         if orphans := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
             raise RuntimeError(f"rows refer to rows that are not there: {orphans[:10]}")
+        # How many rows share a value: without that, SQLite guesses which index to take.
+        connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
+        connection.exec_driver_sql("ANALYZE")
 
 
 async def run_online(settings: Settings) -> None:
@@ -73,10 +76,6 @@ async def run_online(settings: Settings) -> None:
 
     async with engine.connect() as connection:
         await connection.run_sync(migrate)
-        # How many rows share a value: without that, SQLite guesses which index to take.
-        await connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
-        await connection.exec_driver_sql("ANALYZE")
-        await connection.commit()
 
 
 def run_offline(settings: Settings) -> None:
