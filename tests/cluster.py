@@ -38,6 +38,12 @@ def binaries() -> Path | None:
     return None
 
 
+def binaries_of(version: int) -> Path | None:
+    """Find the programs of a major version where Debian installs them."""
+    installed = Path(f"/usr/lib/postgresql/{version}")
+    return installed if os.access(installed / "bin/postgres", os.X_OK) else None
+
+
 @dataclass
 class Node:
     """One server of the cluster, by its data folder."""

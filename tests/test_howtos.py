@@ -140,7 +140,7 @@ def apply(
         title = title.split(": ")[-1]
         before(title)
         if language == "sh":
-            for command in text.splitlines():
+            for command in text.replace("\\\n", "").splitlines():
                 type_command(command, service, variables)
         elif title:
             file = service.folder / title
@@ -449,7 +449,8 @@ def test_a_backup_is_restored_while_items_are_written(
     with open_database(service.database, tmp_path) as database:
         assert isinstance(database, PostgreSQLDatabase | SQLiteDatabase)
         if isinstance(database, PostgreSQLDatabase):
-            variables = database.variables
+            home = copy.folder / "~"
+            variables = database.variables | {"HOME": str(home)}
             tools = f"{database.server.bin_path}{os.pathsep}{os.environ['PATH']}"
             monkeypatch.setenv("PATH", tools)
         else:
@@ -467,7 +468,11 @@ def test_a_backup_is_restored_while_items_are_written(
 
             def change(title: str) -> None:
                 nonlocal statuses
-                if title == "back up":
+                if title == "let nobody else read it":
+                    folder = database.variables["DATABASE_URL"].rpartition("=")[2]
+                    place = f"[shop]\nhost={folder}\nuser=postgres\ndbname=postgres\n"
+                    (home / ".pg_service.conf").write_text(place)
+                elif title == "back up":
                     statuses = meanwhile.enter_context(writing(http))
                 elif title == "restore":
                     assert http.post("/items", json={"name": "lost"}).status_code == 201
@@ -484,7 +489,7 @@ def test_a_backup_is_restored_while_items_are_written(
 
         if isinstance(database, PostgreSQLDatabase):  # all of it or nothing
             database.query("CREATE TABLE newer (item_id bigint REFERENCES items)")
-            [restore] = re.findall(r"^pg_restore.*", page_text("backups"), re.MULTILINE)
+            [restore] = re.findall(r"^pg_restore(?s:.*?)dump$", page_text("backups"), re.MULTILINE)
             refused = copy.run("sh", "-c", restore, variables=variables, check=False)
             assert "other objects depend on it" in refused.stdout
             assert "lost" in database.query("SELECT name FROM items")

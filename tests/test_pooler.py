@@ -115,6 +115,35 @@ def test_the_pooler_sets_the_servers_time_limits(
         assert shown.strip() == value
 
 
+DAY = """
+import asyncio
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from app.settings import Settings
+
+
+async def ask():
+    settings = Settings()
+    engine = create_async_engine(settings.driver_url, **settings.engine_options)
+    async with engine.connect() as connection:
+        day = await connection.execute(text("SELECT CAST(timestamptz '2026-11-24 20:00Z' AS date)"))
+        print(day.scalar_one())
+    await engine.dispose()
+
+
+asyncio.run(ask())
+"""
+
+
+def test_behind_a_pooler_a_day_begins_at_midnight_utc_too(
+    service: Service, migrated: Database, behind: dict[str, str]
+) -> None:
+    assert isinstance(migrated, PostgreSQLDatabase)
+    migrated.query("ALTER DATABASE postgres SET timezone = 'Asia/Tokyo'")
+
+    assert service.run(".venv/bin/python", "-c", DAY, variables=behind).stdout == "2026-11-24\n"
+
+
 def test_nobody_migrates_behind_a_pooler(service: Service, behind: dict[str, str]) -> None:
     done = service.run(".venv/bin/alembic", "upgrade", "head", variables=behind, check=False)
 

@@ -75,14 +75,26 @@ class DatabaseSettings(BaseSettings):
             # The server comes first: its refusal leaves the connection as good as it was.
             "command_timeout": self.database_command_timeout + ANSWER_TIMEOUT,
         }
+        # When a day begins for SQL's `date_trunc` or `current_date`: the same on every server.
+        parameters = {"timezone": "UTC"}
         if self.database_pooler:
-            return timeouts | {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+            nothing_prepared = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+            return timeouts | nothing_prepared | {"server_settings": parameters}
         # The server gives up as well: what nobody waits for keeps no locks. Milliseconds.
         limits = {
             "statement_timeout": int(self.database_command_timeout * 1000),
             "idle_in_transaction_session_timeout": 60_000,
         }
-        parameters = {"application_name": NAME}
+        parameters |= {
+            "application_name": NAME,
+            # Or a statement may have one plan for all values from its sixth execution on, which
+            # for a value that is rare in its column is many times slower than its own.
+            "plan_cache_mode": "force_custom_plan",
+            # The connections of a host that is lost count for 90 s, and not for two hours.
+            "tcp_keepalives_idle": "60",
+            "tcp_keepalives_interval": "10",
+            "tcp_keepalives_count": "3",
+        }
         # A pooler refuses this one, which tells those who forgot DATABASE_POOLER. A server on
         # Windows, as in development, refuses it too.
         if sys.platform != "win32":

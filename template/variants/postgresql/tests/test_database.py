@@ -194,6 +194,36 @@ async def test_a_stricter_limit_of_the_role_stays(app: FastAPI, settings: Settin
     assert limits == ["2s", "1min"]
 
 
+async def test_a_day_begins_at_midnight_utc_whatever_the_server_is_set_to(
+    app: FastAPI, settings: Settings
+) -> None:
+    async with app.state.engine.begin() as connection:
+        name = settings.driver_url.database
+        await connection.execute(text(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'"))
+    await app.state.engine.dispose()
+
+    async with app.state.engine.connect() as connection:
+        day = await connection.execute(text("SELECT CAST(timestamptz '2026-11-24 20:00Z' AS date)"))
+
+    assert day.scalar_one() == datetime.date(2026, 11, 24)
+
+
+async def test_a_value_gets_a_plan_of_its_own_however_often_others_were_asked_for(
+    app: FastAPI,
+) -> None:
+    by_key = text("SELECT name FROM items WHERE id = CAST(:id AS bigint)")
+    plans = text(
+        "SELECT generic_plans, custom_plans FROM pg_prepared_statements"
+        " WHERE statement LIKE 'SELECT name FROM items%'"
+    )
+    async with app.state.engine.connect() as connection:
+        for number in range(10):
+            await connection.execute(by_key, {"id": number})
+        found = (await connection.execute(plans)).one()
+
+    assert tuple(found) == (0, 10)
+
+
 async def test_a_moment_is_stored_in_utc_and_needs_a_time_zone(app: FastAPI) -> None:
     statement = select(bindparam("moment", type_=UTCDateTime))
     tokyo = datetime.timezone(datetime.timedelta(hours=9))

@@ -20,6 +20,8 @@ from migrations.running import POLL
 # What a table may have and reflection does not know.
 UNREFLECTED = ("COLLATE", "ON CONFLICT", "AUTOINCREMENT", "STRICT", "WITHOUT ROWID")
 
+ANALYSIS_LIMIT = 1_000  # rows of each index that are looked at, however many there are
+
 logger = logging.getLogger("migrations")
 
 
@@ -135,6 +137,13 @@ def check_rows(ctx: MigrationContext, **step: Any) -> None:
     assert ctx.connection is not None
     if orphans := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all():
         raise RuntimeError(f"rows refer to rows that are not there: {orphans[:10]}")
+
+
+def analyze(ctx: MigrationContext, **step: Any) -> None:
+    """Count how many rows share a value: without that, SQLite guesses which index to take."""
+    assert ctx.connection is not None
+    ctx.connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
+    ctx.connection.exec_driver_sql("ANALYZE")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
 from migrations.comparing import OPTIONS
-from migrations.dialect import check_rows, turn
+from migrations.dialect import analyze, check_rows, turn
 from migrations.running import exits, run
 
 OPTIONS |= {
@@ -53,7 +53,7 @@ async def run_online(settings: Settings) -> None:
         cursor.close()
 
     async with engine.connect() as connection:
-        await connection.run_sync(run, on_version_apply=check_rows, **OPTIONS)
+        await connection.run_sync(run, on_version_apply=[check_rows, analyze], **OPTIONS)
 
 
 def run_offline(settings: Settings) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from fastapi import FastAPI
 from pydantic import ValidationError
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, update
@@ -17,6 +18,7 @@ from app.health import VERSIONS
 from app.main import create_app
 from app.sessions import Reader
 from app.settings import Settings
+from tests.database import alembic
 
 METADATA = MetaData()
 MOMENTS = Table("moments", METADATA, Column("moment", UTCDateTime))
@@ -48,6 +50,35 @@ def test_a_url_is_normalised_to_aiosqlites(given: str, driver_url: str) -> None:
 def test_what_names_no_file_is_refused(wrong: str) -> None:
     with pytest.raises(ValidationError):
         Settings(database_url=wrong)
+
+
+async def test_each_upgrade_counts_what_an_index_finds(app: FastAPI, settings: Settings) -> None:
+    engine = app.state.engine
+
+    async def plan() -> str:
+        await engine.dispose()  # a connection keeps the statistics with which it was opened
+        async with engine.connect() as connection:
+            query = "EXPLAIN QUERY PLAN SELECT * FROM pairs WHERE one = 0 AND two = 0"
+            return str((await connection.execute(text(query))).one().detail)
+
+    async with engine.begin() as connection:
+        await connection.execute(text("CREATE TABLE pairs (one INTEGER, two INTEGER)"))
+        await connection.execute(text("CREATE INDEX by_one ON pairs (one)"))
+        await connection.execute(text("CREATE INDEX by_two ON pairs (two)"))
+    guess, better = ("by_one", "by_two") if "by_one" in await plan() else ("by_two", "by_one")
+    row = "0, number" if guess == "by_one" else "number, 0"
+    async with engine.begin() as connection:
+        await connection.execute(
+            text(
+                "WITH RECURSIVE numbers (number) AS"
+                " (SELECT 1 UNION ALL SELECT number + 1 FROM numbers LIMIT 10000)"
+                f" INSERT INTO pairs SELECT {row} FROM numbers"
+            )
+        )
+
+    assert guess in await plan()  # all of the rows
+    await asyncio.to_thread(command.upgrade, alembic(settings), "head")
+    assert better in await plan()
 
 
 async def test_every_connection_enforces_foreign_keys(app: FastAPI) -> None:
