@@ -482,9 +482,9 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
     extended.extend(routes=ROUTES)
     settings = extended.folder / "app" / "database_settings.py"
     replace(settings, '_session_timeout": 60_000', '_session_timeout": 500')
-    replace(
-        extended.folder / "migrations" / "env.py", 'LOCK_TIMEOUT = "5s"', 'LOCK_TIMEOUT = "300ms"'
-    )
+    migrations = extended.folder / "migrations"
+    replace(migrations / "dialect.py", 'LOCK_TIMEOUT = "1s"', 'LOCK_TIMEOUT = "300ms"')
+    replace(migrations / "running.py", "ATTEMPTS = 30", "ATTEMPTS = 2")
     return extended
 
 
@@ -797,14 +797,17 @@ def test_limits_of_the_role_end_no_migration_that_waits_for_its_turn(
 ) -> None:
     for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
         empty.server.query(f"ALTER DATABASE {empty.name} SET {limit} = '100ms'")
-    waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'advisory'"
+    migrating = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '% migrations'"
+        " AND query LIKE '%pg_try_advisory_lock%' AND datname = current_database()"
+    )
     command = [".venv/bin/alembic", "upgrade", "head"]
     variables = environment(DATABASE_URL=empty.url)
     mine = "SET idle_in_transaction_session_timeout = 0; SELECT pg_advisory_lock(5390771402)"
     with empty.holding(mine):
         migration = subprocess.Popen(command, cwd=service.folder, env=variables)
-        wait_for(lambda: empty.number(waiting) == 1)
-        time.sleep(0.5)
+        wait_for(lambda: empty.number(migrating) == 1)
+        time.sleep(1)
     assert migration.wait(60) == 0
 
 
@@ -816,16 +819,18 @@ def test_migrations_survive_one_that_is_killed(service: Service, empty: Place) -
             env=environment(DATABASE_URL=empty.url),
         )
 
-    def waiting(kind: str) -> bool:
-        found = f"SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype {kind} 'advisory'"
-        return empty.number(found) > 0
+    def connected() -> int:
+        return empty.number(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE '% migrations'"
+            " AND datname = current_database()"
+        )
 
     # The first is killed in the middle of its transaction: a table of that name is being made.
     with empty.holding("CREATE TABLE items (id integer)"), migrate() as killed:
-        wait_for(lambda: waiting("<>"))
+        wait_for(lambda: empty.waiting() > 0)
         others = [migrate() for _ in range(3)]
         try:
-            wait_for(lambda: waiting("="))
+            wait_for(lambda: connected() == 4)
         finally:
             killed.kill()
     assert killed.returncode == -signal.SIGKILL

@@ -1,31 +1,25 @@
 """How Alembic reaches the database: by the service's own settings and models."""
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
-from typing import Literal
 
 from alembic import context
-from alembic.autogenerate.api import AutogenContext
-from sqlalchemy import Connection, NullPool
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import create_async_engine
+from alembic.util import CommandError
+from sqlalchemy import NullPool, event, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from app import NAME
-from app.database_errors import explain
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
-from migrations.metadata import metadata
+from migrations.comparing import OPTIONS
+from migrations.dialect import NO_LIMITS, PARAMETERS, limit_locks
+from migrations.running import POLL, exits, run
 
 LOCK = 5_390_771_402  # an arbitrary number, the same in every replica
-LOCK_TIMEOUT = "5s"
-# The role's own would end a migration that takes its time, or waits for its turn.
-NO_LIMITS = """
-    SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN (
-        'statement_timeout', 'lock_timeout', 'transaction_timeout',
-        'idle_in_transaction_session_timeout'
-    )
-"""
+MAX_REVISION = 32  # characters, of the column in which Alembic keeps it
+
+logger = logging.getLogger("migrations")
 
 
 def get_settings() -> Settings:
@@ -42,25 +36,28 @@ def get_settings() -> Settings:
     return settings
 
 
-def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Literal[False]:
-    """Write the service's own column types into a new revision by their names."""
-    if kind != "type" or type(item).__module__ != "app.database":
-        return False
-    autogen.imports.add("from app import database")
-    return f"database.{type(item).__name__}()"
+def check_revisions() -> None:
+    for script in context.script.walk_revisions():
+        if len(script.revision) > MAX_REVISION:
+            raise CommandError(f"{script.revision} is longer than {MAX_REVISION} characters")
 
 
-def migrate(connection: Connection) -> None:
-    connection.exec_driver_sql(NO_LIMITS)
-    # Replicas that start together wait here for the first one. The lock ends with the connection.
-    connection.exec_driver_sql(f"SELECT pg_advisory_lock({LOCK})")
-    # A table lock that is not to be had soon is given up, or every request would queue behind it.
-    connection.exec_driver_sql(f"SET lock_timeout = '{LOCK_TIMEOUT}'")
-    connection.commit()
+async def take_turn(connection: AsyncConnection) -> None:
+    """Wait until no other process migrates; the lock ends with the connection.
 
-    context.configure(connection=connection, target_metadata=metadata, render_item=render_item)
-    with context.begin_transaction():
-        context.run_migrations()
+    Waiting inside of a statement, this would be a transaction to PostgreSQL: CREATE INDEX
+    CONCURRENTLY waits for those, and neither would ever end.
+    """
+    await connection.execution_options(isolation_level="AUTOCOMMIT")
+    await connection.exec_driver_sql(NO_LIMITS)
+    waits = False
+    while not await connection.scalar(select(func.pg_try_advisory_lock(LOCK))):
+        if not waits:
+            logger.info("another process migrates: waiting for it")
+        waits = True
+        await asyncio.sleep(POLL)
+    await connection.rollback()
+    await connection.execution_options(isolation_level="READ COMMITTED")
 
 
 async def run_online(settings: Settings) -> None:
@@ -72,31 +69,33 @@ async def run_online(settings: Settings) -> None:
         hide_parameters=True,
         connect_args={
             "timeout": settings.database_connect_timeout,
-            "server_settings": {"application_name": f"{NAME} migrations"},
+            "server_settings": PARAMETERS,
         },
     )
     async with engine.connect() as connection:
-        await connection.run_sync(migrate)
+        await take_turn(connection)
+        event.listen(engine.sync_engine, "begin", limit_locks)
+        await connection.run_sync(run, **OPTIONS)
 
 
 def run_offline(settings: Settings) -> None:
     context.configure(
         url=settings.driver_url,
-        target_metadata=metadata,
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
+        transaction_per_migration=True,
+        **OPTIONS,
     )
-    with context.begin_transaction():
-        context.run_migrations()
+    context.execute(NO_LIMITS)
+    for name, value in PARAMETERS.items():
+        context.execute(f"SET {name} = '{value}'")
+    context.run_migrations()
 
 
 settings = get_settings()
+check_revisions()
 if context.is_offline_mode():
     run_offline(settings)
 else:
-    try:
+    with exits(settings):
         asyncio.run(run_online(settings))
-    except DBAPIError as error:
-        if explain(error)[0] != 503:
-            raise
-        sys.exit(f"{settings.driver_url} is not available: {error.orig or error}")

@@ -4,18 +4,22 @@ import asyncio
 import sqlite3
 import sys
 from contextlib import closing
-from typing import Any, Literal
+from typing import Any
 
 from alembic import context
-from alembic.autogenerate.api import AutogenContext
-from sqlalchemy import Connection, NullPool, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import NullPool, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.database_errors import explain
 from app.observability import configure_logging
 from app.settings import Settings, load_settings
-from migrations.metadata import metadata
+from migrations.comparing import OPTIONS
+from migrations.dialect import check_rows, turn
+from migrations.running import exits, run
+
+OPTIONS |= {
+    "render_as_batch": True,  # most changes of a table mean a new table and a copy of the rows
+    "transactional_ddl": True,
+}
 
 
 def get_settings() -> Settings:
@@ -24,28 +28,6 @@ def get_settings() -> Settings:
         settings = load_settings()
         configure_logging(settings)
     return settings
-
-
-def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Literal[False]:
-    """Write the service's own column types into a new revision by their names."""
-    if kind != "type" or type(item).__module__ != "app.database":
-        return False
-    autogen.imports.add("from app import database")
-    return f"database.{type(item).__name__}()"
-
-
-def migrate(connection: Connection) -> None:
-    context.configure(
-        connection=connection,
-        target_metadata=metadata,
-        render_item=render_item,
-        render_as_batch=True,  # most changes of a table mean a new table and a copy of the rows
-        transactional_ddl=True,
-    )
-    with context.begin_transaction():
-        context.run_migrations()
-        if orphans := connection.exec_driver_sql("PRAGMA foreign_key_check").all():
-            raise RuntimeError(f"rows refer to rows that are not there: {orphans[:10]}")
 
 
 async def run_online(settings: Settings) -> None:
@@ -70,19 +52,18 @@ async def run_online(settings: Settings) -> None:
         cursor.close()
 
     async with engine.connect() as connection:
-        await connection.run_sync(migrate)
+        await connection.run_sync(run, on_version_apply=check_rows, **OPTIONS)
 
 
 def run_offline(settings: Settings) -> None:
     context.configure(
         url=settings.driver_url,
-        target_metadata=metadata,
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
-        transactional_ddl=True,
+        transaction_per_migration=True,
+        **OPTIONS,
     )
-    with context.begin_transaction():
-        context.run_migrations()
+    context.run_migrations()
 
 
 settings = get_settings()
@@ -90,10 +71,7 @@ if context.is_offline_mode():
     run_offline(settings)
 else:
     try:
-        asyncio.run(run_online(settings))
-    except DBAPIError as error:
-        if explain(error)[0] != 503:
-            raise
-        sys.exit(f"{settings.driver_url} is not available: {error.orig or error}")
+        with exits(settings), turn(str(settings.driver_url.database)):
+            asyncio.run(run_online(settings))
     except sqlite3.Error as error:
         sys.exit(f"{settings.driver_url} is not available: {error}")

@@ -1,0 +1,55 @@
+"""What Alembic compares between the models and the database, and how it writes what differs."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from alembic.autogenerate.api import AutogenContext
+from sqlalchemy import Column, Enum
+from sqlalchemy.types import TypeEngine
+
+from migrations.metadata import metadata
+
+SCHEMAS = {table.schema for table in metadata.tables.values()}
+
+
+def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Literal[False]:
+    """Write the service's own column types into a new revision by their names."""
+    if kind != "type" or type(item).__module__ != "app.database":
+        return False
+    autogen.imports.add("from app import database")
+    return f"database.{type(item).__name__}()"
+
+
+def include_name(name: str | None, kind: str, parents: Mapping[str, Any]) -> bool:
+    """Compare the models' schemas alone, and CHECK constraints that the naming convention named.
+
+    Those without a name belong to their column's type, and some databases name them.
+    """
+    if kind == "schema":
+        return name in SCHEMAS
+    return kind != "check_constraint" or (name or "").startswith("ck_")
+
+
+def compare_type(
+    context: Any,
+    found_column: Column[Any],
+    column: Column[Any],
+    found: TypeEngine[Any],
+    wanted: TypeEngine[Any],
+) -> bool | None:
+    """Compare the labels of enums, which Alembic does not."""
+    found, wanted = getattr(found, "item_type", found), getattr(wanted, "item_type", wanted)
+    if isinstance(found, Enum) and isinstance(wanted, Enum):
+        return set(found.enums) != set(wanted.enums) or None
+    return None
+
+
+OPTIONS: dict[str, Any] = {
+    "target_metadata": metadata,
+    "render_item": render_item,
+    "include_name": include_name,
+    "include_schemas": SCHEMAS - {None} != set(),
+    "compare_type": compare_type,
+    "compare_server_default": True,
+    "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
+}

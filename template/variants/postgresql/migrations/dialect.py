@@ -1,0 +1,44 @@
+"""What migrations ask of PostgreSQL: no limits but for locks, and to be missed soon if they die."""
+
+import sys
+
+from alembic.ddl.postgresql import PostgresqlImpl
+from sqlalchemy import Connection
+
+from app import NAME
+
+# Every request that needs a table queues behind a migration that waits for its lock.
+LOCK_TIMEOUT = "1s"
+# The role's own would end a migration that takes its time, or waits for its turn.
+NO_LIMITS = """
+    SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN (
+        'statement_timeout', 'lock_timeout', 'transaction_timeout',
+        'idle_in_transaction_session_timeout', 'idle_session_timeout'
+    )
+"""
+PARAMETERS = {"application_name": f"{NAME} migrations"}
+# The locks of a migration that was killed are free in 2 s, those of one whose host was lost in 15.
+# A server on Windows, as in development, refuses some of these.
+if sys.platform != "win32":
+    PARAMETERS |= {
+        "client_connection_check_interval": "2s",
+        "tcp_keepalives_idle": "5",
+        "tcp_keepalives_interval": "5",
+        "tcp_keepalives_count": "2",
+    }
+
+
+class Implementation(PostgresqlImpl):
+    """Alembic takes the last class that was defined for a database."""
+
+    __dialect__ = "postgresql"
+
+    def emit_begin(self) -> None:  # of `--sql`
+        super().emit_begin()
+        self.static_output(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';")
+
+
+def limit_locks(connection: Connection) -> None:
+    # What runs outside of transactions lets others through, and is half done when it is ended.
+    autocommit = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
+    connection.exec_driver_sql(f"SET lock_timeout = '{0 if autocommit else LOCK_TIMEOUT}'")
