@@ -4,6 +4,7 @@ import random
 import re
 import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,11 +23,12 @@ from tests.services import (
     Server,
     Service,
     SQLiteDatabase,
+    environment,
     replace,
     wait_for,
 )
 from tests.test_docs import BLOCK, DOCS
-from tests.watcher import Log, left_in
+from tests.watcher import Log
 
 STEP = re.compile(rf"(?:{BLOCK.pattern})|^\*\*(Release)\.\*\*", re.DOTALL | re.MULTILINE)
 TITLE = re.compile(r'title="([^"]+)"')
@@ -34,8 +36,11 @@ REVISION = re.compile(r'^revision = "(.*)"', re.MULTILINE)
 DOWN_REVISION = re.compile(r'^down_revision = ".*"', re.MULTILINE)
 RUNNING = re.compile(r"^(\S+ \S+) INFO .*: Running (\w+ \w* -> \w*)", re.MULTILINE)
 
+FILL = re.compile(r"^FILL = sa\.text\(\n.*?^\)\n", re.DOTALL | re.MULTILINE)
+
 ROWS = 20_000
 CLIENTS = 4
+PAUSE = 0.02  # seconds between two requests of a client
 ALIVE = 10.0  # seconds, within which each request is answered, however busy the machine
 
 
@@ -45,11 +50,10 @@ def steps(database: str) -> Iterator[tuple[str, str, str]]:
     for step in STEP.finditer((DOCS / "how-to/schema-changes.md").read_text()):
         language, attributes, text, release = step.groups()
         if release:
-            yield "release", "", ""
-        elif titles := TITLE.findall(attributes):
+            yield release, "", ""
+        elif (titles := TITLE.findall(attributes)) and not titles[0].startswith(other):
             title = titles[0].removeprefix("PostgreSQL: ").removeprefix("SQLite: ")
-            if not titles[0].startswith(other):
-                yield ("edit" if language == "diff" else "migration"), title, text
+            yield ("diff" if language == "diff" else Path(title).parent.name), title, text
 
 
 def edit(file: Path, diff: str) -> None:
@@ -60,8 +64,8 @@ def edit(file: Path, diff: str) -> None:
         replace(file, old, new)
 
 
-def count(database: Database, condition: str) -> int:
-    query = f"SELECT count(*) FROM items WHERE {condition}"
+def count(database: Database, rows: str) -> int:
+    query = f"SELECT count(*) FROM {rows}"
     if isinstance(database, PostgreSQLDatabase):
         return int(database.query(query).split()[-1])
     assert isinstance(database, SQLiteDatabase)
@@ -69,7 +73,7 @@ def count(database: Database, condition: str) -> int:
         return int(connection.execute(query).fetchone()[0])
 
 
-def fill(database: Database) -> None:
+def store_rows(database: Database) -> None:
     """Store rows that were there before anybody thought of changing their table."""
     insert = "INSERT INTO items (name, description, created_at, updated_at, version)"
     now = "'2026-01-01 00:00:00.000000'"
@@ -81,9 +85,11 @@ def fill(database: Database) -> None:
     assert isinstance(database, SQLiteDatabase)
     numbers = f"(VALUES (1) UNION ALL SELECT n + 1 FROM numbers WHERE n < {ROWS})"
     with closing(sqlite3.connect(database.path)) as connection, connection:
-        connection.execute(
-            f"WITH RECURSIVE numbers (n) AS {numbers} {insert} {select} numbers"
-        )
+        connection.execute(f"WITH RECURSIVE numbers (n) AS {numbers} {insert} {select} numbers")
+
+
+def stamp(moment: str) -> float:
+    return datetime.fromisoformat(moment.replace(",", ".")).timestamp()
 
 
 @dataclass
@@ -96,7 +102,6 @@ class Load:
     urls: list[str]
     rounds: list[int] = field(default_factory=lambda: [0] * CLIENTS)
     stored: dict[int, tuple[str, str]] = field(default_factory=dict)  # name and description
-    deleted: set[int] = field(default_factory=set)
     answers: list[tuple[float, float]] = field(default_factory=list)  # when, and how long it took
     ended: bool = False
     _clients: list[Future[None]] = field(default_factory=list)
@@ -108,13 +113,16 @@ class Load:
             try:
                 self.wait()
                 yield
-                self.wait()
             finally:
                 self.ended = True
+
+    def stop(self) -> None:
+        self.wait()
+        self.ended = True
         for client in self._clients:
             client.result()
 
-    def wait(self, rounds: int = 2) -> None:
+    def wait(self, rounds: int = 1) -> None:
         """Wait until each client has begun and ended so many rounds."""
         seen = [*self.rounds]
 
@@ -139,7 +147,7 @@ class Load:
                 answer = http.request(method, random.choice(self.urls) + path, **options)
                 self.answers.append((at, time.monotonic() - start))
                 assert answer.status_code == status, f"{method} {path}: {answer.text}"
-                time.sleep(0.005)
+                time.sleep(PAUSE)
                 return answer
 
             while not self.ended:
@@ -162,56 +170,54 @@ class Load:
             self.stored[changed] = found["name"], text
         assert len(ask(200, "GET", "/items?limit=5").json()["items"]) == 5
         ask(412, "DELETE", path, headers={"If-Match": '"1"'})
+        ask(404, "GET", f"/items/{2**60}")
         if number % 3 == 0:
-            ask(204, "DELETE", path)
-            ask(404, "GET", path)
             del self.stored[key]
-            self.deleted.add(key)
+            ask(204, "DELETE", path)
 
 
 class Follower:
-    """Somebody who does what the page says, to a service that is used meanwhile."""
+    """Somebody who does what the page says, to a service that may be used meanwhile."""
 
     def __init__(self, service: Service, database: Database) -> None:
         self.service = service
         self.database = database
         self.revision = "ff1af746d745"
-        self.running = ExitStack()
-        self.load = Load([self._start()])
-
-    def _start(self) -> str:
-        self.running = ExitStack()
-        server = self.running.enter_context(self._serve())
-        return str(server.client.base_url).rstrip("/")
+        self.load = Load([])
+        self._running = ExitStack()
 
     @contextmanager
-    def _serve(self) -> Iterator[Server]:
-        command = (".venv/bin/uvicorn", "app.main:app")
-        with self.service.serve(*command, **self.database.variables) as server:
-            yield server
-            server.stop(signal.SIGTERM)
-        log = Log(server.log_file)
-        log.follow()
-        assert log.violations == []
+    def serve(self) -> Iterator[None]:
+        self.load.urls = [self._start()]
+        try:
+            yield
+        finally:
+            self._running.close()
 
-    def release(self) -> None:
-        """Start the code as it is now, and end the release before after a time with both."""
-        older = self.running
-        newest = self._start()
-        self.load.urls = [*self.load.urls, newest]
-        self.load.wait()
-        self.load.urls = [newest]
-        self.load.wait()
-        older.close()
-
-    def write(self, title: str, text: str) -> None:
-        """Write a migration that follows the last one, as Alembic would."""
-        [self.revision, before] = *REVISION.findall(text), self.revision
-        text = DOWN_REVISION.sub(f'down_revision = "{before}"', text)
-        (self.service.folder / title).write_text(text)
+    def follow(self, last: str = "") -> None:
+        """Do what the page says, to its end or until the migration `last` is written."""
+        agree = True  # the models and the migrations
+        for kind, title, text in steps(self.service.database):
+            agree = kind == "versions" or (agree and not title.endswith("models.py"))
+            if kind == "diff":
+                edit(self.service.folder / title, text)
+            elif kind == "versions":
+                self._write(title, text)
+            elif title == "FILL":
+                file = "migrations/versions/fill_details.py"
+                page = (self.service.folder / file).read_text().replace("fill_details", "fill_more")
+                self._write(file.replace("details", "more"), FILL.sub(text, page))
+            elif kind == "Release" and self.load.urls:
+                self.alembic("upgrade", "head")
+                with ThreadPoolExecutor(1) as pool:
+                    checked = pool.submit(self.alembic, "check" if agree else "current")
+                    self._release()
+                checked.result()
+            if self.revision == last:
+                return
 
     def alembic(self, *words: str) -> None:
-        """Run Alembic's command; print how long clients waited during each migration."""
+        """Run a command of Alembic; print how long clients waited during each migration."""
         command = (".venv/bin/alembic", *words)
         said = self.service.run(*command, variables=self.database.variables).stdout
         lines = [(stamp(at), step) for at, step in RUNNING.findall(said)]
@@ -224,56 +230,97 @@ class Follower:
             )
             assert slowest < ALIVE
 
+    def _write(self, title: str, text: str) -> None:
+        """Write a migration that follows the last one, as Alembic would."""
+        text = DOWN_REVISION.sub(f'down_revision = "{self.revision}"', text)
+        (self.service.folder / title).write_text(text)
+        [self.revision] = REVISION.findall(text)
 
-def stamp(moment: str) -> float:
-    return datetime.fromisoformat(moment.replace(",", ".")).timestamp()
+    def _release(self) -> None:
+        """Start the code as it is now, and end the release before after a time with both."""
+        older = self._running
+        newest = self._start()
+        self.load.urls = [*self.load.urls, newest]
+        self.load.wait()
+        self.load.urls = [newest]
+        self.load.wait()  # until nobody waits for an answer of the other
+        older.close()
+
+    def _start(self) -> str:
+        self._running = ExitStack()
+        server = self._running.enter_context(self._serve())
+        return str(server.client.base_url).rstrip("/")
+
+    @contextmanager
+    def _serve(self) -> Iterator[Server]:
+        command = (".venv/bin/uvicorn", "app.main:app")
+        with self.service.serve(*command, **self.database.variables) as server:
+            yield server
+            server.stop(signal.SIGTERM)
+        log = Log(server.log_file)
+        log.follow()
+        assert log.violations == []
 
 
 @pytest.fixture
-def copy(service: Service, migrated: Database, tmp_path: Path) -> Service:
-    """A service whose table has rows."""
-    fill(migrated)
-    return service.copy(tmp_path / "service")
+def follower(service: Service, migrated: Database, tmp_path: Path) -> Follower:
+    """A reader of the page, whose service has rows from before."""
+    store_rows(migrated)
+    return Follower(service.copy(tmp_path / "service"), migrated)
 
 
-def test_the_schema_changes_while_items_are_read_and_written(
-    copy: Service, migrated: Database
-) -> None:
-    follower = Follower(copy, migrated)
-    try:
-        with follower.load.run():
-            follow(follower)
-    finally:
-        follower.running.close()
-    load = follower.load
+def test_the_schema_changes_while_items_are_read_and_written(follower: Follower) -> None:
+    with follower.serve(), follower.load.run():
+        follower.follow()
+        follower.alembic("upgrade", "head")
+        follower.alembic("check")
+        follower.alembic("downgrade", "fill_more")  # nobody names any more what was dropped
+        follower.load.stop()
+        check_rows(follower.load, follower.database)
+    follower.alembic("downgrade", "ff1af746d745")
 
-    # What clients have stored is there, under its new name, and the rest is what it was.
-    with follower.service.serve(**migrated.variables) as server:
+    assert count(follower.database, "items WHERE name LIKE 'old %'") == ROWS
+    follower.service.run(".venv/bin/ruff", "format", "--check")
+    follower.service.run(".venv/bin/ruff", "check")
+    follower.service.run(".venv/bin/mypy", "app", "migrations")
+
+
+def check_rows(load: Load, database: Database) -> None:
+    """What clients have stored is there under all of its names, and the rest is what it was."""
+    with httpx2.Client(base_url=load.urls[0]) as http:
         for key, (name, text) in load.stored.items():
-            found = server.client.get(f"/items/{key}").json()
+            found = http.get(f"/items/{key}").json()
             assert (found["name"], found["description"]) == (name, text)
-        for key in load.deleted:
-            assert server.client.get(f"/items/{key}").status_code == 404
-    old = sum(key <= ROWS for key in load.stored)
-    assert count(migrated, "true") == ROWS + len(load.stored) - old
-    assert count(migrated, "details = 'as it was'") == ROWS - old
-    assert count(migrated, "slug = name") == ROWS + len(load.stored) - old
-
-    for check in (("ruff", "format", "--check"), ("ruff", "check"), ("mypy", "app", "migrations")):
-        copy.run(f".venv/bin/{check[0]}", *check[1:])
+    changed = sum(key <= ROWS for key in load.stored)
+    rows = ROWS + len(load.stored) - changed
+    assert count(database, "items") == rows
+    assert count(database, "items WHERE slug = name AND state = 'new'") == rows
+    assert count(database, "items WHERE details = 'as it was'") == ROWS - changed
+    assert count(database, f"item_details WHERE item_id <= {ROWS}") == ROWS
 
 
-def follow(follower: Follower) -> None:
-    """Do what the page says, from its beginning to its end."""
-    for kind, title, text in steps(follower.service.database):
-        if kind == "edit":
-            edit(follower.service.folder / title, text)
-        elif kind == "migration":
-            follower.write(title, text)
-        else:
-            follower.alembic("upgrade", "head")
-            follower.release()
+def test_a_filling_that_is_killed_keeps_what_it_has_filled_and_is_begun_again(
+    follower: Follower,
+) -> None:
+    service, database = follower.service, follower.database
+    follower.follow("fill_slug")
+    file = service.folder / "migrations/versions/fill_slug.py"
+    page = file.read_text()
+    file.write_text(page.replace("5000", "500"))  # so that it takes its time
+
+    def filled() -> int:
+        return count(database, "items WHERE slug IS NOT NULL")
+
+    follower.alembic("upgrade", "add_slug")
+    with subprocess.Popen(
+        [".venv/bin/alembic", "upgrade", "head"],
+        cwd=service.folder,
+        env=environment(**database.variables),
+    ) as process:
+        wait_for(lambda: filled() > 0, 60)
+        process.kill()
+
+    assert 0 < filled() < ROWS
+    file.write_text(page)
     follower.alembic("upgrade", "head")
-    follower.alembic("check")
-    follower.alembic("downgrade", "fill_details")
-    follower.alembic("upgrade", "head")
+    assert count(database, "items WHERE slug = name") == ROWS
