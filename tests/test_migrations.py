@@ -1,18 +1,29 @@
 """Migrations of a service that runs: beside other replicas, under load, killed half-way."""
 
+import json
+import re
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests import watcher
 from tests.places import Place, open_place, open_server
-from tests.services import PostgreSQLDatabase, Service, environment, replace, wait_for
+from tests.services import (
+    Database,
+    PostgreSQLDatabase,
+    Service,
+    SQLiteDatabase,
+    environment,
+    replace,
+    wait_for,
+)
 
 postgresql = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 FREED = 5.0  # seconds in which the locks of a migration that was killed are free
@@ -254,3 +265,289 @@ def test_sql_for_others_to_run_has_the_same_limits(living: Service, place: Place
     sql = "\n".join(line for line in script.splitlines() if " INFO " not in line)
     place.query(f"SET ROLE guarded;\n{sql}")
     assert "more" in place.query("SELECT version_num FROM alembic_version")
+
+
+MODELS = """
+import enum
+
+from sqlalchemy import CheckConstraint, Computed, Enum, ForeignKey, Index, func, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.models import Base
+
+
+class Mood(enum.Enum):
+    calm = "calm"
+    glad = "glad"
+
+
+class Thing(Base):
+    __tablename__ = "things"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    price: Mapped[int] = mapped_column(server_default=text("1"))
+    word: Mapped[str] = mapped_column(server_default="it's")
+    twice: Mapped[int] = mapped_column(Computed("price * 2"))
+    mood: Mapped[Mood] = mapped_column(Enum(Mood, name="mood"))
+    __table_args__ = (
+        CheckConstraint("price > 0", name="price"),
+        Index("ix_things_lower", func.lower(text("name"))),
+        Index("ix_things_price", text("price DESC")),
+    )
+"""
+ELSEWHERE = """
+
+class Other(Base):
+    __tablename__ = "others"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    thing_id: Mapped[int] = mapped_column(ForeignKey(Thing.id))
+    __table_args__ = {"schema": "other"}
+"""
+# Changes of the models, and whether SQLite shows them too.
+CHANGES = [
+    ('CheckConstraint("price > 0", name="price"),', "", True),
+    ('name="price"', 'name="cost"', True),
+    ('server_default=text("1")', "", True),
+    ('server_default=text("1")', 'server_default=text("2")', True),
+    ("it's", "its", True),
+    ('    glad = "glad"', '    glad = "glad"\n    sad = "sad"', False),
+    ("func.lower", "func.upper", False),
+    ('text("price DESC")', '"price"', True),
+    ("    thing_id", "    more: Mapped[int]\n    thing_id", False),
+]
+
+
+def write_models(service: Service, models: str) -> None:
+    package = service.folder / "app" / "more"
+    package.mkdir(exist_ok=True)
+    (package / "__init__.py").touch()
+    (package / "models.py").write_text(models)
+
+
+def test_what_the_models_have_and_the_database_lacks_is_found(
+    living: Service, migrated: Database
+) -> None:
+    models = MODELS
+    variables = migrated.variables | {"PYTHONWARNINGS": "error"}  # as pytest takes them
+    if isinstance(migrated, PostgreSQLDatabase):
+        models += ELSEWHERE
+        migrated.query("CREATE SCHEMA other; CREATE SCHEMA foreign_; CREATE TABLE foreign_.t ()")
+    write_models(living, models)
+    alembic = ".venv/bin/alembic"
+    living.run(alembic, "revision", "--autogenerate", "-m", "create", variables=variables)
+    living.run(alembic, "upgrade", "head", variables=variables)
+    living.run(alembic, "check", variables=variables)
+
+    missed = []
+    for old, new, everywhere in CHANGES:
+        if old in models and (everywhere or isinstance(migrated, PostgreSQLDatabase)):
+            write_models(living, models.replace(old, new))
+            if living.run(alembic, "check", variables=variables, check=False).returncode == 0:
+                missed.append(new)
+    assert missed == []
+
+
+def own_tests(service: Service) -> str:
+    """Run the service's own tests of its migrations, and return what they say."""
+    done = service.run(".venv/bin/pytest", "tests/test_migrations.py", "-k", "rows", check=False)
+    return "" if done.returncode == 0 else done.stdout
+
+
+def test_a_column_that_must_not_be_null_is_refused_without_a_default(living: Service) -> None:
+    note = 'sa.Column("note", sa.String(20), nullable=False{more})'
+    add = "with op.batch_alter_table('items') as batch:\n        batch.add_column({column})"
+    wrong, right = (note.format(more=more) for more in ("", ', server_default=""'))
+    drop = ["with op.batch_alter_table('items') as batch:", "    batch.drop_column('note')"]
+    add_revision(living, "note", FIRST, [add.format(column=wrong)], *drop)
+    assert "note" in own_tests(living)
+    add_revision(living, "note", FIRST, [add.format(column=right)], *drop)
+    assert own_tests(living) == ""
+
+
+@postgresql
+def test_a_type_that_a_downgrade_leaves_behind_is_named(living: Service) -> None:
+    make = (
+        'op.create_table("moods", sa.Column("id", sa.Integer, primary_key=True),'
+        ' sa.Column("mood", sa.Enum("calm", "glad", name="mood"), nullable=False))'
+    )
+    drop = 'op.drop_table("moods")'
+    add_revision(living, "moods", FIRST, [make], drop)
+    assert 'Add: op.execute("DROP TYPE mood")' in own_tests(living)
+    add_revision(living, "moods", FIRST, [make], drop, 'op.execute("DROP TYPE mood")')
+    assert own_tests(living) == ""
+
+
+def test_rows_are_made_for_tables_of_every_kind(living: Service, migrated: Database) -> None:
+    write_models(living, MODELS)
+    alembic = (".venv/bin/alembic", "revision", "--autogenerate", "-m", "create")
+    living.run(*alembic, variables=migrated.variables)
+    [path] = (living.folder / "migrations" / "versions").glob("*_create.py")
+    if isinstance(migrated, PostgreSQLDatabase):
+        path.write_text(f'{path.read_text()}    op.execute("DROP TYPE mood")\n')
+    assert own_tests(living) == ""
+
+
+def test_a_revision_that_is_written_by_hand_keeps_its_imports(
+    living: Service, migrated: Database
+) -> None:
+    living.run(".venv/bin/alembic", "revision", "-m", "by hand", variables=migrated.variables)
+    [path] = (living.folder / "migrations" / "versions").glob("*_by_hand.py")
+    replace(path, "upgrade() -> None:\n    pass", "upgrade() -> None:\n    op.execute('SELECT 1')")
+    living.run(".venv/bin/ruff", "check")
+    assert "import sqlalchemy as sa" in path.read_text()
+    living.run(".venv/bin/alembic", "upgrade", "head", variables=migrated.variables)
+
+
+@postgresql
+def test_a_revision_that_its_column_cannot_hold_is_refused_before_anything_runs(
+    living: Service, place: Place
+) -> None:
+    add_revision(living, "early", FIRST, ['op.execute("CREATE TABLE early (id integer)")'])
+    add_revision(living, "r" * 33, "early", [])
+    migration = start(living, place.url)
+    said, _ = migration.communicate(timeout=60)
+
+    assert migration.returncode != 0
+    assert f"{'r' * 33} is longer than 32 characters" in said
+    assert FIRST in place.query("SELECT version_num FROM alembic_version")
+
+
+sqlite = pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
+
+TABLE = [
+    """\
+for statement in (
+        "CREATE TABLE things (id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT, name VARCHAR(20),"
+        " price INTEGER CHECK (price > 0), CONSTRAINT ck_things_name CHECK (length(name) < 19))",
+        "CREATE INDEX ix_lower ON things (lower(name))",
+        "CREATE INDEX ix_some ON things (name) WHERE price > 3",
+        "CREATE INDEX ix_down ON things (price DESC)",
+        "CREATE INDEX ix_gone ON things (price)",
+        "CREATE VIEW names AS SELECT name FROM things",
+        "CREATE TRIGGER own AFTER INSERT ON things BEGIN UPDATE items SET version = 2; END",
+        "CREATE TRIGGER others AFTER INSERT ON items BEGIN UPDATE things SET price = 2; END",
+        "INSERT INTO things VALUES (7, 'a', 1), (9, 'b', 2)",
+        "DELETE FROM things WHERE id = 9",
+    ):
+        op.execute(statement)""",
+    'op.execute(f"CREATE TABLE slow{os.getpid()} (id INTEGER)")',
+]
+KEPT = ["ix_lower", "ix_some", "ix_down", "names", "own", "others"]
+
+
+def objects(database: SQLiteDatabase) -> dict[str, str]:
+    with closing(sqlite3.connect(database.path)) as connection:
+        return dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL"))
+
+
+@sqlite
+def test_a_table_that_is_made_anew_keeps_what_it_has(living: Service, migrated: Database) -> None:
+    assert isinstance(migrated, SQLiteDatabase)
+    url = migrated.variables["DATABASE_URL"]
+    rebuild = "with op.batch_alter_table('things') as batch:"
+    longer = "    batch.alter_column('name', type_=sa.String(30))"
+    add_revision(living, "table", FIRST, TABLE)
+    finish(start(living, url))
+    before = objects(migrated)
+    add_revision(living, "longer", "table", [rebuild, longer, "    batch.drop_index('ix_gone')"])
+    finish(start(living, url))
+
+    after = objects(migrated)
+    assert {name: after.get(name) for name in KEPT} == {name: before[name] for name in KEPT}
+    assert "ix_gone" not in after
+    for part in ("VARCHAR(30)", "AUTOINCREMENT", "CHECK (price > 0)", "ck_things_name"):
+        assert part in after["things"]
+    with closing(sqlite3.connect(migrated.path)) as connection:
+        added = connection.execute("INSERT INTO things (name, price) VALUES ('c', 1) RETURNING id")
+        assert added.fetchall() == [(10,)]
+
+
+@sqlite
+@pytest.mark.parametrize(
+    ("table", "change", "named"),
+    [
+        ("x VARCHAR", "batch.drop_column('name')", "trigger tr"),
+        ("x VARCHAR", "batch.alter_column('name', new_column_name='more')", "trigger tr"),
+        ("x VARCHAR COLLATE NOCASE", "batch.alter_column('name', nullable=False)", "COLLATE"),
+        ("x VARCHAR, UNIQUE (x) ON CONFLICT IGNORE", "batch.drop_index('ix_x')", "ON CONFLICT"),
+        ("x VARCHAR", "batch.drop_column('x')", "view v"),
+    ],
+)
+def test_a_table_that_would_lose_something_is_refused_by_name(
+    living: Service, migrated: Database, table: str, change: str, named: str
+) -> None:
+    assert isinstance(migrated, SQLiteDatabase)
+    with closing(sqlite3.connect(migrated.path)) as connection:
+        connection.executescript(
+            f"CREATE TABLE things (id INTEGER NOT NULL PRIMARY KEY, name VARCHAR(20), {table});"
+            "CREATE INDEX ix_x ON things (id);"
+            "CREATE VIEW v AS SELECT x FROM things;"
+            "CREATE TRIGGER tr AFTER INSERT ON things BEGIN SELECT new.name; END;"
+        )
+    before = objects(migrated)
+    rebuild = "with op.batch_alter_table('things', recreate='always') as batch:"
+    add_revision(living, "change", FIRST, [rebuild, f"    {change}"])
+    migration = start(living, migrated.variables["DATABASE_URL"])
+    said, _ = migration.communicate(timeout=60)
+
+    assert migration.returncode != 0
+    assert named in said
+    assert objects(migrated) == before
+
+
+@sqlite
+def test_replicas_that_copy_tables_take_turns_and_one_is_killed(
+    living: Service, migrated: Database, tmp_path: Path
+) -> None:
+    assert isinstance(migrated, SQLiteDatabase)
+    url = migrated.variables["DATABASE_URL"]
+    there = tmp_path / "there"
+    wait = [
+        "if 'SLOW' in os.environ:",
+        f"    import pathlib, time; pathlib.Path({str(there)!r}).touch(); time.sleep(300)",
+    ]
+    rebuild = "with op.batch_alter_table('items') as batch:"
+    longer = "    batch.alter_column('name', type_=sa.String(201))"
+    outside = ["with op.get_context().autocommit_block():", "    op.execute('SELECT 1')"]
+    add_revision(living, "longer", FIRST, [rebuild, longer])
+    add_revision(living, "slow", "longer", [*outside, *wait])
+    add_revision(living, "table", "slow", ["op.create_table('made', sa.Column('id', sa.Integer))"])
+
+    killed = start(living, url, SLOW="1")
+    wait_for(there.exists, 60)
+    others = [start(living, url) for _ in range(2)]
+    time.sleep(3)
+    assert [process.poll() for process in others] == [None, None]
+    killed.kill()
+    killed.communicate()
+
+    said = finish(*others)
+    assert any("another process migrates" in text for text in said)
+    assert "made" in objects(migrated)
+
+
+def test_a_release_is_rolled_back_by_its_image_alone(
+    service: Service, living: Service, migrated: Database
+) -> None:
+    add_revision(living, "newer", FIRST, ["op.create_table('made', sa.Column('id', sa.Integer))"])
+    variables = migrated.variables
+    step = re.findall(r"command: \[(.*)\]", (service.folder / "compose.yaml").read_text())[0]
+    command = [
+        f".venv/bin/{word}" if word == "alembic" else word for word in json.loads(f"[{step}]")
+    ]
+    living.run(*command, variables=variables)
+
+    back = service.run(*command, variables=variables)
+    assert "revision newer, which is not among the files" in back.stdout
+    with service.serve(**variables) as server:
+        assert server.client.get("/health/ready").status_code == 200
+        assert server.client.post("/items", json={"name": "a"}).status_code == 201
+
+    plain = service.run(".venv/bin/alembic", "upgrade", "head", variables=variables, check=False)
+    assert plain.returncode != 0
+    assert "another branch's" in plain.stdout
+    assert "Traceback" not in plain.stdout
+    forward = living.run(*command, variables=variables)
+    assert "not among the files" not in forward.stdout

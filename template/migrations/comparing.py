@@ -44,6 +44,11 @@ def compare_type(
     return None
 
 
+def quoted(text: str) -> str:
+    """Return a text as the database shows it where it is a default."""
+    return "'" + text.replace("'", "''") + "'"
+
+
 OPTIONS: dict[str, Any] = {
     "target_metadata": metadata,
     "render_item": render_item,

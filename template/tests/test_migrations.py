@@ -5,11 +5,13 @@ from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
 from app.settings import Settings
 from tests.database import alembic
+from tests.rows import fill, names
 
 
 async def run(operation: Callable[..., Any], settings: Settings, *arguments: str) -> None:
@@ -25,6 +27,25 @@ async def test_every_migration_can_be_taken_back_and_made_again(empty: Settings)
     await run(command.downgrade, empty, "base")
     await run(command.upgrade, empty, "head")
     await run(command.check, empty)
+
+
+async def test_every_migration_is_made_and_taken_back_with_rows_in_the_tables(
+    empty: Settings,
+) -> None:
+    scripts = ScriptDirectory.from_config(alembic(empty))
+    for script in reversed(list(scripts.walk_revisions())):
+        before = await names(empty)
+        await run(command.upgrade, empty, script.revision)
+        await fill(empty)
+        if not script.is_merge_point:
+            await run(command.downgrade, empty, str(script.down_revision or "base"))
+            for name in sorted(await names(empty) - before):
+                pytest.fail(
+                    f"{script.path}: downgrade() leaves {name} behind, and upgrade() will fail."
+                    f' Add: op.execute("DROP {name}")'
+                )
+            await run(command.upgrade, empty, script.revision)
+            await fill(empty)
 
 
 async def test_there_is_one_newest_migration(empty: Settings) -> None:

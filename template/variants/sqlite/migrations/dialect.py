@@ -1,6 +1,7 @@
 """What SQLite needs of migrations: a turn for each process, and tables that are made anew whole."""
 
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -8,20 +9,125 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from alembic.ddl.sqlite import SQLiteImpl
+from alembic.operations.batch import ApplyBatchImpl
 from alembic.runtime.migration import MigrationContext
+from alembic.util import CommandError
+from sqlalchemy import CheckConstraint, Connection, Table
 
+from migrations.comparing import quoted
 from migrations.running import POLL
+
+# What a table may have and reflection does not know.
+UNREFLECTED = ("COLLATE", "ON CONFLICT", "AUTOINCREMENT", "STRICT", "WITHOUT ROWID")
 
 logger = logging.getLogger("migrations")
 
 
-class Implementation(SQLiteImpl):
-    """Alembic takes the last class that was defined for a database."""
+class SQLite(SQLiteImpl):
+    """SQLite's, whose copies of tables lack nothing; Alembic takes the last class of a name."""
 
     __dialect__ = "sqlite"
+    _copied: "Copied | None" = None
 
     def _compare_identity_default(self, *_: Any) -> tuple[set[str], set[str], bool]:
         return set(), set(), False  # SQLite has none: keys are given without
+
+    def compare_server_default(
+        self, inspector_column: Any, metadata_column: Any, wanted: str | None, found: str | None
+    ) -> bool:
+        if wanted is not None and found == quoted(wanted):
+            return False
+        return super().compare_server_default(inspector_column, metadata_column, wanted, found)
+
+    def prep_table_for_batch(self, batch_impl: ApplyBatchImpl, table: Table) -> None:
+        if self.connection is not None:  # else of `--sql`
+            self._copied = Copied(self.connection, batch_impl, table)
+
+    def rename_table(self, old_table_name: str, new_table_name: Any, schema: Any = None) -> None:
+        if self._copied is None or old_table_name != self._copied.temporary:
+            super().rename_table(old_table_name, new_table_name, schema)
+            return
+        # Views and other tables' triggers have referred to nothing since the old table was dropped.
+        self._exec("PRAGMA legacy_alter_table = ON")
+        super().rename_table(old_table_name, new_table_name, schema)
+        self._exec("PRAGMA legacy_alter_table = OFF")
+        self._copied.complete()
+        self._copied = None
+
+
+class Copied:
+    """What a table has that Alembic's copy of it, which is made from reflection, would lack.
+
+    Raises:
+        CommandError: something can be neither kept nor taken for dropped on purpose.
+    """
+
+    def __init__(self, connection: Connection, batch: ApplyBatchImpl, table: Table) -> None:
+        assert batch.new_table is not None
+        self.connection, self.name, self.temporary = connection, table.name, batch.temp_table_name
+        found = connection.exec_driver_sql(
+            "SELECT type, name, sql FROM sqlite_master"
+            " WHERE tbl_name = ? COLLATE NOCASE AND sql IS NOT NULL",
+            (table.name,),
+        ).all()
+        [self.sql] = [sql for kind, _, sql in found if kind == "table"]
+        left = {column.name: str(column.type) for column in batch.new_table.columns}
+        gone = {column.name for column in table.columns if column.name not in left}
+        changed = gone | {c.name for c in table.columns if left.get(c.name) != str(c.type)}
+        self.changed = changed
+
+        self.kept: list[str] = []
+        reflected = {index.name for index in table.indexes}
+        for kind, name, sql in found:
+            if kind == "table" or name in reflected and name not in batch.indexes:
+                continue
+            if not mentions(sql, gone):
+                batch.indexes.pop(name, None)  # Alembic's copy would lack DESC, or an expression
+                self.kept.append(sql)
+            elif name not in reflected:
+                raise CommandError(
+                    f"{kind} {name} names {', '.join(sorted(gone))}, which {self.name} loses:"
+                    f" drop it first, and make it anew afterwards"
+                )
+        # One without a name is its column's type's.
+        checks = [c for c in table.constraints if isinstance(c, CheckConstraint) and not c.name]
+        for check in checks:
+            if not mentions(str(check.sqltext), changed):
+                batch.new_table.append_constraint(CheckConstraint(check.sqltext))
+
+        self.newest: int | None = None
+        if mentions(self.sql, {"AUTOINCREMENT"}):
+            batch.new_table.dialect_options["sqlite"]["autoincrement"] = True
+            self.newest = connection.exec_driver_sql(
+                "SELECT seq FROM sqlite_sequence WHERE name = ?", (self.name,)
+            ).scalar()
+
+    def complete(self) -> None:
+        execute = self.connection.exec_driver_sql
+        for sql in self.kept:
+            execute(sql)
+        if self.newest is not None:  # of all that there ever was: no key is given twice
+            execute("DELETE FROM sqlite_sequence WHERE name = ?", (self.name,))
+            execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (self.name, self.newest))
+        made = execute("SELECT sql FROM sqlite_master WHERE name = ?", (self.name,)).scalar_one()
+        for words in UNREFLECTED:
+            if not self.changed and len(find(words, made)) < len(find(words, self.sql)):
+                raise CommandError(
+                    f"a copy of {self.name} would lack {words}: name it with"
+                    " batch_alter_table(…, copy_from=Table(…))"
+                )
+        # SQLite looks through all views and triggers when it renames a table.
+        execute("CREATE TABLE _alembic_renamed (id INTEGER)")
+        execute("ALTER TABLE _alembic_renamed RENAME TO _alembic_tmp_renamed")
+        execute("DROP TABLE _alembic_tmp_renamed")
+
+
+def find(words: str, sql: str) -> list[str]:
+    return re.findall(rf"(?<!\w){re.escape(words)}(?!\w)", sql, re.IGNORECASE)
+
+
+def mentions(sql: str, names: set[str]) -> bool:
+    return any(find(name, sql) for name in names)
 
 
 def check_rows(ctx: MigrationContext, **step: Any) -> None:

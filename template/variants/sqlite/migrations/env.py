@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import sys
+import warnings
 from contextlib import closing
 from typing import Any
 
@@ -66,6 +67,10 @@ def run_offline(settings: Settings) -> None:
     context.run_migrations()
 
 
+# It is kept and compared all the same: see dialect.py.
+warnings.filterwarnings(
+    "ignore", ".*(Unnamed CHECK|Skipped unsupported reflection|autogenerate skipping)"
+)
 settings = get_settings()
 if context.is_offline_mode():
     run_offline(settings)

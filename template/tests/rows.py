@@ -1,0 +1,133 @@
+"""Rows for the tables of any migration, made from what the database and the models say of them."""
+
+import datetime
+import decimal
+import uuid
+import warnings
+from typing import Any
+
+import pytest
+from sqlalchemy import (
+    Column,
+    Connection,
+    DateTime,
+    Enum,
+    MetaData,
+    NullPool,
+    Table,
+    func,
+    insert,
+    inspect,
+    literal,
+    select,
+)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.types import TypeEngine
+
+from app.settings import Settings
+from migrations.comparing import SCHEMAS
+from migrations.metadata import metadata
+
+ROWS = 2
+REMEDY = 'name a value that will do in the model: mapped_column(…, info={"example": …})'
+EXAMPLES: dict[type, Any] = {
+    bool: False,
+    bytes: b"a",
+    datetime.date: datetime.date(2026, 1, 1),
+    datetime.time: datetime.time(12),
+    datetime.timedelta: datetime.timedelta(hours=1),
+    dict: {},
+    list: [],
+}
+
+
+async def fill(settings: Settings) -> None:
+    """Put two rows into each table without any; the second lacks what it may lack."""
+    await call(settings, fill_tables)
+
+
+async def names(settings: Settings) -> set[str]:
+    """Return the names of all tables and types."""
+    found: set[str] = await call(settings, find_names)
+    return found
+
+
+async def call(settings: Settings, function: Any) -> Any:
+    # One connection: no pool (E13).
+    engine = create_async_engine(settings.driver_url, poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            return await connection.run_sync(function)
+    finally:
+        await engine.dispose()
+
+
+def find_names(connection: Connection) -> set[str]:
+    inspector = inspect(connection)
+    found = set()
+    for schema in SCHEMAS:
+        found |= {f"TABLE {name}" for name in inspector.get_table_names(schema)}
+    types: list[Any] = getattr(inspector, "get_enums", list)()
+    return found - {"TABLE alembic_version"} | {f"TYPE {kind['name']}" for kind in types}
+
+
+def fill_tables(connection: Connection) -> None:
+    reflected = MetaData()
+    # What can't be reflected, or sorted, is no matter for a row.
+    with warnings.catch_warnings(action="ignore"):
+        for schema in SCHEMAS:
+            reflected.reflect(connection, schema)
+        for table in reflected.sorted_tables:
+            if table.name != "alembic_version" and not connection.scalar(
+                select(func.count()).select_from(table)
+            ):
+                for number in range(ROWS):
+                    add(connection, table, number)
+
+
+def add(connection: Connection, table: Table, number: int) -> None:
+    model = metadata.tables.get(table.key)
+    known = {} if model is None else dict(model.columns)
+    values = {
+        column.name: value(connection, column, known.get(column.name), number)
+        for column in table.columns
+        if column.computed is None
+        and (column is not table.autoincrement_column or column.foreign_keys)
+    }
+    try:
+        with connection.begin_nested():
+            connection.execute(insert(table).values(values))
+    except DBAPIError as error:
+        # Of a table that no model has any more, nobody could say what it takes.
+        if known.keys() >= values.keys():
+            pytest.fail(f"no row for {table}: {error.orig}; {REMEDY}")
+
+
+def value(
+    connection: Connection, column: Column[Any], known: Column[Any] | None, number: int
+) -> Any:
+    for key in column.foreign_keys:
+        parents = select(key.column).order_by(*key.column.table.primary_key.columns)
+        return connection.scalar(parents.offset(number).limit(1))
+    if number and column.nullable:
+        return None
+    kind: TypeEngine[Any] = column.type
+    if known is not None:
+        if "example" in known.info:
+            return known.info["example"]
+        # The model's type knows more, where the migrations have come that far.
+        if known.type.compile(connection.dialect) == kind.compile(connection.dialect):
+            kind = known.type
+    if isinstance(kind, Enum):
+        return literal(kind.enums[number % len(kind.enums)], kind)
+    python = column.type.python_type
+    if issubclass(python, datetime.datetime):
+        moment = datetime.datetime(2026, 1, 1 + number, tzinfo=datetime.UTC)
+        naive = isinstance(kind, DateTime) and not kind.timezone
+        return literal(moment.replace(tzinfo=None) if naive else moment, kind)
+    if issubclass(python, uuid.UUID):
+        return literal(uuid.UUID(int=number), kind)
+    if python in (int, float, str, decimal.Decimal):
+        return literal(python(1 + number), kind)
+    return literal(EXAMPLES.get(python), kind)
