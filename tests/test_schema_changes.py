@@ -28,14 +28,15 @@ from tests.services import (
     wait_for,
 )
 from tests.test_docs import BLOCK, DOCS
+from tests.test_howtos import transaction
 from tests.watcher import Log
 
+PAGE = DOCS / "how-to/schema-changes.md"
 STEP = re.compile(rf"(?:{BLOCK.pattern})|^\*\*(Release)\.\*\*", re.DOTALL | re.MULTILINE)
 TITLE = re.compile(r'title="([^"]+)"')
 REVISION = re.compile(r'^revision = "(.*)"', re.MULTILINE)
 DOWN_REVISION = re.compile(r'^down_revision = ".*"', re.MULTILINE)
 RUNNING = re.compile(r"^(\S+ \S+) INFO .*: Running (\w+ \w* -> \w*)", re.MULTILINE)
-
 FILL = re.compile(r"^FILL = sa\.text\(\n.*?^\)\n", re.DOTALL | re.MULTILINE)
 
 ROWS = 20_000
@@ -47,7 +48,7 @@ ALIVE = 10.0  # seconds, within which each request is answered, however busy the
 def steps(database: str) -> Iterator[tuple[str, str, str]]:
     """Yield what the page says to do with this database: the kind of the step, a file, a text."""
     other = {"sqlite": "PostgreSQL", "postgresql": "SQLite"}[database]
-    for step in STEP.finditer((DOCS / "how-to/schema-changes.md").read_text()):
+    for step in STEP.finditer(PAGE.read_text()):
         language, attributes, text, release = step.groups()
         if release:
             yield release, "", ""
@@ -330,22 +331,6 @@ def check_labels(follower: Follower) -> None:
     assert said.split("\n")[:2] == ["lost", "not known"]
 
 
-@contextmanager
-def transaction(database: PostgreSQLDatabase) -> Iterator[None]:
-    """Be a transaction that has seen a state of the database, and may read it again."""
-    psql = [str(database.server.bin_path / "psql"), database.server.get_uri(), "--quiet"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(psql, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write("BEGIN ISOLATION LEVEL REPEATABLE READ;\nSELECT 1;\n")
-        process.stdin.write("\\echo begun\n")
-        process.stdin.flush()
-        assert "begun\n" in iter(process.stdout.readline, "")
-        yield
-        process.stdin.close()
-
-
 @pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 def test_an_index_waits_for_who_came_before_and_keeps_nobody_waiting(follower: Follower) -> None:
     database = follower.database
@@ -358,7 +343,7 @@ def test_an_index_waits_for_who_came_before_and_keeps_nobody_waiting(follower: F
     follower.follow("index_quantity")
 
     with follower.serve(), follower.load.run(), ThreadPoolExecutor(1) as pool:
-        with transaction(database):
+        with transaction(database, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ", "SELECT 1"):
             upgrade = pool.submit(follower.alembic, "upgrade", "head")
             wait_for(lambda: database.query(waiting).split()[-1] == "1", 60)
             follower.load.wait()
@@ -393,3 +378,21 @@ def test_a_filling_that_is_killed_keeps_what_it_has_filled_and_is_begun_again(
     file.write_text(page)
     follower.alembic("upgrade", "head")
     assert count(database, "items WHERE slug = name") == ROWS
+
+
+def test_an_attribute_is_renamed_and_its_column_is_not(service: Service, tmp_path: Path) -> None:
+    copy = service.copy(tmp_path / "service")
+    model = copy.folder / "app/items/models.py"
+    [new] = [text for _, title, text in BLOCK.findall(PAGE.read_text()) if "attribute" in title]
+    [old] = re.findall(r"^    description: .*\n", model.read_text(), re.MULTILINE)
+    program = (
+        "from app.items.models import Item;"
+        "print([(c.name, str(c.type), c.nullable) for c in Item.__table__.c])"
+    )
+
+    before = copy.run(".venv/bin/python", "-c", program).stdout
+    replace(model, old, new)
+    replace(copy.folder / "app/items/routes.py", "Item.description", "Item.details")
+
+    assert copy.run(".venv/bin/python", "-c", program).stdout == before
+    assert copy.run(".venv/bin/python", "-c", f"{program}; Item.details")
