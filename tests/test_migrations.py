@@ -551,3 +551,25 @@ def test_a_release_is_rolled_back_by_its_image_alone(
     assert "Traceback" not in plain.stdout
     forward = living.run(*command, variables=variables)
     assert "not among the files" not in forward.stdout
+
+
+@postgresql
+def test_a_role_that_may_not_read_the_revision_is_told_so(service: Service, place: Place) -> None:
+    place.query("ALTER TABLE alembic_version OWNER TO CURRENT_USER")
+    place.query("REVOKE ALL ON alembic_version FROM guarded")
+    variables = {"DATABASE_URL": place.url}
+    denied = "permission denied for table alembic_version"
+
+    examined = service.run(".venv/bin/python", "-m", "app.doctor", variables=variables, check=False)
+    assert examined.returncode == 1
+    assert denied in examined.stdout
+    assert "upgrade head" not in examined.stdout
+
+    with watcher.serve(service, place.left, **variables) as watched:
+        assert watched.server.client.get("/health/ready").status_code == 503
+        assert f"not ready: {denied}" in watched.server.log()
+
+    refused = service.run(".venv/bin/alembic", "upgrade", "head", variables=variables, check=False)
+    assert refused.returncode == 1
+    assert denied in refused.stdout
+    assert "not available" not in refused.stdout

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import FastAPI
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.database import SERVER, judge
+from app.database_errors import explain
 from app.health import examine as examine_database
 from app.lifespan import lifespan
 from app.settings import Settings, load_settings
@@ -57,8 +58,10 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
         findings.append(Finding("server", complaint or text, bool(complaint)))
         try:
             schema, read_only = await examine_database(reader)
-        except SQLAlchemyError:  # not even Alembic's table
-            schema, read_only = "behind", False
+        except SQLAlchemyError as error:
+            if isinstance(error, DBAPIError) and explain(error)[1]:
+                return [*findings, Finding("schema", f"can't be read: {error.orig}", True)]
+            schema, read_only = "behind", False  # not even Alembic's table is there
         if read_only and settings.database_writes:
             findings.append(Finding("server", "takes no writes", True))
         return [*findings, Finding("schema", SCHEMA.get(schema, schema), schema == "behind")]

@@ -45,7 +45,7 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
     except (SQLAlchemyError, TimeoutError) as error:
         if isinstance(error, TimeoutError) and is_busy(state):
             return {"status": "busy"}
-        reason = "The database does not answer, or has no schema yet."
+        reason = "The database does not answer, or shows no schema."
         logger.warning("not ready: %s", str(getattr(error, "orig", error)).partition("\n")[0])
     else:
         if reason is None:

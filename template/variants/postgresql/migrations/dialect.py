@@ -25,7 +25,7 @@ PARAMETERS = {"application_name": f"{NAME} migrations"}
 # A server on Windows, as in development, refuses some of these.
 if sys.platform != "win32":
     PARAMETERS |= {
-        "client_connection_check_interval": "2s",
+        "client_connection_check_interval": "2000",
         "tcp_keepalives_idle": "5",
         "tcp_keepalives_interval": "5",
         "tcp_keepalives_count": "2",
