@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
-from sqlalchemy.types import TypeEngine
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from app.settings import Settings
 from migrations.comparing import SCHEMAS
@@ -93,6 +93,7 @@ def add(connection: Connection, table: Table, number: int) -> None:
         column.name: value(connection, column, known.get(column.name), number)
         for column in table.columns
         if column.computed is None
+        and column.identity is None
         and (column is not table.autoincrement_column or column.foreign_keys)
     }
     try:
@@ -121,7 +122,7 @@ def value(
             kind = known.type
     if isinstance(kind, Enum):
         return literal(kind.enums[number % len(kind.enums)], kind)
-    python = column.type.python_type
+    python = (kind.impl_instance if isinstance(kind, TypeDecorator) else kind).python_type
     if issubclass(python, datetime.datetime):
         moment = datetime.datetime(2026, 1, 1 + number, tzinfo=datetime.UTC)
         naive = isinstance(kind, DateTime) and not kind.timezone
