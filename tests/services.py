@@ -301,10 +301,15 @@ class Service:
     database: str
 
     def copy(self, folder: Path) -> "Service":
-        """Copy the service for a test that changes its files; the environment is shared."""
+        """Copy the service for a test that changes its files; the environment is shared.
+
+        So is what mypy remembers, of packages above all.
+        """
         ignored = shutil.ignore_patterns(".venv", "__pycache__", ".postgres", "app.db*", ".*cache")
         shutil.copytree(self.folder, folder, ignore=ignored)
-        (folder / ".venv").symlink_to(self.folder / ".venv")
+        (self.folder / ".mypy_cache").mkdir(exist_ok=True)
+        for shared in (".venv", ".mypy_cache"):
+            (folder / shared).symlink_to(self.folder / shared)
         return Service(folder, self.database)
 
     def extend(self, **modules: str) -> None:

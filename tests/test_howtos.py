@@ -5,12 +5,13 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -25,7 +26,6 @@ from tests.services import (
     Service,
     SQLiteDatabase,
     open_database,
-    replace,
     unavailable,
     wait_for,
 )
@@ -389,57 +389,62 @@ def test_a_proxy_is_believed_and_nobody_else(
             assert "/health" not in server.log()
 
 
-def write_for(database: PostgreSQLDatabase, seconds: float) -> subprocess.Popen[str]:
-    """Be a transaction that has written, for so long; returns when it has."""
-    statements = ("BEGIN", "LOCK items IN ROW EXCLUSIVE MODE", f"SELECT pg_sleep({seconds})")
-    commands = [f"--command={statement}" for statement in statements]
-    psql = [str(database.server.bin_path / "psql"), database.server.get_uri(), *commands]
-    process = subprocess.Popen(psql, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert [process.stdout.readline() for _ in range(2)] == ["BEGIN\n", "LOCK TABLE\n"]
-    return process
+@contextmanager
+def transaction(database: Database, *statements: str) -> Iterator[None]:
+    """Be a transaction that has executed statements, and commits at the end."""
+    if isinstance(database, SQLiteDatabase):
+        with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
+            for statement in ("BEGIN IMMEDIATE", *statements):
+                connection.execute(statement)
+            yield
+            connection.execute("COMMIT")
+        return
+    assert isinstance(database, PostgreSQLDatabase)
+    psql = [str(database.server.bin_path / "psql"), database.server.get_uri(), "--quiet"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(psql, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("".join(f"{line};\n" for line in ("BEGIN", *statements)))
+        process.stdin.write("\\echo executed\n")
+        process.stdin.flush()
+        assert "executed\n" in iter(process.stdout.readline, "")
+        yield
+        process.communicate("COMMIT;\n")
 
 
-def test_the_schema_changes_while_items_are_written(
-    service: Service, migrated: Database, tmp_path: Path
+def test_a_walk_from_the_start_finds_what_was_committed_late(
+    service: Service, migrated: Database
 ) -> None:
-    copy = service.copy(tmp_path / "service")
-    variables = migrated.variables
-    apply("schema-changes", copy, variables)
+    now = "'2026-11-28 00:00:00.000000'"
+    late = (
+        "INSERT INTO items (name, created_at, updated_at, version)"
+        f" VALUES ('late', {now}, {now}, 1)"
+    )
+    with service.serve(**migrated.variables) as server, ThreadPoolExecutor(1) as pool:
 
-    def alembic(*words: str) -> None:
-        copy.run(".venv/bin/alembic", *words, variables=variables)
+        def create(name: str) -> None:
+            server.client.post("/items", json={"name": name}).raise_for_status()
 
-    with watcher.serve(copy, left_in(migrated), **variables) as watched:
-        server = watched.server
-        with writing(server.client) as statuses:
-            alembic("upgrade", "add_quantity")
-            alembic("upgrade", "index_quantity")
-        assert set(statuses) == {201}
+        def walk(**query: str | int) -> tuple[list[str], str | None]:
+            page = server.client.get("/items", params=query).json()
+            return [item["name"] for item in page["items"]], page["next_cursor"]
+
+        create("first")
+        with transaction(migrated, late):
+            sent = [pool.submit(create, name) for name in ("second", "third")]
+            if isinstance(migrated, PostgreSQLDatabase):
+                for request in sent:
+                    request.result()
+                passed, cursor = walk(limit=2)
+                assert passed == ["first", "second"]
+        for request in sent:
+            request.result()
 
         if isinstance(migrated, PostgreSQLDatabase):
-            alembic("downgrade", "add_quantity")
-            migrated.query("CREATE INDEX ix_items_quantity ON items (name)")  # as if interrupted
-            # For longer than a migration waits for a table, and a request for an answer.
-            with write_for(migrated, 7), writing(server.client) as statuses:
-                alembic("upgrade", "index_quantity")
-            assert set(statuses) == {201}
-
-        drop = copy.folder / "migrations/versions/drop_quantity.py"
-        later = drop.rename(tmp_path / drop.name)
-        model = copy.folder / "app/items/models.py"
-        [column] = re.findall(r"`(quantity: .*index=True\))`", page_text("schema-changes"))
-        version = "    version: Mapped[int]"
-        before = model.read_text()
-        replace(model, version, f"    {column}\n{version}")
-        alembic("check")
-        model.write_text(before)
-        later.rename(drop)
-
-        with writing(server.client) as statuses:
-            alembic("upgrade", "drop_quantity")
-        assert set(statuses) == {201}
-        alembic("check")
+            assert cursor is not None
+            assert walk(cursor=cursor) == (["third"], None)
+        assert walk() == (["first", "late", "second", "third"], None)
 
 
 def test_a_backup_is_restored_while_items_are_written(

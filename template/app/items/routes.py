@@ -45,7 +45,11 @@ async def list_items(
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = MAX_LIMIT,
     cursor: Cursor | None = None,
 ) -> dict[str, Any]:
-    """Oldest first. A page costs the same wherever it is: it begins behind a key, not an offset."""
+    """Oldest first. A page costs the same wherever it is: it begins behind a key, not an offset.
+
+    A walk from the first page on shows whatever was stored before it began. What is stored
+    meanwhile may come to be behind the cursor: to synchronise, begin at the first page again.
+    """
     rows = await reader.all(PAGE, after=cursor or 0, limit=limit + 1)
     more = len(rows) > limit
     items = rows[:limit]
