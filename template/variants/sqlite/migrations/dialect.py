@@ -5,7 +5,7 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from alembic.ddl.sqlite import SQLiteImpl
@@ -13,6 +13,7 @@ from alembic.operations.batch import ApplyBatchImpl
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
 from sqlalchemy import CheckConstraint, Connection, Table
+from sqlalchemy.exc import OperationalError
 
 from migrations.comparing import quoted
 from migrations.running import POLL
@@ -139,11 +140,11 @@ def check_rows(ctx: MigrationContext, **step: Any) -> None:
         raise RuntimeError(f"rows refer to rows that are not there: {orphans[:10]}")
 
 
-def analyze(ctx: MigrationContext, **step: Any) -> None:
+def analyze(connection: Connection) -> None:
     """Count how many rows share a value: without that, SQLite guesses which index to take."""
-    assert ctx.connection is not None
-    ctx.connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
-    ctx.connection.exec_driver_sql("ANALYZE")
+    with suppress(OperationalError), connection.begin():  # if others write just now, the next time
+        connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
+        connection.exec_driver_sql("ANALYZE")
 
 
 @contextmanager

@@ -53,7 +53,9 @@ async def run_online(settings: Settings) -> None:
         cursor.close()
 
     async with engine.connect() as connection:
-        await connection.run_sync(run, on_version_apply=[check_rows, analyze], **OPTIONS)
+        await connection.run_sync(run, on_version_apply=check_rows, **OPTIONS)
+        if "destination_rev" in context.get_context().opts:  # an upgrade, or a downgrade
+            await connection.run_sync(analyze)
 
 
 def run_offline(settings: Settings) -> None:
