@@ -41,7 +41,7 @@ FILL = re.compile(r"^FILL = sa\.text\(\n.*?^\)\n", re.DOTALL | re.MULTILINE)
 
 ROWS = 20_000
 CLIENTS = 4
-PAUSE = 0.02  # seconds between two requests of a client
+PAUSE = 0.01  # seconds between two requests of a client
 ALIVE = 10.0  # seconds, within which each request is answered, however busy the machine
 
 
@@ -247,7 +247,7 @@ class Follower:
         self.load.urls = [*self.load.urls, newest]
         self.load.wait()
         self.load.urls = [newest]
-        self.load.wait()  # until nobody waits for an answer of the other
+        self.load.wait(0)  # until nobody waits for an answer of the other
         older.close()
 
     def _start(self) -> str:
@@ -283,9 +283,8 @@ def test_the_schema_changes_while_items_are_read_and_written(follower: Follower)
         follower.load.stop()
         check_rows(follower.load, follower.database)
     check_labels(follower)
-    follower.alembic("downgrade", "ff1af746d745")
 
-    assert count(follower.database, "items WHERE name LIKE 'old %'") == ROWS
+    follower.service.run("uv", "run", "--no-sync", "pytest", "-k", "rows_in_the_tables")
     follower.service.run(".venv/bin/ruff", "format", "--check")
     follower.service.run(".venv/bin/ruff", "check")
     follower.service.run(".venv/bin/mypy", "app", "migrations")
