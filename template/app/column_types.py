@@ -26,8 +26,8 @@ class Fitting:
                 return None
             if not math.isfinite(value):
                 raise ValueError("a number needs to be finite")
-            if isinstance(value, Decimal) and self.scale is not None:
-                _, digits, exponent = value.normalize().as_tuple()
+            if self.scale is not None:
+                _, digits, exponent = Decimal(str(value)).normalize().as_tuple()
                 if -int(exponent) > self.scale:
                     raise ValueError(f"a number has at most {self.scale} decimal places here")
                 if self.precision and len(digits) + int(exponent) > self.precision - self.scale:
