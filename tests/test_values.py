@@ -105,7 +105,9 @@ MAKE: dict[str, Make] = {
     "number": number,
     "flag": lambda rng: rng.choice([True, False, 2, None]),
     "date": lambda rng: moment(rng)[:10],
-    "time": lambda rng: rng.choice(["00:00:00", "23:59:59.999999", "24:00", "12:30", "07:08:09.1"]),
+    "time": lambda rng: rng.choice(
+        ["00:00:00", "23:59:59.999999", "24:00", "12:30", "07:08:09.1", "12:00:00+02:00", "12:00Z"]
+    ),
     "moment": moment,
     "key": lambda rng: rng.choice([str(uuid.UUID(int=rng.getrandbits(128))), "no uuid", "0" * 32]),
     "json": some_json,
@@ -238,8 +240,9 @@ FOREIGN: dict[str, dict[str, list[str]]] = {
             *("1700000000", "'2026-01-01 12:00:00+02:00'", "'2026-01-01T12:00:00Z'", "x'00'"),
             *("CURRENT_TIMESTAMP", "'2026-02-30 00:00:00.000000'", "'0000-01-01 00:00:00.000000'"),
             *("'2026-01-01 24:00:00.000000'", "'2026-01-01 12:00:00.abcdef'", "2460000.5"),
+            "'2026-01-01 12:00:00.000000' || char(0) || 'x'",
         ],
-        "key": ["'abc'", "x'00112233445566778899aabbccddeeff'", "1"],
+        "key": ["'abc'", "'ABCDEF00112233445566778899AABBCC'", "x'00112233445566778899aabbccddeeff'", "1"],
         "json": ["'{'", "'{\"a\": NaN}'", "1", "x'00'", "''"],
     },
     "postgresql": {

@@ -44,18 +44,17 @@ class CheckingDDLCompiler(Compiler):
         """Return what must hold of a column of this type, which is written as `@`."""
         raise NotImplementedError
 
-    def get_column_specification(self, column: Column[Any], **options: Any) -> str:
-        specification: str = super().get_column_specification(column, **options)
+    def check(self, column: Column[Any]) -> str:
+        """Return the constraint of a column, or nothing."""
         kind = column.type.dialect_impl(self.dialect)
         if isinstance(kind, TypeDecorator):
             kind = kind.impl_instance
         condition = self.condition(column, kind)
         if condition is None or column.computed is not None:
-            return specification
+            return ""
         name, check = map(self.preparer.quote, (column.name, f"{PREFIX}{column.name}"))
         unless = f"{name} IS NULL OR " if column.nullable else ""
-        condition = condition.replace("@", name)
-        return f"{specification} CONSTRAINT {check} CHECK ({unless}{condition})"
+        return f" CONSTRAINT {check} CHECK ({unless}{condition.replace('@', name)})"
 
 
 def without_types(checks: Iterable[ReflectedCheckConstraint]) -> list[ReflectedCheckConstraint]:

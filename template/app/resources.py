@@ -42,6 +42,15 @@ DateTime = Annotated[
 ]
 
 
+def check_zone(time: datetime.time) -> datetime.time:
+    if time.tzinfo is not None:
+        raise ValueError("a time has no offset, which no column keeps")
+    return time
+
+
+Time = Annotated[datetime.time, AfterValidator(check_zone)]
+
+
 def normalize(name: object) -> object:
     return unicodedata.normalize("NFC", name).strip() if isinstance(name, str) else name
 

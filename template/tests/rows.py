@@ -21,7 +21,7 @@ from sqlalchemy import (
     literal,
     select,
 )
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -99,7 +99,7 @@ def add(connection: Connection, table: Table, number: int) -> None:
     try:
         with connection.begin_nested():
             connection.execute(insert(table).values(values))
-    except DBAPIError as error:
+    except StatementError as error:
         # Of a table that no model has any more, nobody could say what it takes.
         if known.keys() >= values.keys():
             pytest.fail(f"no row for {table}: {error.orig}; {REMEDY}")

@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, func, insert, select
 from sqlalchemy.exc import StatementError
 
 from app.more.models import Value
-from app.resources import BigInteger, Date, DateTime, Integer, Json, Normalized, Text
+from app.resources import BigInteger, Date, DateTime, Integer, Json, Normalized, Text, Time
 from app.sessions import ReaderDep, SessionDep
 
 router = APIRouter(prefix="/values")
@@ -24,7 +24,7 @@ TYPES: dict[str, Any] = {
     "number": FiniteFloat,
     "flag": bool,
     "date": Date,
-    "time": datetime.time,
+    "time": Time,
     "moment": DateTime,
     "key": uuid.UUID,
     "json": Json,

@@ -10,7 +10,7 @@ from app.column_types import CheckingDDLCompiler, Fitting, without_types
 
 # The driver sends Python's first and last moment as infinite ones, and fails on years beyond 9999.
 CONDITIONS: dict[type[Any], str] = {
-    Date: "@ >= '0001-01-01' AND @ < '10000-01-01'",
+    Date: "@ BETWEEN '0001-01-02' AND '9999-12-30'",
     Time: "@ < '24:00'",
     Float: "@ NOT IN ('NaN', 'Infinity', '-Infinity')",
     Numeric: "@ NOT IN ('NaN', 'Infinity', '-Infinity')",
@@ -26,10 +26,16 @@ class FittingFloat(Fitting, AsyncpgFloat):
 
 
 class DDLCompiler(CheckingDDLCompiler, PGDDLCompiler):
+    def visit_create_column(self, create: Any, *args: Any, **options: Any) -> str | None:
+        # Of a table that is made: to one that has rows it would be added behind a lock of the whole
+        # table, while all of them are looked at.
+        column: str | None = super().visit_create_column(create, *args, **options)  # type: ignore[no-untyped-call]
+        return None if column is None else column + self.check(create.element)
+
     def condition(self, column: Column[Any], kind: Any) -> str | None:
         if isinstance(kind, DateTime):
             zone = "+00" if kind.timezone else ""
-            return f"@ >= '0001-01-01 00:00:00{zone}' AND @ < '10000-01-01 00:00:00{zone}'"
+            return f"@ >= '0001-01-02 00:00:00{zone}' AND @ < '9999-12-31 00:00:00{zone}'"
         return next((check for type_, check in CONDITIONS.items() if isinstance(kind, type_)), None)
 
 

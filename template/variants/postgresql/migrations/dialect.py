@@ -5,10 +5,11 @@ import sys
 from typing import Any
 
 from alembic.ddl.postgresql import PostgresqlImpl
-from sqlalchemy import Connection
+from sqlalchemy import Column, Connection, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from app import NAME
+from app.column_types import PREFIX
 from migrations.comparing import quoted
 
 # Every request that needs a table queues behind a migration that waits for its lock.
@@ -52,9 +53,47 @@ class PostgreSQL(PostgresqlImpl):
         except DBAPIError:  # the server was asked, and does not compare such values
             return True
 
+    def add_column(self, table_name: str, column: Any, **options: Any) -> None:
+        super().add_column(table_name, column, **options)
+        self._check(table_name, column, options.get("schema"), "NOT VALID")  # no row breaks it
+
+    def alter_column(
+        self,
+        table_name: str,
+        column_name: str,
+        *,
+        name: Any = None,
+        type_: Any = None,
+        **options: Any,
+    ) -> None:
+        """Let the CHECK of a column's type follow its type and its name."""
+        quote = self.dialect.identifier_preparer.quote
+        table = qualified(self, table_name, options.get("schema"))
+        old = quote(f"{PREFIX}{column_name}")
+        if type_ is not None:
+            self._exec(text(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {old}"))
+        super().alter_column(table_name, column_name, name=name, type_=type_, **options)
+        if type_ is not None:
+            column: Column[Any] = Column(name or column_name, type_, nullable=True)
+            self._check(table_name, column, options.get("schema"))
+        elif name is not None:
+            new = quote(f"{PREFIX}{name}")
+            rename = f"ALTER TABLE {table} RENAME CONSTRAINT {old} TO {new};"
+            self._exec(text(f"DO $$BEGIN {rename} EXCEPTION WHEN undefined_object THEN END$$"))
+
+    def _check(self, table_name: str, column: Any, schema: str | None, validity: str = "") -> None:
+        compiler: Any = self.dialect.ddl_compiler
+        if check := compiler(self.dialect, None).check(column):
+            table = qualified(self, table_name, schema)
+            self._exec(text(f"ALTER TABLE {table} ADD{check} {validity}".replace(":", "\\:")))
+
     def emit_begin(self) -> None:  # of `--sql`
         super().emit_begin()
         self.static_output(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT}';")
+
+
+def qualified(impl: PostgresqlImpl, table: str, schema: str | None) -> str:
+    return impl.dialect.identifier_preparer.format_table(Table(table, MetaData(), schema=schema))
 
 
 def limit_locks(connection: Connection) -> None:

@@ -30,19 +30,19 @@ NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 MAX_DIGITS = 15  # of a number that is stored as REAL, and comes back as it was
 
 TEXT = "typeof(@) = 'text' AND instr(@, char(0)) = 0"
-HEX = "typeof(@) = 'text' AND length(@) = 32 AND @ NOT GLOB '*[^0-9a-fA-F]*'"
+HEX = "typeof(@) = 'text' AND length(@) = 32 AND @ NOT GLOB '*[^0-9a-f]*'"
 NUMBER = "typeof(@) IN ('integer', 'real')"
 # As SQLAlchemy writes them. SQLite's functions read more forms than one; February 30 they count on.
-DAY = "{0} IS date({0}, '+0 days') AND substr({0}, 1, 4) >= '0001'"
+DAY = "{0} IS date({0}, '+0 days') AND substr({0}, 1) BETWEEN '0001-01-02' AND '9999-12-30'"
 TIME = (
     "{0} GLOB '{1}??:??:??." + "[0-9]" * 6 + "'"
     " AND time(substr({0}, -15, 8), '+0 days') IS substr({0}, -15, 8)"
 )
 CONDITIONS: dict[type[Any], str] = {
     Boolean: "@ IN (0, 1)",
-    Date: DAY.format("@"),
-    DateTime: f"{DAY.format('substr(@, 1, 10)')} AND {TIME.format('substr(@, 11)', ' ')}",
-    Time: TIME.format("@", ""),
+    Date: f"{TEXT} AND {DAY.format('@')}",
+    DateTime: f"{TEXT} AND {DAY.format('substr(@, 1, 10)')} AND {TIME.format('substr(@, 11)', ' ')}",
+    Time: f"{TEXT} AND {TIME.format('@', '')}",
     Uuid: HEX,
     JSON: "json_valid(@)",
     LargeBinary: "typeof(@) = 'blob'",
@@ -73,6 +73,10 @@ class DDLCompiler(CheckingDDLCompiler, SQLiteDDLCompiler):
         statement: str = super().visit_create_table(create, **options)  # type: ignore[no-untyped-call]
         return statement
 
+    def get_column_specification(self, column: Column[Any], **options: Any) -> str:
+        specification: str = super().get_column_specification(column, **options)  # type: ignore[no-untyped-call]
+        return specification + self.check(column)
+
     def condition(self, column: Column[Any], kind: Any) -> str | None:
         if isinstance(kind, CHAR) and kind.length == 32:  # a Uuid, as it is read from the file
             return HEX
@@ -101,6 +105,22 @@ class CheckingDialect(SQLiteDialect_aiosqlite):
     statement_compiler = StatementCompiler
     ddl_compiler = DDLCompiler
     colspecs = SQLiteDialect_aiosqlite.colspecs | {Numeric: FittingNumeric, Float: FittingFloat}
+
+    def get_foreign_keys(
+        self, connection: Any, table_name: str, schema: str | None = None, **options: Any
+    ) -> Any:
+        # Those of a column that was added have their actions in the PRAGMA alone.
+        found = super().get_foreign_keys(connection, table_name, schema, **options)  # type: ignore[no-untyped-call]
+        pragma = f"PRAGMA foreign_key_list({self.identifier_preparer.quote_identifier(table_name)})"
+        actions = {
+            row["from"]: {"onupdate": row["on_update"], "ondelete": row["on_delete"]}
+            for row in connection.exec_driver_sql(pragma).mappings()
+        }
+        for key in found:
+            if not key["options"]:
+                kept = actions.get(key["constrained_columns"][0], {})
+                key["options"] = {n: action for n, action in kept.items() if action != "NO ACTION"}
+        return found
 
     def get_check_constraints(self, *args: Any, **options: Any) -> Any:
         return without_types(super().get_check_constraints(*args, **options))  # type: ignore[no-untyped-call]

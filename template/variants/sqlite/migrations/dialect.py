@@ -87,16 +87,21 @@ class Copied:
             if not mentions(sql, gone):
                 batch.indexes.pop(name, None)  # Alembic's copy would lack DESC, or an expression
                 self.kept.append(sql)
-            elif name not in reflected:
+            elif name not in reflected or mentions(sql, {"DESC", "WHERE", "COLLATE"}):
                 raise CommandError(
                     f"{kind} {name} names {', '.join(sorted(gone))}, which {self.name} loses:"
                     f" drop it first, and make it anew afterwards"
                 )
-        # One without a name is its column's type's.
         checks = [c for c in table.constraints if isinstance(c, CheckConstraint) and not c.name]
-        for check in checks:
-            if not mentions(str(check.sqltext), changed):
-                batch.new_table.append_constraint(CheckConstraint(check.sqltext))
+        for check in checks:  # which Alembic leaves out
+            if mentions(str(check.sqltext), gone):
+                raise CommandError(
+                    f"a CHECK of {self.name} names {', '.join(sorted(gone))}: name it"
+                )
+            batch.new_table.append_constraint(CheckConstraint(check.sqltext))
+        for column in table.columns:
+            if column.computed is not None:  # nothing is copied into it
+                batch.column_transfers[column.name].pop("expr", None)
 
         self.newest: int | None = None
         if mentions(self.sql, {"AUTOINCREMENT"}):
@@ -114,7 +119,7 @@ class Copied:
             execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (self.name, self.newest))
         made = execute("SELECT sql FROM sqlite_master WHERE name = ?", (self.name,)).scalar_one()
         for words in UNREFLECTED:
-            if not self.changed and len(find(words, made)) < len(find(words, self.sql)):
+            if len(find(words, made)) < len(find(words, without(self.sql, self.changed))):
                 raise CommandError(
                     f"a copy of {self.name} would lack {words}: name it with"
                     " batch_alter_table(…, copy_from=Table(…))"
@@ -123,6 +128,19 @@ class Copied:
         execute("CREATE TABLE _alembic_renamed (id INTEGER)")
         execute("ALTER TABLE _alembic_renamed RENAME TO _alembic_tmp_renamed")
         execute("DROP TABLE _alembic_tmp_renamed")
+
+
+def without(sql: str, names: set[str]) -> str:
+    """Return the text of a CREATE TABLE without the definitions of these columns."""
+    parts, depth = [""], 0
+    for token in re.findall(r"""'(?:[^']|'')*'|"[^"]*"|.""", sql, re.DOTALL):
+        depth += {"(": 1, ")": -1}.get(token, 0)
+        if token == "," and depth == 1 or token == "(" and depth == 1 and len(parts) == 1:
+            parts.append("")
+        else:
+            parts[-1] += token
+    first = (re.match(r"""\s*["`\[]?(\w+)""", part) for part in parts)
+    return ",".join(p for p, f in zip(parts, first, strict=True) if not f or f[1] not in names)
 
 
 def find(words: str, sql: str) -> list[str]:
