@@ -376,7 +376,7 @@ from app.models import Base
 class Note(Base):
     __tablename__ = "notes"
 
-    id: Mapped[int] = mapped_column(BigIntegerKey, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(BigIntegerKey, Identity(always=True), primary_key=True)
     text: Mapped[str] = mapped_column(String(100))
 """
 
