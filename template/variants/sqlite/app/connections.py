@@ -3,10 +3,13 @@
 import asyncio
 import os
 import sqlite3
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 CLOSE_TIMEOUT = 1.0  # seconds
+# Another program's text that is not Unicode would break each list that holds it.
+DECODE = partial(str, encoding="utf-8", errors="replace")
 
 
 class OutcomeUnknown(sqlite3.OperationalError):
@@ -39,6 +42,7 @@ def unavailable(reason: str) -> sqlite3.OperationalError:
 
 
 async def set_up(connection: Any) -> None:
+    connection.text_factory = DECODE
     await connection.execute("PRAGMA foreign_keys = ON")
     # With less, a power failure would take the last commits with it.
     await connection.execute("PRAGMA synchronous = FULL")
