@@ -375,6 +375,9 @@ def test_rows_are_the_same_after_a_move_to_the_other_database_and_back(
     services: dict[str, Running], database_name: str, tmp_path: Path
 ) -> None:
     here, there = services[database_name], services[OTHER[database_name]]
+    rng = random.Random(SEED)
+    for kind, make in MAKE.items():
+        post(here.server, f"/values/{kind}", values=[make(rng) for _ in range(NUMBER // 4)])
     if database_name == "postgresql":  # a number that neither Python nor SQLite has room for
         assert execute(here, "DELETE FROM values_of_types WHERE json::text = '1e999'")
     else:  # texts that are not Unicode
@@ -382,7 +385,7 @@ def test_rows_are_the_same_after_a_move_to_the_other_database_and_back(
             where = f"{kind} IN (CAST(x'ff' AS TEXT), CAST(x'22ff22' AS TEXT))"
             assert execute(here, f"DELETE FROM values_of_types WHERE {where}")
     before = here.server.client.get("/values/list").json()
-    assert len(before) > NUMBER
+    assert len(before) > NUMBER / 2
     last = post(here.server, "/values/flag", values=[True])[0]
     assert execute(here, f"DELETE FROM values_of_types WHERE id = {last}")
     with ExitStack() as stack:
