@@ -340,6 +340,7 @@ def test_what_the_database_makes_is_there_after_a_flush_for_changes_too(
 def test_now_is_a_moment_as_the_service_writes_it(
     services: dict[str, Running], database_name: str
 ) -> None:
+    post(services[database_name].server, "/values/flag", values=[True])
     client = services[database_name].server.client
     until, after = client.get("/values/changed/until-now").json()
     assert (until > 0, after) == (True, 0)
