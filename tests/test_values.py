@@ -254,7 +254,17 @@ FOREIGN: dict[str, dict[str, list[str]]] = {
             "x'00112233445566778899aabbccddeeff'",
             "1",
         ],
-        "json": ["'{'", "'{\"a\": NaN}'", "CAST(x'22ff22' AS TEXT)", "1", "x'00'", "''"],
+        "json": [
+            "'{'",
+            "'{\"a\": NaN}'",
+            "CAST(x'22ff22' AS TEXT)",
+            "'\"\\ud800\"'",
+            "1",
+            "printf('%.*c', 900, '[') || printf('%.*c', 900, ']')",
+            "'1' || hex(zeroblob(2500))",
+            "x'00'",
+            "''",
+        ],
     },
     "postgresql": {
         "text": ["repeat('a', 60)"],
@@ -264,7 +274,10 @@ FOREIGN: dict[str, dict[str, list[str]]] = {
         "date": ["'infinity'", "'-infinity'", "'20000-01-01'", "'0050-01-01 BC'"],
         "time": ["'24:00'"],
         "moment": ["'infinity'", "'-infinity'", "'20000-01-01'", "'0050-01-01 BC'", "now()"],
-        "json": ["'1e999'", "'{'", "'[[[1]]]'"],
+        "json": [
+            *("'1e999'", "'{'", "'[[[1]]]'", "'\"\\ud800\"'", "('1' || repeat('0', 5000))::json"),
+            "(repeat('[', 1200) || repeat(']', 1200))::json",
+        ],
     },
 }
 
@@ -385,6 +398,8 @@ def test_rows_are_the_same_after_a_move_to_the_other_database_and_back(
         for kind in ("text", "json"):
             where = f"{kind} IN (CAST(x'ff' AS TEXT), CAST(x'22ff22' AS TEXT))"
             assert execute(here, f"DELETE FROM values_of_types WHERE {where}")
+    long = {"postgresql": "length(json::text)", "sqlite": "length(json)"}[database_name]
+    assert execute(here, f"DELETE FROM values_of_types WHERE {long} > 1000")
     before = here.server.client.get("/values/list").json()
     assert len(before) > NUMBER / 2
     last = post(here.server, "/values/flag", values=[True])[0]

@@ -1,15 +1,34 @@
-"""What holds of columns on either database: numbers that fit, and a CHECK for what a type promises."""
+"""What holds of columns on either database: numbers and JSON that fit, CHECKs of what types promise."""
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any
 
+from pydantic_core import from_json, to_json
 from sqlalchemy import Column, Dialect, TypeDecorator
 from sqlalchemy.engine.interfaces import ReflectedCheckConstraint
 from sqlalchemy.sql.compiler import DDLCompiler as Compiler
 
 PREFIX = "type_of_"
+
+
+def dump(value: Any) -> str:
+    return json.dumps(value, allow_nan=False)  # NaN is no JSON
+
+
+def load(text: str) -> Any:
+    """Return the value of a JSON text; one of another program's without a value stays a text."""
+    try:
+        return from_json(text, allow_inf_nan=False)
+    except ValueError:  # a lone surrogate, or more brackets in one another than pydantic takes
+        try:
+            value = json.loads(text)
+            to_json(value)
+        except (ValueError, RecursionError):
+            return text
+        return value
 
 
 class Fitting:

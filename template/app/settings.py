@@ -1,9 +1,7 @@
 """Every environment variable of the service, read once at the start."""
 
-import json
 import re
 import sys
-from functools import partial
 from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 
@@ -17,6 +15,7 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode, SettingsConfigDict
 
+from app.column_types import dump, load
 from app.database_settings import DatabaseSettings, Seconds
 from app.feature_settings import FeatureSettings
 from app.pool import FairPool
@@ -107,7 +106,8 @@ class Settings(FeatureSettings, DatabaseSettings):
             "pool_recycle": self.database_pool_recycle,
             "pool_pre_ping": self.database_pool_pre_ping,
             "hide_parameters": True,
-            "json_serializer": partial(json.dumps, allow_nan=False),  # NaN is no JSON
+            "json_serializer": dump,
+            "json_deserializer": load,
             "connect_args": self.connect_args,
         }
 
