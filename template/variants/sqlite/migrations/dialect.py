@@ -12,7 +12,7 @@ from alembic.ddl.sqlite import SQLiteImpl
 from alembic.operations.batch import ApplyBatchImpl
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import CheckConstraint, Connection, Table
+from sqlalchemy import CheckConstraint, Connection, Table, text
 from sqlalchemy.exc import OperationalError
 
 from migrations.comparing import quoted
@@ -99,9 +99,15 @@ class Copied:
                     f"a CHECK of {self.name} names {', '.join(sorted(gone))}: name it"
                 )
             batch.new_table.append_constraint(CheckConstraint(check.sqltext))
+        made_of = definitions(self.sql)
         for column in table.columns:
-            if column.computed is not None:  # nothing is copied into it
-                batch.column_transfers[column.name].pop("expr", None)
+            if column.computed is not None:
+                batch.column_transfers[column.name].pop("expr", None)  # nothing is copied into it
+                # Reflection takes what follows the column for a part of its expression.
+                expression = re.search(r"AS\s*\((.*)\)", made_of[column.name], re.DOTALL)
+                assert expression is not None
+                computed: Any = batch.columns[column.name].computed
+                computed.sqltext = text(expression[1])
 
         self.newest: int | None = None
         if mentions(self.sql, {"AUTOINCREMENT"}):
@@ -118,8 +124,10 @@ class Copied:
             execute("DELETE FROM sqlite_sequence WHERE name = ?", (self.name,))
             execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (self.name, self.newest))
         made = execute("SELECT sql FROM sqlite_master WHERE name = ?", (self.name,)).scalar_one()
+        parts = definitions(self.sql)
         for words in UNREFLECTED:
-            if len(find(words, made)) < len(find(words, without(self.sql, self.changed))):
+            kept = [part for name, part in parts.items() if name not in self.changed]
+            if len(find(words, made)) < len(find(words, ",".join(kept))):
                 raise CommandError(
                     f"a copy of {self.name} would lack {words}: name it with"
                     " batch_alter_table(…, copy_from=Table(…))"
@@ -130,8 +138,8 @@ class Copied:
         execute("DROP TABLE _alembic_tmp_renamed")
 
 
-def without(sql: str, names: set[str]) -> str:
-    """Return the text of a CREATE TABLE without the definitions of these columns."""
+def definitions(sql: str) -> dict[str, str]:
+    """Return the text of each column, or kind of constraint, of a CREATE TABLE."""
     parts, depth = [""], 0
     for token in re.findall(r"""'(?:[^']|'')*'|"[^"]*"|.""", sql, re.DOTALL):
         depth += {"(": 1, ")": -1}.get(token, 0)
@@ -139,8 +147,12 @@ def without(sql: str, names: set[str]) -> str:
             parts.append("")
         else:
             parts[-1] += token
-    first = (re.match(r"""\s*["`\[]?(\w+)""", part) for part in parts)
-    return ",".join(p for p, f in zip(parts, first, strict=True) if not f or f[1] not in names)
+    found: dict[str, str] = {}
+    for part in parts:
+        first = re.match(r"""\s*["`\[]?(\w+)""", part)
+        name = first[1] if first else ""
+        found[name] = found.get(name, "") + part
+    return found
 
 
 def find(words: str, sql: str) -> list[str]:
