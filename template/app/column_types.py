@@ -1,4 +1,4 @@
-"""What holds of columns on either database: numbers and JSON that fit, CHECKs of what types promise."""
+"""What holds of columns on either database: values that fit, and what a type promises of them."""
 
 import json
 import math
