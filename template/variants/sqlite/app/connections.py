@@ -5,11 +5,17 @@ import os
 import sqlite3
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
+
+from sqlalchemy import event
+
+from app.pool import FairPool
 
 CLOSE_TIMEOUT = 1.0  # seconds
 # Another program's text that is not Unicode would break each list that holds it.
 DECODE = partial(str, encoding="utf-8", errors="replace")
+
+IN_USE: WeakSet[Any] = WeakSet()  # the driver's connections that are not in the pool
 
 
 class OutcomeUnknown(sqlite3.OperationalError):
@@ -57,6 +63,17 @@ async def close(connection: Any) -> None:
         await connection.close()
 
 
+@event.listens_for(FairPool, "checkout", asyncio=False)
+def take(connection: Any, record: object, proxy: object) -> None:
+    IN_USE.add(connection.driver_connection)
+
+
+@event.listens_for(FairPool, "checkin", asyncio=False)
+def give_back(connection: Any, record: object) -> None:
+    if connection is not None:
+        IN_USE.discard(connection.driver_connection)
+
+
 class Connections:
     """Those that are open, and of which file."""
 
@@ -83,15 +100,22 @@ class Connections:
         task.add_done_callback(self._given_up.pop)
 
     async def close_others(self, path: str) -> None:
-        """Close what is open of another file that was at `path`, whoever uses it.
+        """Close what is open of another file that was at `path`.
 
         SQLite finds a file's log and its index by their paths: two files that are open under one
         path take each other's, and lose what was committed.
+
+        Raises:
+            OperationalError: a request uses the other file; what it is waiting for is interrupted.
         """
         file = identity(path)
+        in_use = False
         for connection, (_, opened) in [*self._files.items()]:
-            if opened[0] != file:
+            if opened[0] != file and connection in IN_USE:
+                in_use = True
+                await connection.interrupt()
+            elif opened[0] != file:
                 self.give_up(connection)
         others = [task for task, other in self._given_up.items() if other != file]
-        if others and (await asyncio.wait(others, timeout=CLOSE_TIMEOUT))[1]:
+        if others and (await asyncio.wait(others, timeout=CLOSE_TIMEOUT))[1] or in_use:
             raise unavailable(f"another file that was at {path} is still in use")
