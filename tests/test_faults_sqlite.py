@@ -7,7 +7,6 @@ import signal
 import socket
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -399,50 +398,35 @@ def test_a_backup_that_is_put_in_the_files_place_is_used_at_once(
 
 
 @contextmanager
-def replaced(file: Path) -> Iterator[None]:
-    """Another database is in its place, which another process has open."""
-    shutil.copytree(file.parent, file.parent.with_name("other"))
-    with missing(file):
-        file.parent.with_name("other").rename(file.parent)
-        other = subprocess.Popen(
-            [sys.executable, "-c", OTHER, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        assert other.stdout is not None
-        assert other.stdout.readline() == b"stored\n"
-        try:
-            yield
-            with sqlite3.connect(file) as third:
-                assert third.execute("SELECT name FROM items").fetchall() == [("of the other",)]
-        finally:
-            other.kill()
-            other.communicate()
-            shutil.rmtree(file.parent)
+def owned(file: Path) -> Iterator[None]:
+    """Another process has the file for itself: nobody else may even read."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("DELETE FROM items")
+    try:
+        yield
+    finally:
+        connection.close()
 
 
-OTHER = """
-import sqlite3, sys
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
-connection.execute("DELETE FROM items")
-connection.execute(
-    "INSERT INTO items (name, version, created_at, updated_at)"
-    " VALUES ('of the other', 1, '2026-01-01 00:00:00.000000', '2026-01-01 00:00:00.000000')"
-)
-print("stored", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_a_connection_that_ends_leaves_the_log_of_another_database_alone(
+def test_connections_that_are_opened_wait_for_the_file_side_by_side(
     service: Service, file: Path
 ) -> None:
-    with serve(service, file) as server:
-        assert post(server, "stored").status_code == 201
-        with replaced(file):
-            assert server.client.get("/items").status_code == 200
-        assert post(server, "after").status_code == 201
-        with replaced(file):
-            assert server.stop(signal.SIGTERM) == -signal.SIGTERM
-    assert names(file) == {"stored", "after"}
+    with (
+        serve(service, file, DATABASE_COMMAND_TIMEOUT="1") as server,
+        ThreadPoolExecutor(10) as pool,
+    ):
+
+        def read(_: int) -> tuple[bool, float]:
+            start = time.monotonic()
+            return unavailable(server.client.get("/items")), time.monotonic() - start
+
+        with owned(file):
+            answers = list(pool.map(read, range(10)))
+        assert all(refused for refused, _ in answers)
+        # One by one, the last would have waited for ten time limits.
+        assert max(seconds for _, seconds in answers) < 2 * (1 + MARGIN)
+        assert server.client.get("/items").status_code == 200
 
 
 OPENING = """

@@ -3,19 +3,15 @@
 import asyncio
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-from sqlalchemy import event
-
-from app.pool import FairPool
-
 CLOSE_TIMEOUT = 1.0  # seconds
 # Another program's text that is not Unicode would break each list that holds it.
 DECODE = partial(str, encoding="utf-8", errors="replace")
-
-IN_USE: WeakSet[Any] = WeakSet()  # the driver's connections that are not in the pool
 
 
 class OutcomeUnknown(sqlite3.OperationalError):
@@ -63,26 +59,21 @@ async def close(connection: Any) -> None:
         await connection.close()
 
 
-@event.listens_for(FairPool, "checkout", asyncio=False)
-def take(connection: Any, record: object, proxy: object) -> None:
-    IN_USE.add(connection.driver_connection)
-
-
-@event.listens_for(FairPool, "checkin", asyncio=False)
-def give_back(connection: Any, record: object) -> None:
-    if connection is not None:
-        IN_USE.discard(connection.driver_connection)
-
-
 class Connections:
-    """Those that are open, and of which file."""
+    """Those that are open, and of which file: of one at a time under a path.
+
+    SQLite finds a file's log and its index by their paths: two files that are open under one path
+    take each other's, and lose what was committed.
+    """
 
     def __init__(self) -> None:
         self._files: WeakKeyDictionary[Any, tuple[str, tuple[object, object]]] = WeakKeyDictionary()
+        self._in_use: WeakSet[Any] = WeakSet()
+        self._opening: list[object] = []  # the identities of files
         self._given_up: dict[asyncio.Task[None], object] = {}  # to the identity of its file
 
-    def add(self, connection: Any, path: str, *opened: object) -> None:
-        self._files[connection] = path, (opened[0], opened[1])
+    def add(self, connection: Any, path: str, opened: tuple[object, object]) -> None:
+        self._files[connection] = path, opened
 
     def discard(self, connection: Any) -> None:
         self._files.pop(connection, None)
@@ -90,6 +81,13 @@ class Connections:
     def is_good(self, connection: Any) -> bool:
         path, opened = self._files.get(connection, ("", (None, None)))
         return is_same(opened, files(path))
+
+    def note_checkout(self, connection: Any, record: object, proxy: object) -> None:
+        self._in_use.add(connection.driver_connection)
+
+    def note_checkin(self, connection: Any, record: object) -> None:
+        if connection is not None:
+            self._in_use.discard(connection.driver_connection)
 
     def give_up(self, connection: Any) -> None:
         """Close a connection, once, while nobody waits for it."""
@@ -99,23 +97,33 @@ class Connections:
         _, (self._given_up[task], _) = self._files.pop(connection)
         task.add_done_callback(self._given_up.pop)
 
-    async def close_others(self, path: str) -> None:
-        """Close what is open of another file that was at `path`.
+    async def close_others(self, path: str) -> object:
+        """Close what is open of another file that was at `path`, and return the identity of this one.
 
-        SQLite finds a file's log and its index by their paths: two files that are open under one
-        path take each other's, and lose what was committed.
-
-        Raises:
-            OperationalError: a request uses the other file; what it is waiting for is interrupted.
+        A request that uses the other file is interrupted, and gives its connection back.
         """
         file = identity(path)
-        in_use = False
         for connection, (_, opened) in [*self._files.items()]:
-            if opened[0] != file and connection in IN_USE:
-                in_use = True
+            if opened[0] != file and connection in self._in_use:
                 await connection.interrupt()
             elif opened[0] != file:
                 self.give_up(connection)
-        others = [task for task, other in self._given_up.items() if other != file]
-        if others and (await asyncio.wait(others, timeout=CLOSE_TIMEOUT))[1] or in_use:
+        if closing := [task for task, other in self._given_up.items() if other != file]:
+            await asyncio.wait(closing, timeout=CLOSE_TIMEOUT)
+        return file
+
+    @contextmanager
+    def opening(self, path: str, file: object) -> Iterator[None]:
+        """Open a connection to this file.
+
+        Raises:
+            OperationalError: another file that was at `path` is still open, or is being opened.
+        """
+        known = [opened[0] for _, opened in self._files.values()]
+        if {file, *known, *self._opening, *self._given_up.values(), identity(path)} != {file}:
             raise unavailable(f"another file that was at {path} is still in use")
+        self._opening.append(file)
+        try:
+            yield
+        finally:
+            self._opening.remove(file)

@@ -1,6 +1,5 @@
 """How connections to the SQLite file are opened, checked and given up, and how transactions begin."""
 
-import asyncio
 import logging
 import os
 import sqlite3
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import StatementError
 
@@ -29,26 +28,30 @@ class Dialect(CheckingDialect):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.unreachable = False  # since the last attempt to connect
-        self._opening = asyncio.Lock()
         self._connections = Connections()
         self._autocommit: WeakSet[Any] = WeakSet()
         # At DEBUG the driver would print the parameters of every statement.
         logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
+    @classmethod
+    def engine_created(cls, engine: Engine) -> None:
+        connections: Connections = engine.dialect._connections  # type: ignore[attr-defined]
+        event.listen(engine.pool, "checkout", connections.note_checkout)
+        event.listen(engine.pool, "checkin", connections.note_checkin)
+
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
-        await_(self._opening.acquire())
+        [path] = args
         try:
-            connection = self._open(*args, **options)
+            file = await_(self._connections.close_others(path))
+            with self._connections.opening(path, file):
+                connection = self._open(path, file, **options)
         except BaseException:
             self.unreachable = True
             raise
-        finally:
-            self._opening.release()
         self.unreachable = False
         return connection
 
-    def _open(self, path: str, **options: Any) -> DBAPIConnection:
-        await_(self._connections.close_others(path))
+    def _open(self, path: str, file: object, **options: Any) -> DBAPIConnection:
         # SQLite would make a file that is not there, without tables, and would open one that may
         # not be written to for reads alone, as long as the connection lasts.
         if not os.access(path, os.R_OK | os.W_OK):
@@ -58,9 +61,8 @@ class Dialect(CheckingDialect):
             raise unavailable(f"{path} is empty (alembic upgrade head fills it)")
         # By itself, the driver would begin a transaction no sooner than with its first write.
         uri = f"{Path(path).absolute().as_uri()}?mode=rw"  # never create it, should it vanish here
-        file = identity(path)
         connection: Any = super().connect(uri, uri=True, isolation_level=None, **options)
-        self._connections.add(connection.driver_connection, path, file, None)
+        self._connections.add(connection.driver_connection, path, (file, None))
         try:
             # Its first read opens the write-ahead log, by a path as well: had the file been moved in
             # between, commits would go into a log that nobody finds again.
@@ -70,7 +72,7 @@ class Dialect(CheckingDialect):
         except BaseException:
             self.do_terminate(connection)
             raise
-        self._connections.add(connection.driver_connection, path, *files(path))
+        self._connections.add(connection.driver_connection, path, files(path))
         return connection  # type: ignore[no-any-return]
 
     def do_ping(self, dbapi_connection: Any) -> bool:
