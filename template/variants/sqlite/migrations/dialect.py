@@ -111,7 +111,6 @@ class Copied:
 
         self.newest: int | None = None
         if mentions(self.sql, {"AUTOINCREMENT"}):
-            batch.new_table.dialect_options["sqlite"]["autoincrement"] = True
             self.newest = connection.exec_driver_sql(
                 "SELECT seq FROM sqlite_sequence WHERE name = ?", (self.name,)
             ).scalar()
