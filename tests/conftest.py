@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.places import Place, open_place, open_server
 from tests.services import (
     DATABASES,
     Database,
+    PostgreSQLDatabase,
     Service,
     open_database,
     render,
@@ -64,3 +66,19 @@ def migrated(service: Service, database: Database) -> Database:
     """A database with the service's schema and no rows."""
     service.migrate(database)
     return database
+
+
+@pytest.fixture(scope="module")
+def server(
+    service: Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[PostgreSQLDatabase]:
+    """A PostgreSQL that asks for a password, with a migrated database to clone."""
+    with open_server(service, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def place(server: PostgreSQLDatabase) -> Iterator[Place]:
+    """A migrated database without rows, reached through a proxy."""
+    with open_place(server, "pattern") as place:
+        yield place

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -293,6 +293,30 @@ def free_port() -> int:
         return port
 
 
+FIRST = "ff1af746d745"  # the revision of a fresh service
+REVISION = '''\
+"""{name}"""
+
+import os
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{name}"
+down_revision = "{after}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+{upgrade}
+
+
+def downgrade() -> None:
+{downgrade}
+'''
+
+
 @dataclass
 class Service:
     """A rendered service with its environment installed."""
@@ -323,6 +347,18 @@ class Service:
         replace(features, imported, f"{imported}from app.more.routes import router as more\n")
         included = "    app.include_router(items)\n"
         replace(features, included, f"{included}    app.include_router(more)\n")
+
+    def add_revision(self, name: str, after: str, upgrade: Sequence[str], *downgrade: str) -> None:
+        """Give the service a migration of these statements."""
+
+        def body(lines: Sequence[str]) -> str:
+            return "\n".join(f"    {line}" for line in lines or ["pass"])
+
+        (self.folder / "migrations" / "versions" / f"{name}.py").write_text(
+            REVISION.format(
+                name=name, after=after, upgrade=body(upgrade), downgrade=body(downgrade)
+            )
+        )
 
     def migrate(self, database: Database) -> None:
         self.run(

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -139,6 +140,25 @@ def test_a_target_in_a_folder_that_is_not_there_is_refused(script: Path, tmp_pat
 
     assert done.returncode == 1
     assert re.fullmatch(r".*No such file.*missing/backup.db'\. Nothing was copied\.\n", done.stderr)
+
+
+def test_a_copy_that_was_killed_is_not_restored(script: Path, tmp_path: Path) -> None:
+    half, killed, target = tmp_path / "half.db", tmp_path / "killed.db", tmp_path / "app.db"
+    make(target, "kept")
+    with closing(sqlite3.connect(half, isolation_level=None)) as connection:
+        connection.execute("PRAGMA cache_size = 1")  # pages go into the file before the commit
+        connection.execute("BEGIN")
+        connection.execute("CREATE TABLE items (name TEXT)")
+        rows = [("long " * 200,)] * 1000
+        connection.executemany("INSERT INTO items VALUES (?)", rows)
+        for suffix in ("", "-journal"):
+            shutil.copy(f"{half}{suffix}", f"{killed}{suffix}")
+    assert killed.stat().st_size
+
+    done = run(script, killed, target)
+
+    assert (done.returncode, done.stderr) == (1, f"{killed} has no tables. Nothing was copied.\n")
+    assert names_in(target) == ["kept"]
 
 
 def test_a_target_that_somebody_goes_on_writing_to_is_left_to_them(

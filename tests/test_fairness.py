@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import count
@@ -10,8 +9,8 @@ from itertools import count
 import pytest
 
 from tests import watcher
-from tests.places import Place, open_place, open_server
-from tests.services import PostgreSQLDatabase, Server, Service, unavailable, wait_for
+from tests.places import Place
+from tests.services import Server, Service, unavailable, wait_for
 from tests.watcher import RIGHT
 
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
@@ -59,20 +58,6 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
     extended = service.copy(tmp_path_factory.mktemp("extended") / "service")
     extended.extend(routes=ROUTES)
     return extended
-
-
-@pytest.fixture(scope="module")
-def server(
-    service: Service, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PostgreSQLDatabase]:
-    with open_server(service, tmp_path_factory.mktemp("server")) as server:
-        yield server
-
-
-@pytest.fixture
-def place(server: PostgreSQLDatabase) -> Iterator[Place]:
-    with open_place(server, "pattern") as place:
-        yield place
 
 
 def waiting(server: Server) -> int:

@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from tests import watcher
-from tests.places import PASSWORD, Place, open_place, open_server, upstream
+from tests.places import PASSWORD, Place, open_place, upstream
 from tests.proxy import open_proxy
 from tests.services import (
     PostgreSQLDatabase,
@@ -35,22 +35,6 @@ from tests.watcher import UVICORN
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
 MARGIN = 1.5  # seconds that a busy machine may take on top of a promised limit
-
-
-@pytest.fixture(scope="module")
-def server(
-    service: Service, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PostgreSQLDatabase]:
-    """A PostgreSQL that asks for a password, with a migrated database to clone."""
-    with open_server(service, tmp_path_factory.mktemp("faults")) as server:
-        yield server
-
-
-@pytest.fixture
-def place(server: PostgreSQLDatabase) -> Iterator[Place]:
-    """A migrated database without rows."""
-    with open_place(server, "pattern") as place:
-        yield place
 
 
 @pytest.fixture

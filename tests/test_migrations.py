@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests import watcher
-from tests.places import Place, open_place, open_server
+from tests.places import Place
 from tests.services import (
+    FIRST,
     Database,
     PostgreSQLDatabase,
     Service,
@@ -28,27 +29,6 @@ from tests.services import (
 postgresql = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 FREED = 5.0  # seconds in which the locks of a migration that was killed are free
 
-REVISION = '''\
-"""{name}"""
-
-import os
-
-import sqlalchemy as sa
-from alembic import op
-
-revision = "{name}"
-down_revision = "{after}"
-branch_labels = None
-depends_on = None
-
-
-def upgrade() -> None:
-{upgrade}
-
-
-def downgrade() -> None:
-{downgrade}
-'''
 # As long as a replica is told to be slow.
 SLOW = "op.execute(f\"SELECT pg_sleep({os.environ.get('SLOW', 0)})\")"
 PLAIN = ['op.add_column("items", sa.Column("note", sa.String(20)))', SLOW]
@@ -60,20 +40,6 @@ CONCURRENTLY = [
     '    op.execute("DROP INDEX IF EXISTS ix_items_created")',
     '    op.create_index("ix_items_created", "items", ["created_at"], postgresql_concurrently=True)',
 ]
-
-
-def add_revision(
-    service: Service, name: str, after: str, upgrade: list[str], *downgrade: str
-) -> None:
-    def body(lines: list[str] | tuple[str, ...]) -> str:
-        return "\n".join(f"    {line}" for line in lines or ["pass"])
-
-    (service.folder / "migrations" / "versions" / f"{name}.py").write_text(
-        REVISION.format(name=name, after=after, upgrade=body(upgrade), downgrade=body(downgrade))
-    )
-
-
-FIRST = "ff1af746d745"
 
 
 def start(service: Service, url: str, *words: str, **variables: str) -> subprocess.Popen[str]:
@@ -99,22 +65,13 @@ def finish(*processes: subprocess.Popen[str]) -> list[str]:
     return said
 
 
-@pytest.fixture(scope="module")
-def server(
-    service: Service, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[PostgreSQLDatabase]:
-    with open_server(service, tmp_path_factory.mktemp("migrations")) as server:
-        yield server
-
-
 @pytest.fixture
-def place(server: PostgreSQLDatabase) -> Iterator[Place]:
+def place(place: Place) -> Place:
     """A migrated database with a row."""
-    with open_place(server, "pattern") as place:
-        place.query(
-            "INSERT INTO items (name, created_at, updated_at, version) VALUES ('a', now(), now(), 1)"
-        )
-        yield place
+    place.query(
+        "INSERT INTO items (name, created_at, updated_at, version) VALUES ('a', now(), now(), 1)"
+    )
+    return place
 
 
 @pytest.fixture
@@ -134,7 +91,7 @@ MIGRATING = (
 def test_replicas_migrate_at_the_same_time_and_one_is_killed(
     living: Service, place: Place, upgrade: list[str]
 ) -> None:
-    add_revision(living, "more", FIRST, upgrade)
+    living.add_revision("more", FIRST, upgrade)
     finish(*(start(living, place.url, SLOW="1") for _ in range(3)))
     assert "more" in place.query("SELECT version_num FROM alembic_version")
     place.query("UPDATE alembic_version SET version_num = 'ff1af746d745'")
@@ -179,7 +136,7 @@ def reading(client: object) -> Iterator[list[int]]:
 def test_a_migration_whose_lock_is_not_free_is_tried_again_and_no_request_fails(
     living: Service, place: Place
 ) -> None:
-    add_revision(living, "more", FIRST, PLAIN)
+    living.add_revision("more", FIRST, PLAIN)
     variables = {"DATABASE_URL": place.url}
     with (
         watcher.serve(living, place.left, **variables) as watched,
@@ -199,8 +156,8 @@ def test_a_migration_whose_lock_is_not_free_is_tried_again_and_no_request_fails(
 def test_a_migration_that_never_gets_its_lock_says_so_in_one_line(
     living: Service, place: Place
 ) -> None:
-    add_revision(living, "early", FIRST, ['op.execute("CREATE TABLE early (id integer)")'])
-    add_revision(living, "more", "early", PLAIN)
+    living.add_revision("early", FIRST, ['op.execute("CREATE TABLE early (id integer)")'])
+    living.add_revision("more", "early", PLAIN)
     replace(living.folder / "migrations" / "running.py", "ATTEMPTS = 30", "ATTEMPTS = 2")
     with place.holding("SELECT * FROM items"):
         migration = start(living, place.url)
@@ -221,7 +178,7 @@ def test_a_relative_downgrade_that_is_tried_again_goes_no_further(
 ) -> None:
     wait = 'op.execute("LOCK TABLE items")'
     for name, after in [("one", FIRST), ("two", "one"), ("three", "two")]:
-        add_revision(living, name, after, [], *([wait] if name == "two" else []))
+        living.add_revision(name, after, [], *([wait] if name == "two" else []))
     finish(start(living, place.url))
     with place.holding("SELECT * FROM items"):
         migration = start(living, place.url, "downgrade", "-2")
@@ -238,17 +195,17 @@ def test_migrations_that_succeed_one_by_one_succeed_together(living: Service, pl
     mood = "op.execute(\"CREATE TYPE mood AS ENUM ('calm')\")"
     column = 'op.execute("ALTER TABLE items ADD COLUMN mood mood")'
     label = "op.execute(\"ALTER TYPE mood ADD VALUE 'glad'\")"
-    add_revision(living, "mood", FIRST, [mood, column])
-    add_revision(living, "label", "mood", [label])
-    add_revision(living, "used", "label", ["op.execute(\"UPDATE items SET mood = 'glad'\")"])
+    living.add_revision("mood", FIRST, [mood, column])
+    living.add_revision("label", "mood", [label])
+    living.add_revision("used", "label", ["op.execute(\"UPDATE items SET mood = 'glad'\")"])
     parts = (
         "CREATE TABLE parts (id bigint PRIMARY KEY,"
         " item_id bigint REFERENCES items DEFERRABLE INITIALLY DEFERRED)"
     )
     filled = "INSERT INTO parts SELECT id, id FROM items"
-    add_revision(living, "parts", "used", [f'op.execute("{parts}")'])
-    add_revision(living, "filled", "parts", [f'op.execute("{filled}")'])
-    add_revision(living, "altered", "filled", ['op.execute("ALTER TABLE parts ADD x integer")'])
+    living.add_revision("parts", "used", [f'op.execute("{parts}")'])
+    living.add_revision("filled", "parts", [f'op.execute("{filled}")'])
+    living.add_revision("altered", "filled", ['op.execute("ALTER TABLE parts ADD x integer")'])
 
     finish(start(living, place.url))
 
@@ -257,7 +214,7 @@ def test_migrations_that_succeed_one_by_one_succeed_together(living: Service, pl
 
 @postgresql
 def test_sql_for_others_to_run_has_the_same_limits(living: Service, place: Place) -> None:
-    add_revision(living, "more", FIRST, PLAIN)
+    living.add_revision("more", FIRST, PLAIN)
     printed = living.run(
         ".venv/bin/alembic",
         "upgrade",
@@ -368,9 +325,9 @@ def test_a_column_that_must_not_be_null_is_refused_without_a_default(living: Ser
     add = "with op.batch_alter_table('items') as batch:\n        batch.add_column({column})"
     wrong, right = (note.format(more=more) for more in ("", ', server_default=""'))
     drop = ["with op.batch_alter_table('items') as batch:", "    batch.drop_column('note')"]
-    add_revision(living, "note", FIRST, [add.format(column=wrong)], *drop)
+    living.add_revision("note", FIRST, [add.format(column=wrong)], *drop)
     assert "note" in own_tests(living)
-    add_revision(living, "note", FIRST, [add.format(column=right)], *drop)
+    living.add_revision("note", FIRST, [add.format(column=right)], *drop)
     assert own_tests(living) == ""
 
 
@@ -381,9 +338,9 @@ def test_a_type_that_a_downgrade_leaves_behind_is_named(living: Service) -> None
         ' sa.Column("mood", sa.Enum("calm", "glad", name="mood"), nullable=False))'
     )
     drop = 'op.drop_table("moods")'
-    add_revision(living, "moods", FIRST, [make], drop)
+    living.add_revision("moods", FIRST, [make], drop)
     assert 'Add: op.execute("DROP TYPE mood")' in own_tests(living)
-    add_revision(living, "moods", FIRST, [make], drop, 'op.execute("DROP TYPE mood")')
+    living.add_revision("moods", FIRST, [make], drop, 'op.execute("DROP TYPE mood")')
     assert own_tests(living) == ""
 
 
@@ -412,8 +369,8 @@ def test_a_revision_that_is_written_by_hand_keeps_its_imports(
 def test_a_revision_that_its_column_cannot_hold_is_refused_before_anything_runs(
     living: Service, place: Place
 ) -> None:
-    add_revision(living, "early", FIRST, ['op.execute("CREATE TABLE early (id integer)")'])
-    add_revision(living, "r" * 33, "early", [])
+    living.add_revision("early", FIRST, ['op.execute("CREATE TABLE early (id integer)")'])
+    living.add_revision("r" * 33, "early", [])
     migration = start(living, place.url)
     said, _ = migration.communicate(timeout=60)
 
@@ -456,10 +413,10 @@ def test_a_table_that_is_made_anew_keeps_what_it_has(living: Service, migrated: 
     url = migrated.variables["DATABASE_URL"]
     rebuild = "with op.batch_alter_table('things') as batch:"
     longer = "    batch.alter_column('name', type_=sa.String(30))"
-    add_revision(living, "table", FIRST, TABLE)
+    living.add_revision("table", FIRST, TABLE)
     finish(start(living, url))
     before = objects(migrated)
-    add_revision(living, "longer", "table", [rebuild, longer, "    batch.drop_index('ix_gone')"])
+    living.add_revision("longer", "table", [rebuild, longer, "    batch.drop_index('ix_gone')"])
     finish(start(living, url))
 
     after = objects(migrated)
@@ -498,7 +455,7 @@ def test_a_table_that_would_lose_something_is_refused_by_name(
         )
     before = objects(migrated)
     rebuild = "with op.batch_alter_table('things', recreate='always') as batch:"
-    add_revision(living, "change", FIRST, [rebuild, f"    {change}"])
+    living.add_revision("change", FIRST, [rebuild, f"    {change}"])
     migration = start(living, migrated.variables["DATABASE_URL"])
     said, _ = migration.communicate(timeout=60)
 
@@ -523,7 +480,7 @@ def test_a_copy_keeps_what_reflection_does_not_know(living: Service, migrated: D
         "    batch.drop_column('old')",  # with its collation
         "    batch.alter_column('x', type_=sa.BigInteger(), existing_type=sa.Integer())",
     ]
-    add_revision(living, "change", FIRST, [rebuild, *change])
+    living.add_revision("change", FIRST, [rebuild, *change])
     finish(start(living, migrated.variables["DATABASE_URL"]))
 
     made = objects(migrated)["things"]
@@ -544,7 +501,7 @@ def test_the_check_of_a_type_follows_its_column(living: Service, place: Place) -
         return found
 
     before = checks()
-    add_revision(living, "add", FIRST, ["op.add_column('items', sa.Column('due', sa.Date))"])
+    living.add_revision("add", FIRST, ["op.add_column('items', sa.Column('due', sa.Date))"])
     finish(start(living, place.url))
     added = checks().keys() - before.keys()
     # Rows that are there are not looked at, behind a lock of the whole table.
@@ -552,13 +509,13 @@ def test_the_check_of_a_type_follows_its_column(living: Service, place: Place) -
 
     rename = "op.alter_column('items', 'due', new_column_name='deadline')"
     retype = "op.alter_column('items', 'description', type_=sa.Float(), postgresql_using='NULL')"
-    add_revision(living, "change", "add", [rename, retype])
+    living.add_revision("change", "add", [rename, retype])
     finish(start(living, place.url))
     assert checks().keys() - before.keys() == {"type_of_deadline", "type_of_description"}
     assert "NaN" in checks()["type_of_description"]
 
     back = "op.alter_column('items', 'description', type_=sa.String(99), postgresql_using='NULL')"
-    add_revision(living, "back", "change", [back, "op.drop_column('items', 'deadline')"])
+    living.add_revision("back", "change", [back, "op.drop_column('items', 'deadline')"])
     finish(start(living, place.url))
     assert checks() == before
 
@@ -577,9 +534,9 @@ def test_replicas_that_copy_tables_take_turns_and_one_is_killed(
     rebuild = "with op.batch_alter_table('items') as batch:"
     longer = "    batch.alter_column('name', type_=sa.String(201))"
     outside = ["with op.get_context().autocommit_block():", "    op.execute('SELECT 1')"]
-    add_revision(living, "longer", FIRST, [rebuild, longer])
-    add_revision(living, "slow", "longer", [*outside, *wait])
-    add_revision(living, "table", "slow", ["op.create_table('made', sa.Column('id', sa.Integer))"])
+    living.add_revision("longer", FIRST, [rebuild, longer])
+    living.add_revision("slow", "longer", [*outside, *wait])
+    living.add_revision("table", "slow", ["op.create_table('made', sa.Column('id', sa.Integer))"])
 
     killed = start(living, url, SLOW="1")
     wait_for(there.exists, 60)
@@ -596,7 +553,7 @@ def test_replicas_that_copy_tables_take_turns_and_one_is_killed(
 def test_a_release_is_rolled_back_by_its_image_alone(
     service: Service, living: Service, migrated: Database
 ) -> None:
-    add_revision(living, "newer", FIRST, ["op.create_table('made', sa.Column('id', sa.Integer))"])
+    living.add_revision("newer", FIRST, ["op.create_table('made', sa.Column('id', sa.Integer))"])
     variables = migrated.variables
     step = re.findall(r"command: \[(.*)\]", (service.folder / "compose.yaml").read_text())[0]
     command = [

@@ -13,6 +13,7 @@ import yaml
 
 from tests.cluster import Cluster, Node, binaries, binaries_of, open_cluster
 from tests.services import (
+    FIRST,
     Database,
     PostgreSQLDatabase,
     Service,
@@ -66,27 +67,6 @@ def type_in(node: Node, command: str, folder: Path, said: str = "") -> None:
     assert done.returncode == 0, done.stderr
 
 
-MIGRATION = """
-import sqlalchemy as sa
-from alembic import op
-
-revision = "notes"
-down_revision = "ff1af746d745"
-branch_labels = None
-depends_on = None
-
-
-def upgrade() -> None:
-    op.create_table("notes", sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True))
-    op.execute("CREATE SEQUENCE numbers")
-
-
-def downgrade() -> None:
-    op.execute("DROP SEQUENCE numbers")
-    op.drop_table("notes")
-"""
-
-
 @POSTGRESQL
 @CLUSTER
 @pytest.mark.parametrize("lived", [False, True], ids=["new", "lived in"])
@@ -124,7 +104,9 @@ def test_one_role_migrates_and_another_serves(
         assert http.get(path).json()["name"] == "b"
         assert http.delete(path).status_code == 204
 
-        (copy.folder / "migrations/versions/notes.py").write_text(MIGRATION)
+        key = 'sa.Column("id", sa.BigInteger, sa.Identity(), primary_key=True)'
+        made = [f'op.create_table("notes", {key})', 'op.execute("CREATE SEQUENCE numbers")']
+        copy.add_revision("notes", FIRST, made, 'op.drop_table("notes")')
         copy.run(".venv/bin/alembic", "upgrade", "head", variables=owner)
         assert http.post("/items", json={"name": "c"}).status_code == 201
 
@@ -275,7 +257,8 @@ def test_after_the_order_of_texts_has_changed_indexes_are_made_anew(tmp_path: Pa
 def test_one_migration_stands_for_all(service: Service, database: Database, tmp_path: Path) -> None:
     copy = service.copy(tmp_path / "service")
     versions = copy.folder / "migrations/versions"
-    (versions / "number.py").write_text(NUMBER)
+    number = 'sa.Column("number", sa.Integer(), server_default="0", nullable=False)'
+    copy.add_revision("number", FIRST, [f'op.add_column("items", {number})'])
     model = copy.folder / "app/items/models.py"
     version = "    version: Mapped[int]"
     replace(
@@ -304,25 +287,6 @@ def test_one_migration_stands_for_all(service: Service, database: Database, tmp_
         alembic(place, "check")
         assert "number (head)" in alembic(place, "current")
     assert service_at.columns("new") == service_at.columns("lived")
-
-
-NUMBER = """
-import sqlalchemy as sa
-from alembic import op
-
-revision = "number"
-down_revision = "ff1af746d745"
-branch_labels = None
-depends_on = None
-
-
-def upgrade() -> None:
-    op.add_column("items", sa.Column("number", sa.Integer(), server_default="0", nullable=False))
-
-
-def downgrade() -> None:
-    op.drop_column("items", "number")
-"""
 
 
 class Places:
