@@ -32,7 +32,8 @@ MAX_DIGITS = 15  # of a number that is stored as REAL, and comes back as it was
 TEXT = "typeof(@) = 'text' AND instr(@, char(0)) = 0"
 HEX = "typeof(@) = 'text' AND length(@) = 32 AND @ NOT GLOB '*[^0-9a-f]*'"
 NUMBER = "typeof(@) IN ('integer', 'real')"
-# As SQLAlchemy writes them. SQLite's functions read more forms than one; February 30 they count on.
+# As SQLAlchemy writes them. SQLite's functions read more forms than one, and count February 30 on;
+# a column of its type DATE would be compared as a number, and what `substr` returns is not.
 DAY = "{0} IS date({0}, '+0 days') AND substr({0}, 1) BETWEEN '0001-01-02' AND '9999-12-30'"
 TIME = (
     "{0} GLOB '{1}??:??:??." + "[0-9]" * 6 + "'"
