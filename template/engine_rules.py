@@ -1,6 +1,6 @@
 """The rules of the engine that ruff has no words for; `poe check` runs this after `ruff check`.
 
-Each finding is a line such as `app/items/routes.py:12:4: E8 …`. AGENTS.md lists the rules.
+Each finding is a line such as `app/features/items/routes.py:12:4: E8 …`. AGENTS.md lists the rules.
 """
 
 import ast
@@ -11,15 +11,15 @@ from http import HTTPStatus
 from itertools import pairwise
 from pathlib import Path
 
-from app.database_url import DRIVER
+from app.database.url import DRIVER
 
 LIFESPAN = "app/lifespan.py"
 MAIN = "app/main.py"
-DIALECT = "app/dialect.py"
+DIALECT = "app/database/dialect.py"
 SETTINGS = (
     "app/settings.py",
-    "app/database_settings.py",
-    "app/database_url.py",
+    "app/database/settings.py",
+    "app/database/url.py",
     "tests/test_database.py",
 )
 URL = re.compile(rf"\b{DRIVER[:6]}\w*(\+\w+)?://")
@@ -63,11 +63,11 @@ def check_module(path: str, tree: ast.Module) -> Iterator[Finding]:
                 if path != LIFESPAN:
                     yield node, "E8 only the lifespan disposes of the engine; delete the call"
             case ast.Constant(value=str(text)) if path not in SETTINGS and URL.search(text):
-                yield node, "E9, E11 the URL is built in app/database_settings.py: take driver_url"
+                yield node, "E9, E11 the URL is built in app/database/settings.py: take driver_url"
             case ast.Call(
                 func=ast.Attribute(attr=name, value=ast.Attribute(attr="driver_url"))
             ) if in_app and path not in SETTINGS and name in UPDATES:
-                yield node, "E11 another URL is another setting, in app/database_settings.py"
+                yield node, "E11 another URL is another setting, in app/database/settings.py"
             case (
                 ast.keyword(arg="poolclass")
                 | ast.Constant(value="poolclass")

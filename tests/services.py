@@ -337,14 +337,14 @@ class Service:
         return Service(folder, self.database)
 
     def extend(self, **modules: str) -> None:
-        """Give the service a package `app.more` of these modules; `routes` has a router."""
-        package = self.folder / "app" / "more"
+        """Give the service a feature `more` of these modules; `routes` has a router."""
+        package = self.folder / "app" / "features" / "more"
         package.mkdir()
         for name, text in {"__init__": "", **modules}.items():
             (package / f"{name}.py").write_text(text)
-        features = self.folder / "app" / "features.py"
+        features = self.folder / "app" / "features" / "registration.py"
         imported = "import router as items\n"
-        replace(features, imported, f"{imported}from app.more.routes import router as more\n")
+        replace(features, imported, f"{imported}from app.features.more.routes import router as more\n")
         included = "    app.include_router(items)\n"
         replace(features, included, f"{included}    app.include_router(more)\n")
 

@@ -417,11 +417,11 @@ def test_a_route_reads_from_a_replica(
     def insert(title: str) -> None:
         lifespan = copy.folder / "app/lifespan.py"
         if "Reader(replica)" not in lifespan.read_text():
-            imported = "from app.observability import watch_statements\n"
-            replace(lifespan, imported, f"from app.database_url import parse\n{imported}")
+            imported = "from app.dependencies import Reader\n"
+            replace(lifespan, imported, f"from app.database.url import parse\n{imported}")
             replace(lifespan, "\n        yield\n", f"{lines}\n        yield\n")
-            routes = copy.folder / "app/items/routes.py"
-            imported = "from app.resources import"
+            routes = copy.folder / "app/features/items/routes.py"
+            imported = "from app.rest import"
             replace(routes, imported, f"from app.replica import ReplicaDep\n{imported}")
             listing = "def list_items(\n    reader: "
             replace(routes, f"{listing}ReaderDep", f"{listing}ReplicaDep")

@@ -33,9 +33,9 @@ def test_the_tests_of_a_service_may_run_in_parallel(service: Service) -> None:
 
 def test_a_service_without_the_example_passes_its_checks(copied: Service) -> None:
     readme = (copied.folder / "README.md").read_text()
-    [command] = re.findall(r"^\$ (rm -r app/items .*)$", readme, re.MULTILINE)
+    [command] = re.findall(r"^\$ (rm -r app/features/items .*)$", readme, re.MULTILINE)
     copied.run("sh", "-c", command)
-    features = copied.folder / "app/features.py"
+    features = copied.folder / "app/features/registration.py"
     lines = features.read_text().splitlines(keepends=True)
     features.write_text("".join(line for line in lines if "items" not in line))
 
@@ -48,15 +48,14 @@ def test_a_service_without_the_example_passes_its_checks(copied: Service) -> Non
 def test_a_new_model_gets_a_migration_that_passes_the_checks(
     copied: Service, migrated: Database
 ) -> None:
-    notes = copied.folder / "app/notes"
+    notes = copied.folder / "app/features/notes"
     notes.mkdir()
     (notes / "__init__.py").write_text("")
     (notes / "models.py").write_text(
         "import datetime\n\n"
         "from sqlalchemy import Identity, String\n"
         "from sqlalchemy.orm import Mapped, mapped_column\n\n"
-        "from app.database import BigIntegerKey\n"
-        "from app.models import Base\n\n\n"
+        "from app.database import Base, BigIntegerKey\n\n\n"
         "class Note(Base):\n"
         '    __tablename__ = "notes"\n\n'
         "    id: Mapped[int] = mapped_column(BigIntegerKey, Identity(), primary_key=True)\n"
@@ -77,7 +76,7 @@ def test_a_new_model_gets_a_migration_that_passes_the_checks(
 
 def test_a_column_without_a_migration_is_refused(service: Service, tmp_path: Path) -> None:
     copy = service.copy(tmp_path / "service")
-    models = copy.folder / "app/items/models.py"
+    models = copy.folder / "app/features/items/models.py"
     replace(models, "    version: Mapped[int]", "    colour: Mapped[str]\n    version: Mapped[int]")
 
     refused = copy.run(".venv/bin/pytest", "-k", "without_a_migration", check=False)

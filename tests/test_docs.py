@@ -109,7 +109,7 @@ def test_an_update_does_to_each_file_what_is_due_to_its_owner(
     owners = {name: cells[0] for name, cells in table("reference/files.md").items()}
     template = Path(shutil.copytree(template, tmp_path / "template"))
     service = start(template, WORKING_TREE, tmp_path / "service", database=database_name)
-    deleted = {"app/items/schemas.py", "app/feature_settings.py", "tests/test_health.py"}
+    deleted = {"app/features/items/schemas.py", "app/features/settings.py", "tests/test_health.py"}
     mine = {}
     for name, text in text_files(service).items():
         mine[name] = f"# mine\n{text}" if text and owners[name] != "Copier" else text

@@ -20,7 +20,7 @@ ROUTES = """
 from fastapi import APIRouter, Request
 from sqlalchemy import Float, bindparam, func, select
 
-from app.sessions import ReaderDep, SessionDep
+from app.dependencies import ReaderDep, SessionDep
 
 router = APIRouter()
 served: list[int] = []

@@ -418,8 +418,8 @@ import asyncio
 from fastapi import APIRouter
 from sqlalchemy import text
 
-from app.items.models import Item
-from app.sessions import SessionDep
+from app.dependencies import SessionDep
+from app.features.items.models import Item
 
 router = APIRouter()
 others = asyncio.Barrier(2)
@@ -464,7 +464,7 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
     """A service with routes for what the example does not do."""
     extended = service.copy(tmp_path_factory.mktemp("extended") / "service")
     extended.extend(routes=ROUTES)
-    settings = extended.folder / "app" / "database_settings.py"
+    settings = extended.folder / "app" / "database" / "settings.py"
     replace(settings, '_session_timeout": 60_000', '_session_timeout": 500')
     migrations = extended.folder / "migrations"
     replace(migrations / "dialect.py", 'LOCK_TIMEOUT = "1s"', 'LOCK_TIMEOUT = "300ms"')

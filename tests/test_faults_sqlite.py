@@ -94,8 +94,7 @@ MODEL = """
 from sqlalchemy import ForeignKey, Identity
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import BigIntegerKey
-from app.models import Base
+from app.database import Base, BigIntegerKey
 
 
 class Part(Base):
@@ -107,9 +106,9 @@ class Part(Base):
 ROUTES = """
 from fastapi import APIRouter
 
-from app.items.models import Item
-from app.more.models import Part
-from app.sessions import SessionDep
+from app.dependencies import SessionDep
+from app.features.items.models import Item
+from app.features.more.models import Part
 
 router = APIRouter()
 
@@ -628,7 +627,7 @@ def test_every_connection_enforces_foreign_keys_and_a_migration_deletes_no_row(
     assert rows(file, "SELECT count(*) FROM parts") == [(20,)]
 
     # SQLite can't alter a column: the table is made anew, copied and dropped.
-    models = extended.folder / "app" / "items" / "models.py"
+    models = extended.folder / "app" / "features" / "items" / "models.py"
     replace(models, "MAX_DESCRIPTION_LENGTH = 2_000", "MAX_DESCRIPTION_LENGTH = 3_000")
     alembic("revision", "--autogenerate", "--message", "longer descriptions")
     alembic("upgrade", "head")

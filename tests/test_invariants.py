@@ -46,8 +46,8 @@ from sqlalchemy import (
     literal_column, select, table, text,
 )
 
-from app.items.models import Item
-from app.sessions import ReaderDep, SessionDep
+from app.dependencies import ReaderDep, SessionDep
+from app.features.items.models import Item
 
 router = APIRouter()
 NOW = datetime.datetime.now(datetime.UTC)

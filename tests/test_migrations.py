@@ -238,7 +238,7 @@ import enum
 from sqlalchemy import CheckConstraint, Computed, Enum, ForeignKey, Index, func, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.models import Base
+from app.database import Base
 
 
 class Mood(enum.Enum):
@@ -285,7 +285,7 @@ CHANGES = [
 
 
 def write_models(service: Service, models: str) -> None:
-    package = service.folder / "app" / "more"
+    package = service.folder / "app" / "features" / "more"
     package.mkdir(exist_ok=True)
     (package / "__init__.py").touch()
     (package / "models.py").write_text(models)

@@ -141,7 +141,7 @@ SESSION = """
 from fastapi import APIRouter
 from sqlalchemy import column, select, table
 
-from app.sessions import ReaderDep
+from app.dependencies import ReaderDep
 
 router = APIRouter()
 SETTINGS = select(column("name"), column("setting")).select_from(table("pg_settings"))
@@ -259,7 +259,7 @@ def test_one_migration_stands_for_all(service: Service, database: Database, tmp_
     versions = copy.folder / "migrations/versions"
     number = 'sa.Column("number", sa.Integer(), server_default="0", nullable=False)'
     copy.add_revision("number", FIRST, [f'op.add_column("items", {number})'])
-    model = copy.folder / "app/items/models.py"
+    model = copy.folder / "app/features/items/models.py"
     version = "    version: Mapped[int]"
     replace(
         model, version, f'    number: Mapped[int] = mapped_column(server_default="0")\n{version}'

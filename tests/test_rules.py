@@ -31,7 +31,7 @@ async def connect(request: Request):
 Session = Depends(connect)
 """
 WRITER = """
-from app.sessions import SessionDep
+from app.dependencies import SessionDep
 
 
 async def write(session: SessionDep, response):
@@ -57,7 +57,7 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
     ("E2", LIFESPAN, ("        yield\n", "        AsyncEngine(engine.sync_engine)\n        yield\n")),
     ("E3", "app/orders.py", f"{ASYNC} as make\n" + HANDLER.format('make("x")')),
     ("E3", "app/orders.py", "import sqlalchemy.ext.asyncio as sa\n" + HANDLER.format('sa.create_async_engine("x")')),
-    ("E3", "app/items/repository.py", f"{ASYNC}\n\n\nclass Items:\n    engine = create_async_engine('x')\n"),
+    ("E3", "app/features/items/repository.py", f"{ASYNC}\n\n\nclass Items:\n    engine = create_async_engine('x')\n"),
     ("E3", "app/orders.py", "from sqlalchemy.ext.asyncio import AsyncEngine\n" + HANDLER.format("AsyncEngine(request.app.state.engine.sync_engine)")),
     ("E3", "app/orders.py", "import asyncpg\n" + HANDLER.format("await asyncpg.connect()")),
     ("E3", "app/orders.py", "from asyncpg import create_pool\n" + HANDLER.format("await create_pool()")),
@@ -150,11 +150,11 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
     ("E16", LIFESPAN, ("**settings.engine_options", "**{'poolclass': None}, **settings.engine_options")),
     ("E16", "app/orders.py", "from sqlalchemy import QueuePool\n"),
     ("E16", LIFESPAN, ("**settings.engine_options", "poolclass=None, **settings.engine_options")),
-    ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.sessions import get_session\n\nSession = Depends(get_session)\n"),
+    ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.dependencies import get_session\n\nSession = Depends(get_session)\n"),
     ("commit before the response", "app/orders.py", OWN_SESSION),
-    ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.sessions import get_session\n\nSession = Depends(dependency=get_session)\n"),
+    ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.dependencies import get_session\n\nSession = Depends(dependency=get_session)\n"),
     ("commit before the response", "app/orders.py", "import fastapi\n\nfrom app import sessions\n\nSession = fastapi.Depends(sessions.get_session)\n"),
-    ("commit before the response", "app/orders.py", "from fastapi import Security\n\nfrom app.sessions import get_session\n\nSession = Security(get_session)\n"),
+    ("commit before the response", "app/orders.py", "from fastapi import Security\n\nfrom app.dependencies import get_session\n\nSession = Security(get_session)\n"),
     ("a returned error commits", "app/orders.py", WRITER.format("return JSONResponse({{}}, 409)")),
     ("a returned error commits", "app/orders.py", WRITER.format("return responses.JSONResponse({{}}, status_code=HTTPStatus.CONFLICT)")),
     ("a returned error commits", "app/orders.py", WRITER.format("return problem(status.HTTP_409_CONFLICT)")),

@@ -310,7 +310,7 @@ import asyncio
 from sqlalchemy import Enum, select, text, type_coerce
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.items.models import Item, STATES
+from app.features.items.models import Item, STATES
 from app.settings import load_settings
 
 
@@ -388,17 +388,17 @@ def test_a_filling_that_is_killed_keeps_what_it_has_filled_and_is_begun_again(
 
 def test_an_attribute_is_renamed_and_its_column_is_not(service: Service, tmp_path: Path) -> None:
     copy = service.copy(tmp_path / "service")
-    model = copy.folder / "app/items/models.py"
+    model = copy.folder / "app/features/items/models.py"
     [new] = [text for _, title, text in BLOCK.findall(PAGE.read_text()) if "attribute" in title]
     [old] = re.findall(r"^    description: .*\n", model.read_text(), re.MULTILINE)
     program = (
-        "from app.items.models import Item;"
+        "from app.features.items.models import Item;"
         "print([(c.name, str(c.type), c.nullable) for c in Item.__table__.c])"
     )
 
     before = copy.run(".venv/bin/python", "-c", program).stdout
     replace(model, old, new)
-    replace(copy.folder / "app/items/routes.py", "Item.description", "Item.details")
+    replace(copy.folder / "app/features/items/routes.py", "Item.description", "Item.details")
 
     assert copy.run(".venv/bin/python", "-c", program).stdout == before
     assert copy.run(".venv/bin/python", "-c", f"{program}; Item.details")

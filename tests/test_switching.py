@@ -25,8 +25,7 @@ import datetime
 from sqlalchemy import JSON, BigInteger, Computed, ForeignKey, Identity, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import BigIntegerKey
-from app.models import Base
+from app.database import Base, BigIntegerKey
 
 
 class Note(Base):
@@ -55,9 +54,9 @@ from typing import Any
 from fastapi import APIRouter
 from sqlalchemy import bindparam, select
 
+from app.dependencies import ReaderDep
+from app.fields import Id
 from app.notes.models import Note
-from app.resources import Id
-from app.sessions import ReaderDep
 
 router = APIRouter(prefix="/notes", tags=["notes"])
 
@@ -80,9 +79,9 @@ async def test_an_unknown_note_is_null(client: AsyncClient) -> None:
 """,
 }
 EDITS = [
-    ("app/features.py", "    app.include_router(items)\n", "    app.include_router(notes)\n"),
-    ("app/features.py", "router as items\n", "from app.notes.routes import router as notes\n"),
-    ("app/feature_settings.py", '`PAYMENT_URL`."""\n', '\n    sender: str = "a@example.com"\n'),
+    ("app/features/registration.py", "    app.include_router(items)\n", "    app.include_router(notes)\n"),
+    ("app/features/registration.py", "router as items\n", "from app.notes.routes import router as notes\n"),
+    ("app/features/settings.py", '`PAYMENT_URL`."""\n', '\n    sender: str = "a@example.com"\n'),
     (".env.example", "#MAX_BODY_SIZE=1048576\n", "\n# Who sends mail.\n#SENDER=a@example.com\n"),
     ("README.md", "## Configure\n", "\nAsk the desk for a sender.\n"),
     ("compose.yaml", "    stop_grace_period: 30s\n", "\n  mail:\n    image: axllent/mailpit:v1\n"),
@@ -95,7 +94,7 @@ DELETED = ["tests/test_errors.py", "tests/test_lifespan.py", "tests/test_transac
 FILL = """
 import asyncio, datetime, sys
 from sqlalchemy import insert, null, text
-from app.items.models import Item
+from app.features.items.models import Item
 from app.main import app
 from app.notes.models import Note, Tag
 
@@ -416,7 +415,7 @@ def test_an_edit_of_a_line_that_differs_is_a_conflict_that_shows_both(
     template: Path, database_name: str, tmp_path: Path
 ) -> None:
     folder = start(template, tmp_path / "service", database_name).folder
-    file = folder / "app/database.py"
+    file = folder / "app/database/types.py"
     mine = file.read_text().replace("class BigIntegerKey(", "class BigIntegerKey(Mine, ")
     file.write_text(mine)
     commit(folder)
@@ -426,7 +425,7 @@ def test_an_edit_of_a_line_that_differs_is_a_conflict_that_shows_both(
     text = file.read_text()
     assert "class BigIntegerKey(Mine, " in text
     assert re.search(r"class BigIntegerKey\((Big)?Integer\)", text)
-    assert "app/database.py" in git(folder, "diff", "--name-only", "--diff-filter=U").split()
+    assert "app/database/types.py" in git(folder, "diff", "--name-only", "--diff-filter=U").split()
     with pytest.raises(subprocess.CalledProcessError):
         git(folder, "diff", "--check")
 

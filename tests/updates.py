@@ -89,13 +89,13 @@ def write_next_release(repository: Path) -> None:
 
     # What is copied once has changed, and comes with a migration more.
     for file in (
-        *(template / "app/items").glob("*.py"),
-        *(template / "app").glob("feature*.py"),
+        *(template / "app/features/items").glob("*.py"),
+        *(template / "app/features").glob("*.py"),
         *(template / "migrations/versions").glob("*.py"),
         template / "tests/test_items.py",
     ):
         file.write_text(f"{file.read_text()}\nNEW = True\n")
-    (template / "app/items/new.py").write_text("NEW = True\n")
+    (template / "app/features/items/new.py").write_text("NEW = True\n")
     (template / "migrations/versions/2026_12_24_000000000001_new.py").write_text(
         'revision = "000000000001"\ndown_revision = "ff1af746d745"\n'
     )
@@ -141,7 +141,7 @@ def write_next_app(app: Path) -> None:
     gzip = "    app.add_middleware(GZipMiddleware, minimum_size=100_000)\n\n"
     insert(main, "", "    add_error_handlers(app)\n", gzip)
     insert(
-        app / "observability.py",
+        app / "logging.py",
         "    root = logging.getLogger()\n",
         "",
         '    logging.getLogger("concurrent.futures").setLevel(logging.WARNING)\n',
@@ -192,7 +192,7 @@ PYTEST_OPTIONS = Place("pyproject.toml", 'anyio_mode = "auto"\n', "\n[tool.ruff]
 RUFF_RULES = Place("pyproject.toml", '    "TID251",\n', "]\n")
 RUFF_EXCEPTIONS = Place(
     "pyproject.toml",
-    '"app/**/models.py" = ["RUF012"]  # SQLAlchemy\'s class attributes are declarations\n',
+    '"app/**/{base,models}.py" = ["RUF012"]  # SQLAlchemy\'s class attributes are declarations\n',
     "\n",
 )
 TABLES = Place("pyproject.toml", f"\n{OWN}")
@@ -287,9 +287,9 @@ def check_clean(folder: Path) -> None:
 def is_copied_once(name: str) -> bool:
     return name.startswith(
         (
-            "app/items/",
-            "app/feature_settings.py",
-            "app/features.py",
+            "app/features/items/",
+            "app/features/settings.py",
+            "app/features/registration.py",
             "migrations/versions/",
             "tests/test_items.py",
         )
@@ -337,8 +337,8 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 from sqlalchemy import select
 
+from app.dependencies import ReaderDep, SessionDep
 from app.notes.models import Note
-from app.sessions import ReaderDep, SessionDep
 
 logger = logging.getLogger(__name__)
 
@@ -369,8 +369,7 @@ NOTES_MODELS = """\
 from sqlalchemy import Identity, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import BigIntegerKey
-from app.models import Base
+from app.database import Base, BigIntegerKey
 
 
 class Note(Base):
@@ -426,14 +425,14 @@ def add_feature(folder: Path) -> None:
     write(folder, "migrations/versions/2026_12_01_000000000001_create_notes.py", NOTES_MIGRATION)
     write(folder, "tests/test_notes.py", NOTES_TEST)
 
-    features = folder / "app/features.py"
+    features = folder / "app/features/registration.py"
     insert(features, "\n\n", "from fastapi import", "import logging\n\n")
     insert(features, "\n", "\n\ndef", "from app.notes.routes import router as notes\n")
     with features.open("a") as file:
         file.write("    app.include_router(notes)\n")
         file.write('    logging.getLogger("httpx2").setLevel("WARNING")\n')
 
-    with (folder / "app/feature_settings.py").open("a") as file:
+    with (folder / "app/features/settings.py").open("a") as file:
         file.write('\n    notes_url: str = "https://notes.example"\n')
     VARIABLES.put(folder, "#NOTES_URL=https://notes.example\n")
 
@@ -491,29 +490,29 @@ SEAMS: dict[str, Edit] = {
 
 
 def delete_example(folder: Path) -> None:
-    shutil.rmtree(folder / "app/items")
+    shutil.rmtree(folder / "app/features/items")
     (folder / "tests/test_items.py").unlink()
     for migration in (folder / "migrations/versions").glob("*_create_items.py"):
         migration.unlink()
-    features = folder / "app/features.py"
+    features = folder / "app/features/registration.py"
     lines = features.read_text().splitlines(keepends=True)
     features.write_text("".join(line for line in lines if "items" not in line))
 
 
 def rename_example(folder: Path) -> None:
     """Call items the units of an inventory, and let them grow."""
-    (folder / "app/items").rename(folder / "app/inventory")
+    (folder / "app/features/items").rename(folder / "app/features/inventory")
     (folder / "tests/test_items.py").rename(folder / "tests/test_inventory.py")
-    for file in (*(folder / "app/inventory").glob("*.py"), folder / "app/features.py"):
-        text = file.read_text().replace("app.items", "app.inventory")
+    for file in (*(folder / "app/features/inventory").glob("*.py"), folder / "app/features/registration.py"):
+        text = file.read_text().replace("app.features.items", "app.features.inventory")
         file.write_text(re.sub(r"\bItem\b", "Unit", text))
-    replace(folder / "app/inventory/routes.py", "MAX_LIMIT = 100", "MAX_LIMIT = 100\nMORE = True")
+    replace(folder / "app/features/inventory/routes.py", "MAX_LIMIT = 100", "MAX_LIMIT = 100\nMORE = True")
 
 
 def open_resource_in_lifespan(folder: Path) -> None:
     write(folder, "app/cache.py", "def close_cache() -> None: ...\n")
     lifespan = folder / "app/lifespan.py"
-    insert(lifespan, "\n", "from app.database import", "from app.cache import close_cache\n")
+    insert(lifespan, "\n", "from app.database.dialect import", "from app.cache import close_cache\n")
     insert(lifespan, "\n", "        yield\n", "        stack.callback(close_cache)\n\n")
 
 
@@ -522,7 +521,7 @@ EDITS: dict[str, Edit] = SEAMS | {
     "the example is renamed and grown": rename_example,
     "the lifespan opens another resource": open_resource_in_lifespan,
     "a line of the log has another form": lambda folder: replace(
-        folder / "app/observability.py", "%(levelname)-7s", "%(levelname)-8s"
+        folder / "app/logging.py", "%(levelname)-7s", "%(levelname)-8s"
     ),
     "a setting has another default": lambda folder: replace(
         folder / "app/settings.py", " = 1  # seconds; 0: never", " = 2  # seconds; 0: never"

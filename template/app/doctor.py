@@ -1,4 +1,4 @@
-"""Says what a process would run with here, and what is wrong with it: `python -m app.doctor`."""
+"""Report what a process would run with here, and what is wrong: `python -m app.doctor`."""
 
 import argparse
 import asyncio
@@ -13,8 +13,8 @@ from typing import NamedTuple
 from fastapi import FastAPI
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.database import SERVER, judge
-from app.database_errors import explain
+from app.database.errors import explain
+from app.database.server import SERVER, describe_server
 from app.health import examine as examine_database
 from app.lifespan import lifespan
 from app.settings import Settings, load_settings
@@ -34,7 +34,7 @@ class Finding(NamedTuple):
 
 async def examine(settings: Settings, processes: int) -> list[Finding]:
     """Look at the settings, the database and its schema, as far as one can get."""
-    findings = [Finding("setting", text) for text in given(settings)]
+    findings = [Finding("setting", text) for text in explicit_settings(settings)]
     answers = ANSWERS.read_text() if ANSWERS.exists() else ""
     if release := re.search(r"(?m)^_commit: (.+)$", answers):
         findings.append(Finding("template", release[1]))
@@ -54,7 +54,7 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
             reason = str(getattr(error, "orig", None) or error).partition("\n")[0] or "timed out"
             return [*findings, Finding("database", f"{url} does not answer: {reason}", True)]
         findings.append(Finding("database", url))
-        text, complaint = judge(server, processes * settings.database_capacity)
+        text, complaint = describe_server(server, processes * settings.database_capacity)
         findings.append(Finding("server", complaint or text, bool(complaint)))
         try:
             schema, read_only = await examine_database(reader)
@@ -67,8 +67,8 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
         return [*findings, Finding("schema", SCHEMA.get(schema, schema), schema == "behind")]
 
 
-def given(settings: Settings) -> Iterator[str]:
-    """Say what each setting is that is given, and where; a `SecretStr` is not shown."""
+def explicit_settings(settings: Settings) -> Iterator[str]:
+    """Yield each setting that is given, and where; a `SecretStr` is not shown."""
     environment = {name.upper() for name, value in os.environ.items() if value}
     values = settings.model_dump(mode="json", include=settings.model_fields_set)
     for name, value in sorted(values.items()):
@@ -91,7 +91,7 @@ def main() -> None:
         help="how many processes use the database, in all replicas together",
     )
     processes = parser.parse_args().processes
-    # A process of its own, and so a loop.
+    # A command of its own may start an event loop (E14).
     findings = asyncio.run(examine(load_settings(), processes))  # noqa: TID251
     for subject, text, wrong in findings:
         print("WRONG" if wrong else "ok   ", f"{subject:9}", text)

@@ -14,8 +14,8 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.database_errors import explain
-from app.errors import DETAILS, openapi, problem, unavailable, violated_columns
+from app.database.errors import explain
+from app.problems import DETAILS, openapi, problem, unavailable, violated_columns
 
 UNREADABLE = "There was an error parsing the body"  # FastAPI's, with 400, whoever failed
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -1,4 +1,4 @@
-"""What an orchestrator asks: is the process alive, and may it get requests?"""
+"""Liveness and readiness probes."""
 
 import asyncio
 import logging
@@ -10,10 +10,11 @@ from fastapi import APIRouter, HTTPException, Request, status
 from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import State
+from starlette.types import Scope
 
-from app.database import READ_ONLY
-from app.errors import problems
-from app.sessions import Reader, ReaderDep
+from app.database.server import READ_ONLY
+from app.dependencies import Reader, ReaderDep
+from app.problems import problems
 
 router = APIRouter(prefix="/health", tags=["health"])
 logger = logging.getLogger(__name__)
@@ -52,6 +53,12 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
             return {"status": "ready"}
         logger.warning("not ready: %s", reason)
     raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, reason)
+
+
+def is_probe(scope: Scope) -> bool:
+    """Tell whether a request is a probe's, wherever the service is mounted."""
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    return path.startswith(f"{router.prefix}/")
 
 
 def is_busy(state: State) -> bool:

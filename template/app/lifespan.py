@@ -9,9 +9,10 @@ from typing import Any
 from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from app.database import Sessionmaker
-from app.observability import watch_statements
-from app.sessions import Reader
+from app.database.dialect import Dialect
+from app.database.sessions import Sessionmaker
+from app.dependencies import Reader
+from app.instrumentation import watch_statements
 from app.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -52,8 +53,8 @@ async def dispose(engine: AsyncEngine) -> None:
         async with asyncio.timeout(DISPOSE_TIMEOUT):
             await roll_back(engine)
             await engine.dispose()
-            dialect: Any = engine.dialect
-            await asyncio.gather(*dialect.closing)  # connections that were given up just now
+            assert isinstance(engine.dialect, Dialect)
+            await asyncio.gather(*engine.dialect.closing)  # connections given up just now
         logger.info("engine disposed of")
     except TimeoutError:
         logger.warning("the database did not answer; its connections were left to the system")

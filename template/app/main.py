@@ -8,12 +8,14 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import DESCRIPTION, TITLE
 from app.error_handlers import add_error_handlers
-from app.errors import problems
-from app.features import add_features
+from app.features.registration import add_features
+from app.health import is_probe
 from app.health import router as health
+from app.instrumentation import request_telemetry
 from app.lifespan import lifespan
+from app.logging import configure_logging
 from app.middleware import answer_head, check_hosts, limit_bodies, trace_requests
-from app.observability import configure_logging, request_telemetry
+from app.problems import problems
 from app.settings import Settings, load_settings
 from app.websockets import close_websockets
 
@@ -36,16 +38,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         responses=problems(status.HTTP_400_BAD_REQUEST),
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         redoc_url=None,
-        telemetry=request_telemetry(settings.telemetry_enabled, silent=health.prefix),
+        telemetry=request_telemetry(settings.telemetry_enabled, exclude=is_probe),
     )
     app.state.settings = settings
 
     # The last one added is the first to see a request.
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):
-        app.add_middleware(check_hosts, allowed_hosts=settings.allowed_hosts, exempt=health.prefix)
+        app.add_middleware(check_hosts, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(answer_head)
-    app.add_middleware(trace_requests, silent=health.prefix)
+    app.add_middleware(trace_requests)
     app.add_middleware(close_websockets)
     if settings.cors_origins:
         app.add_middleware(

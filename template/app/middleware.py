@@ -12,9 +12,10 @@ from starlette.datastructures import URL
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
-from app.database_errors import OUTCOME_UNKNOWN
-from app.errors import SAFE, problem, unavailable
-from app.observability import identify, is_below, request_id
+from app.database.errors import OUTCOME_UNKNOWN
+from app.health import is_probe
+from app.logging import request_id, request_id_of
+from app.problems import SAFE, problem, unavailable
 
 access_logger = logging.getLogger("app.access")
 error_logger = logging.getLogger("app.errors")
@@ -22,11 +23,11 @@ error_logger = logging.getLogger("app.errors")
 STARTS = {"http.response.start", "websocket.http.response.start", "websocket.accept"}
 
 
-def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
+def trace_requests(app: ASGIApp) -> ASGIApp:
     """Give each request its id, log one line, and answer 500 to an error that nobody handled.
 
-    Paths below `silent` are not logged: an orchestrator asks for them all the time. A WebSocket is
-    logged when it ends.
+    Probes are not logged: an orchestrator sends them all the time. A WebSocket is logged when it
+    ends.
     """
 
     async def traced(scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,7 +39,7 @@ def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
         # put secrets there.
         path = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")
         line = {"method": scope.get("method", "WEBSOCKET"), "path": path, "status": 0}
-        current = identify(scope["headers"])
+        current = request_id_of(scope["headers"])
         request_id.set(current)
 
         async def send_with_id(message: Message) -> None:
@@ -68,7 +69,7 @@ def trace_requests(app: ASGIApp, silent: str) -> ASGIApp:
                 raise  # too late for an answer: the server cuts the connection
             await problem(status.HTTP_500_INTERNAL_SERVER_ERROR)(scope, receive, send_with_id)
         finally:
-            if not is_below(silent, scope):
+            if not is_probe(scope):
                 line["milliseconds"] = round((time.perf_counter() - start) * 1000, 1)
                 access_logger.info("%s %s %s %s ms", *line.values(), extra=line)
 
@@ -127,11 +128,11 @@ def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
     return limited
 
 
-def check_hosts(app: ASGIApp, allowed_hosts: Collection[str], exempt: str) -> ASGIApp:
-    """Answer 400 to a host name that matches no pattern; probes, below `exempt`, use addresses."""
+def check_hosts(app: ASGIApp, allowed_hosts: Collection[str]) -> ASGIApp:
+    """Answer 400 to a host name that matches no pattern, but for probes, which use addresses."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and not is_below(exempt, scope):
+        if scope["type"] != "lifespan" and not is_probe(scope):
             host = URL(scope=scope).hostname or ""
             if not any(fnmatchcase(host, allowed) for allowed in allowed_hosts):
                 response = problem(

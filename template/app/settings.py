@@ -15,10 +15,10 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from app.column_types import dump, load
-from app.database_settings import DatabaseSettings, Seconds
-from app.feature_settings import FeatureSettings
-from app.pool import FairPool
+from app.database.columns import dump, load
+from app.database.pool import FairPool
+from app.database.settings import DatabaseSettings, Seconds
+from app.features.settings import FeatureSettings
 
 
 def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -38,7 +38,7 @@ def each(pattern: str, wanted: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-def need_telemetry(enabled: bool) -> bool:
+def require_telemetry_packages(enabled: bool) -> bool:
     if enabled and find_spec("opentelemetry.sdk") is None:
         raise ValueError("needs packages that are not installed; run uv sync --extra telemetry")
     return enabled
@@ -69,7 +69,7 @@ class Settings(FeatureSettings, DatabaseSettings):
 
     log_level: Annotated[LogLevel, BeforeValidator(str.upper)] = "INFO"
     log_format: Literal["text", "json"] = "text"
-    telemetry_enabled: Annotated[bool, AfterValidator(need_telemetry)] = False
+    telemetry_enabled: Annotated[bool, AfterValidator(require_telemetry_packages)] = False
 
     docs_enabled: bool = True
     cors_origins: Origins = ()

@@ -5,7 +5,6 @@ Imported only if `TELEMETRY_ENABLED` is set: what it needs is an extra.
 
 import asyncio
 import os
-import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from threading import Thread
@@ -21,11 +20,10 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import NAME
-from app.observability import SECONDS
+from app.database.pool import POOL
 
 SHUTDOWN_TIMEOUT = 3.0  # seconds
 
@@ -72,37 +70,19 @@ class QueryRedactor(SpanProcessor):
 
 
 def measure_pool(engine: AsyncEngine, capacity: int) -> None:
-    """Count the pool's connections, and time how long requests wait for one."""
+    """Count the pool's connections, and the requests that wait for one."""
     pool: Any = engine.pool
-    name = {"db.client.connection.pool.name": NAME}
 
     def connections(options: CallbackOptions) -> Iterator[Observation]:
-        yield Observation(pool.checkedout(), name | {"db.client.connection.state": "used"})
-        yield Observation(pool.checkedin(), name | {"db.client.connection.state": "idle"})
+        yield Observation(pool.checkedout(), POOL | {"db.client.connection.state": "used"})
+        yield Observation(pool.checkedin(), POOL | {"db.client.connection.state": "idle"})
 
     meter = metrics.get_meter(NAME)
     gauge = meter.create_observable_up_down_counter
     unit = "{connection}"
     gauge("db.client.connection.count", [connections], unit)
-    gauge("db.client.connection.idle.max", [lambda _: [Observation(pool.size(), name)]], unit)
-    gauge("db.client.connection.max", [lambda _: [Observation(capacity, name)]], unit)
+    gauge("db.client.connection.idle.max", [lambda _: [Observation(pool.size(), POOL)]], unit)
+    gauge("db.client.connection.max", [lambda _: [Observation(capacity, POOL)]], unit)
     request = "{request}"
-    waiting = [lambda _: [Observation(pool.waiting(), name)]]
+    waiting = [lambda _: [Observation(pool.waiting(), POOL)]]
     gauge("db.client.connection.pending_requests", waiting, request)
-    timeouts = meter.create_counter("db.client.connection.timeouts", "{timeout}")
-    waits = meter.create_histogram(
-        "db.client.connection.wait_time", "s", explicit_bucket_boundaries_advisory=SECONDS
-    )
-    connect = pool.connect
-
-    def connect_measured() -> Any:
-        start = time.perf_counter()
-        try:
-            return connect()
-        except PoolTimeoutError:
-            timeouts.add(1, name)
-            raise
-        finally:
-            waits.record(time.perf_counter() - start, name)
-
-    pool.connect = connect_measured  # no event of the pool comes before the wait

@@ -5,7 +5,7 @@ from contextlib import suppress
 from fastapi import status
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.observability import request_id
+from app.logging import request_id
 
 
 def close_websockets(app: ASGIApp) -> ASGIApp:

@@ -4,7 +4,7 @@ import importlib
 import pkgutil
 
 import app
-from app.models import Base
+from app.database import Base
 
 for module in pkgutil.walk_packages(app.__path__, "app."):
     if module.name.endswith(".models"):

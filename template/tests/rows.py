@@ -26,7 +26,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from app.settings import Settings
-from migrations.comparing import SCHEMAS
+from migrations.autogenerate import SCHEMAS
 from migrations.metadata import metadata
 
 ROWS = 2

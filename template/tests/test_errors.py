@@ -14,9 +14,9 @@ from sqlalchemy import literal, select
 from starlette.requests import ClientDisconnect
 
 from app.database import BigIntegerKey, UTCDateTime
+from app.dependencies import ReaderDep
 from app.health import VERSIONS
 from app.main import create_app
-from app.sessions import ReaderDep
 from app.settings import Settings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

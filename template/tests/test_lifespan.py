@@ -12,9 +12,9 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from app.database.pool import FairPool
 from app.lifespan import lifespan
 from app.main import create_app
-from app.pool import FairPool
 from app.settings import Settings
 
 

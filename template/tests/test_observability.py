@@ -11,8 +11,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import literal, select
 
+from app.dependencies import ReaderDep
 from app.main import create_app
-from app.sessions import ReaderDep
 from app.settings import Settings
 
 SECRET = "hunter2"

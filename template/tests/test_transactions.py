@@ -21,9 +21,9 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.errors import violated_columns
-from app.models import Base
-from app.sessions import ReaderDep, SessionDep
+from app.database import Base
+from app.dependencies import ReaderDep, SessionDep
+from app.problems import violated_columns
 
 PARENTS = table("parents", column("id"))
 CHILDREN = table("children", column("parent_id"))

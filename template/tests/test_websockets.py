@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException, WebSocket, WebSocketException
 from httpx2 import AsyncClient
 from sqlalchemy import column, insert, literal, select, table, text
 
-from app.sessions import ReaderDep, SessionDep
+from app.dependencies import ReaderDep, SessionDep
 
 NOTES = table("socket_rows", column("id"))
 DENIAL = {"websocket.http.response": dict[str, str]()}

@@ -18,8 +18,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from app.database import BigIntegerKey, UTCDateTime
-from app.models import Base
+from app.database import Base, BigIntegerKey, UTCDateTime
 
 
 class Value(Base):

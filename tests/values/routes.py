@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, Val
 from sqlalchemy import bindparam, func, insert, select
 from sqlalchemy.exc import StatementError
 
-from app.more.models import Value
-from app.resources import BigInteger, Date, DateTime, Integer, Json, Normalized, Text, Time
-from app.sessions import ReaderDep, SessionDep
+from app.dependencies import ReaderDep, SessionDep
+from app.fields import BigInteger, Date, DateTime, Integer, Json, Normalized, Text, Time
+from app.features.more.models import Value
 
 router = APIRouter(prefix="/values")
 

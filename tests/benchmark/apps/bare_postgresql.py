@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from app.items.schemas import ItemCreate, ItemPage, ItemRead
+from app.features.items.schemas import ItemCreate, ItemPage, ItemRead
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 
 COLUMNS = "id, name, description, created_at, updated_at, version"

@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
-from app.items.models import Item
-from app.items.schemas import ItemCreate, ItemPage, ItemRead
+from app.features.items.models import Item
+from app.features.items.schemas import ItemCreate, ItemPage, ItemRead
 from app.settings import load_settings
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from sqlalchemy import select

@@ -9,8 +9,8 @@ from sqlalchemy import Column, Connection, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from app import NAME
-from app.column_types import PREFIX
-from migrations.comparing import quoted
+from app.database.columns import PREFIX
+from migrations.autogenerate import quoted
 
 # Every request that needs a table queues behind a migration that waits for its lock.
 LOCK_TIMEOUT = "1s"

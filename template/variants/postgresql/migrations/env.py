@@ -10,11 +10,12 @@ from alembic.util import CommandError
 from sqlalchemy import NullPool, event, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from app.observability import configure_logging
+from app.database.dialect import Dialect
+from app.logging import configure_logging
 from app.settings import Settings, load_settings
-from migrations.comparing import OPTIONS
+from migrations.autogenerate import OPTIONS
 from migrations.dialect import NO_LIMITS, PARAMETERS, limit_locks
-from migrations.running import POLL, exits, run
+from migrations.runner import POLL, exits, run
 
 LOCK = 5_390_771_402  # an arbitrary number, the same in every replica
 MAX_REVISION = 32  # characters, of the column in which Alembic keeps it
@@ -42,7 +43,7 @@ def check_revisions() -> None:
             raise CommandError(f"{script.revision} is longer than {MAX_REVISION} characters")
 
 
-async def take_turn(connection: AsyncConnection) -> None:
+async def take_lock(connection: AsyncConnection) -> None:
     """Wait until no other process migrates; the lock ends with the connection.
 
     Waiting inside of a statement, this would be a transaction to PostgreSQL: CREATE INDEX
@@ -72,8 +73,9 @@ async def run_online(settings: Settings) -> None:
             "server_settings": PARAMETERS,
         },
     )
+    assert isinstance(engine.dialect, Dialect)
     async with engine.connect() as connection:
-        await take_turn(connection)
+        await take_lock(connection)
         event.listen(engine.sync_engine, "begin", limit_locks)
         await connection.run_sync(run, **OPTIONS)
 

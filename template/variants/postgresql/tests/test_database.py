@@ -10,7 +10,7 @@ from sqlalchemy import bindparam, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from app.database import UTCDateTime
-from app.database_errors import explain
+from app.database.errors import explain
 from app.doctor import examine
 from app.settings import Settings
 from tests.database import alembic

@@ -15,8 +15,8 @@ from alembic.util import CommandError
 from sqlalchemy import CheckConstraint, Connection, Table, text
 from sqlalchemy.exc import OperationalError
 
-from migrations.comparing import quoted
-from migrations.running import POLL
+from migrations.autogenerate import quoted
+from migrations.runner import POLL
 
 # What a table may have and reflection does not know.
 UNREFLECTED = ("COLLATE", "ON CONFLICT", "AUTOINCREMENT", "STRICT", "WITHOUT ROWID")
@@ -30,7 +30,7 @@ class SQLite(SQLiteImpl):
     """SQLite's, whose copies of tables lack nothing; Alembic takes the last class of a name."""
 
     __dialect__ = "sqlite"
-    _copied: "Copied | None" = None
+    _table_copy: "TableCopy | None" = None
 
     def _compare_identity_default(self, *_: Any) -> tuple[set[str], set[str], bool]:
         return set(), set(), False  # SQLite has none: keys are given without
@@ -44,21 +44,21 @@ class SQLite(SQLiteImpl):
 
     def prep_table_for_batch(self, batch_impl: ApplyBatchImpl, table: Table) -> None:
         if self.connection is not None:  # else of `--sql`
-            self._copied = Copied(self.connection, batch_impl, table)
+            self._table_copy = TableCopy(self.connection, batch_impl, table)
 
     def rename_table(self, old_table_name: str, new_table_name: Any, schema: Any = None) -> None:
-        if self._copied is None or old_table_name != self._copied.temporary:
+        if self._table_copy is None or old_table_name != self._table_copy.temporary:
             super().rename_table(old_table_name, new_table_name, schema)
             return
         # Views and other tables' triggers have referred to nothing since the old table was dropped.
         self._exec("PRAGMA legacy_alter_table = ON")
         super().rename_table(old_table_name, new_table_name, schema)
         self._exec("PRAGMA legacy_alter_table = OFF")
-        self._copied.complete()
-        self._copied = None
+        self._table_copy.complete()
+        self._table_copy = None
 
 
-class Copied:
+class TableCopy:
     """What a table has that Alembic's copy of it, which is made from reflection, would lack.
 
     Raises:
@@ -177,7 +177,7 @@ def analyze(connection: Connection) -> None:
 
 
 @contextmanager
-def turn(path: str) -> Iterator[None]:
+def migration_lock(path: str) -> Iterator[None]:
     """Wait until no other process migrates: the lock of a file beside, which ends with the process.
 
     The database's own is not held between two migrations, nor while one works in batches.

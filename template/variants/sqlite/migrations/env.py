@@ -11,11 +11,12 @@ from alembic import context
 from sqlalchemy import NullPool, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app.observability import configure_logging
+from app.database.dialect import Dialect
+from app.logging import configure_logging
 from app.settings import Settings, load_settings
-from migrations.comparing import OPTIONS
-from migrations.dialect import analyze, check_rows, turn
-from migrations.running import exits, run
+from migrations.autogenerate import OPTIONS
+from migrations.dialect import analyze, check_rows, migration_lock
+from migrations.runner import exits, run
 
 OPTIONS |= {
     "render_as_batch": True,  # most changes of a table mean a new table and a copy of the rows
@@ -44,6 +45,7 @@ async def run_online(settings: Settings) -> None:
         hide_parameters=True,
         connect_args=settings.connect_args,
     )
+    assert isinstance(engine.dialect, Dialect)
 
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: Any, record: Any) -> None:
@@ -78,7 +80,7 @@ if context.is_offline_mode():
     run_offline(settings)
 else:
     try:
-        with exits(settings), turn(str(settings.driver_url.database)):
+        with exits(settings), migration_lock(str(settings.driver_url.database)):
             asyncio.run(run_online(settings))
     except sqlite3.Error as error:
         sys.exit(f"{settings.driver_url} is not available: {error}")

@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
-from app.connections import set_up
 from app.database import UTCDateTime
-from app.database_errors import explain
+from app.database.connections import set_up
+from app.database.errors import explain
+from app.dependencies import Reader
 from app.health import VERSIONS
 from app.main import create_app
-from app.sessions import Reader
 from app.settings import Settings
 from tests.database import alembic
 
@@ -165,7 +165,7 @@ async def test_a_file_that_is_replaced_while_it_is_opened_takes_no_commit(
         await set_up(connection)
 
     with monkeypatch.context() as patch, pytest.raises(DBAPIError) as failed:
-        patch.setattr("app.dialect.set_up", replace_and_set_up)
+        patch.setattr("app.database.dialect.set_up", replace_and_set_up)
         async with app.state.engine.begin() as connection:
             await connection.run_sync(METADATA.create_all)
 

@@ -1,0 +1,45 @@
+"""The base of every model."""
+
+import datetime
+from typing import TYPE_CHECKING, ClassVar
+
+from sqlalchemy import MetaData, Table
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.database.types import UTCDateTime
+
+
+class Base(DeclarativeBase):
+    """Models are mapped here; Alembic compares their tables with the database."""
+
+    # Constraints without names of their own could not be altered or dropped by a migration.
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+    type_annotation_map = {datetime.datetime: UTCDateTime}
+
+    # What the database makes of a row is there after `flush()`, for one that is changed as well.
+    __mapper_args__ = {"eager_defaults": True}
+
+    if TYPE_CHECKING:
+        __table__: ClassVar[Table]
+
+
+def utc_now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+class Timestamps:
+    """When a row was made and last changed, by the service: one moment for both at first."""
+
+    created_at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
+    updated_at: Mapped[datetime.datetime] = mapped_column(
+        default=lambda row: row.get_current_parameters()["created_at"], onupdate=utc_now
+    )

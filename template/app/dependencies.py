@@ -1,0 +1,85 @@
+"""How a request reaches the database: `SessionDep` to write, `ReaderDep` to read."""
+
+from collections.abc import AsyncGenerator, Sequence
+from typing import Annotated, Any, TypeVarTuple
+from weakref import WeakSet
+
+from fastapi import Depends
+from fastapi.requests import HTTPConnection
+from sqlalchemy import Row, Select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.sql.expression import UpdateBase
+from sqlalchemy.sql.visitors import iterate
+
+from app.database.pool import greenlet_spawn
+
+Columns = TypeVarTuple("Columns")
+
+
+async def get_session(connection: HTTPConnection) -> AsyncGenerator[AsyncSession]:
+    async with connection.app.state.sessionmaker() as session:
+        yield session
+        await session.commit()
+
+
+SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
+"""One transaction: committed when the handler returns, rolled back when it raises.
+
+`scope="function"` commits before the response is sent, so no client is told of a row that was never
+stored. Nobody calls `commit()`; what the database makes (keys, defaults) is there after `flush()`.
+"""
+
+
+class Reader:
+    """Runs a `select` of columns outside a transaction, in one round trip.
+
+    Two calls see two states of the database: what must agree belongs into one statement or into a
+    session. It may be sent twice, where a connection dies: a function that writes belongs in a session.
+    Build the statement once, as a constant, and pass what varies as parameters.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine.sync_engine
+        self._dialect = engine.dialect
+        self._reads: WeakSet[Any] = WeakSet()  # statements that are known to write nothing
+
+    async def all(self, statement: Select[*Columns], **values: Any) -> Sequence[Row[*Columns]]:
+        """Return every row; bound their number in the statement."""
+        if statement not in self._reads:
+            if not isinstance(statement, Select) or any(map(writes, iterate(statement))):
+                raise TypeError("a Reader only reads; take a SessionDep to write")
+            self._reads.add(statement)
+        # One switch of greenlets for all three steps; `AsyncConnection` would make one for each.
+        try:
+            return await greenlet_spawn(self._all, statement, values)
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+        # The connection had just died: what only reads can be sent again.
+        return await greenlet_spawn(self._all, statement, values)
+
+    async def first(self, statement: Select[*Columns], **values: Any) -> Row[*Columns] | None:
+        """Return the first row, or `None`."""
+        return next(iter(await self.all(statement, **values)), None)
+
+    def _all(self, statement: Select[*Columns], values: dict[str, Any]) -> Sequence[Row[*Columns]]:
+        with self._engine.connect() as connection:
+            # What `execution_options(isolation_level=…)` does, without the cost of its events.
+            pooled: Any = connection.connection.dbapi_connection
+            self._dialect.set_isolation_level(pooled, "AUTOCOMMIT")
+            try:
+                return connection.execute(statement, values).all()
+            finally:
+                self._dialect.reset_isolation_level(pooled)
+
+
+def writes(part: object) -> bool:
+    return isinstance(part, UpdateBase)  # an INSERT, say, in a WITH
+
+
+async def get_reader(connection: HTTPConnection) -> Reader:
+    return connection.app.state.reader  # type: ignore[no-any-return]
+
+
+ReaderDep = Annotated[Reader, Depends(get_reader)]

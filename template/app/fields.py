@@ -1,0 +1,74 @@
+"""Types of fields: what a client may send, and every database can store."""
+
+import datetime
+import math
+import re
+import unicodedata
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    StringConstraints,
+)
+
+MAX_ID = 2**63 - 1
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and halves of characters
+
+Id = Annotated[int, Field(ge=1, le=MAX_ID)]
+Integer = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+BigInteger = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+Text = Annotated[
+    str, StringConstraints(pattern=r"^[^\x00]*$")
+]  # no NUL: not every database stores it
+
+# The first and the last day are left out: a driver may take their moments for infinite ones, and
+# in another time zone they have a year that Python does not.
+Date = Annotated[datetime.date, Field(gt=datetime.date.min, lt=datetime.date.max)]
+DateTime = Annotated[
+    AwareDatetime,
+    Field(
+        ge=datetime.datetime(1, 1, 2, tzinfo=datetime.UTC),
+        lt=datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC),
+    ),
+]
+
+
+def check_zone(time: datetime.time) -> datetime.time:
+    if time.tzinfo is not None:
+        raise ValueError("a time has no offset, which no column keeps")
+    return time
+
+
+Time = Annotated[datetime.time, AfterValidator(check_zone)]
+
+
+def normalize(name: object) -> object:
+    return unicodedata.normalize("NFC", name).strip() if isinstance(name, str) else name
+
+
+Normalized = BeforeValidator(normalize)
+"""For a text that people compare, such as a name: normal form C, without blanks around it."""
+
+
+def check_json(value: JsonValue) -> JsonValue:
+    """Raise ValueError for what JSON (RFC 8259) or a database has no room for."""
+    parts: list[JsonValue] = [value]
+    for part in parts:  # which grows
+        if isinstance(part, dict):
+            parts += [*part, *part.values()]
+        elif isinstance(part, list):
+            parts += part
+        elif isinstance(part, str) and UNSTORABLE.search(part):
+            raise ValueError("a text holds no NUL and no surrogates")
+        elif isinstance(part, float) and not math.isfinite(part):
+            raise ValueError("a number needs to be finite")
+        elif isinstance(part, int) and not -(2**63) <= part < 2**63:
+            raise ValueError("an integer has at most 64 bits")
+    return value
+
+
+Json = Annotated[JsonValue, AfterValidator(check_json)]

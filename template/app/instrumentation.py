@@ -1,0 +1,70 @@
+"""What is measured of requests and statements: spans, durations, and a warning for slow ones."""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi.telemetry import TelemetryConfig
+from opentelemetry import metrics, trace
+from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncEngine
+from starlette.types import Scope
+
+from app import NAME
+
+statement_logger = logging.getLogger("app.statements")
+SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)  # buckets of OpenTelemetry's conventions
+
+
+def request_telemetry(enabled: bool, exclude: Callable[[Scope], bool]) -> TelemetryConfig:
+    """Return what FastAPI records of requests, but for those that `exclude` returns true for."""
+    return {
+        "tracing": enabled,
+        "metrics": enabled,
+        "logs": False,  # they would hold the messages of exceptions
+        "operation_spans": False,  # each costs as much as a request's own
+        "auto_configure": False,  # the lifespan sets it up, and ends it in bounded time
+        "exclude": exclude,
+    }
+
+
+def watch_statements(engine: AsyncEngine, slow: float) -> None:
+    """Time each statement, make those of a traced request spans, and log what took `slow` seconds.
+
+    None of it holds the statement's values.
+    """
+    tracer = trace.get_tracer(NAME)
+    durations = metrics.get_meter(NAME).create_histogram(
+        "db.client.operation.duration", "s", explicit_bucket_boundaries_advisory=SECONDS
+    )
+
+    def watch(operation: str) -> None:
+        @event.listens_for(engine.sync_engine, operation)
+        def execute(cursor: Any, statement: str, parameters: Any, context: Any) -> bool:
+            span: trace.Span = INVALID_SPAN
+            name = statement.split(maxsplit=1)[0].upper()
+            attributes = {"db.system.name": context.dialect.name, "db.operation.name": name}
+            if trace.get_current_span().get_span_context().is_valid:
+                details = attributes | {"db.query.text": statement}
+                span = tracer.start_span(name, kind=SpanKind.CLIENT, attributes=details)
+            start = time.perf_counter()
+            try:
+                getattr(context.dialect, operation)(cursor, statement, parameters, context)
+            except BaseException as error:
+                attributes["error.type"] = type(error).__name__
+                span.set_attribute("error.type", type(error).__name__)
+                span.set_status(StatusCode.ERROR)
+                raise
+            finally:
+                span.end()
+                seconds = time.perf_counter() - start
+                durations.record(seconds, attributes)
+                if slow and seconds >= slow:
+                    text, extra = " ".join(statement.split())[:1000], {"seconds": round(seconds, 3)}
+                    statement_logger.warning("slow: %.3f s: %s", seconds, text, extra=extra)
+            return True  # executed
+
+    watch("do_execute")
+    watch("do_executemany")

@@ -1,0 +1,156 @@
+"""How connections to PostgreSQL are opened, checked, given up and closed, each in bounded time."""
+
+import asyncio
+import time
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.dialects import registry
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from app.database.checks import CheckedDialect
+from app.database.connections import (
+    DRIVER_ERRORS,
+    LOST,
+    READ_ONLY,
+    STALE,
+    Connection,
+    Hosts,
+    OutcomeUnknown,
+    leave_no_statement_open,
+    set_up,
+)
+from app.database.url import READING
+
+PING_AFTER = 1.0  # seconds that a connection is trusted for without asking the server
+CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel what it does and to close the connection
+
+
+class Dialect(CheckedDialect):
+    """asyncpg's dialect, whose connections are checked before each use and never outlive it.
+
+    A connection that is given up ends on the server too, with the statement or the commit that it
+    was waiting for.
+    """
+
+    supports_statement_cache = True
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)  # type: ignore[no-untyped-call]
+        self.closing: set[asyncio.Task[None]] = set()
+        self.unreachable = False  # since the last attempt to connect
+        self._doubted_at = 0.0  # when a connection was given up: the others are asked
+        self._unanswered_at = 0.0  # when one could not be closed in time
+        self.hosts = Hosts()
+
+    def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
+        """Connect to the first host that will do; `timeout`, in seconds, is for each of them.
+
+        Raises:
+            OperationalError: the DBAPI's, whatever it was that failed: no request has caused it.
+        """
+        limits = options.pop("limits", None)
+        timeout = options.setdefault("timeout", 60)  # asyncpg's own
+        hosts = self.hosts.order(options.pop("host", None), options.pop("port", None))
+        wanted = options.pop("target_session_attrs", None)
+        errors: dict[str, Exception] = {}
+        for target in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
+            for host, port in hosts:
+                address = {"host": host, "port": port, "target_session_attrs": target}
+                start = asyncio.get_running_loop().time()
+                try:
+                    connection: Any = super().connect(
+                        *args, **options, **address, connection_class=Connection
+                    )
+                    set_up(self, connection, limits, start + timeout)
+                except Exception as error:  # noqa: BLE001 - no list of classes would be complete
+                    errors[f"{host}:{port}"] = error
+                    self.hosts.note((host, port), error)
+                else:
+                    driver: Connection = connection.driver_connection
+                    driver.address, driver.writes = (host, port), wanted not in READING
+                    driver.good_at = time.monotonic()
+                    self.unreachable = False
+                    return connection  # type: ignore[no-any-return]
+        reasons = (f"{address}: {str(error) or 'timed out'}" for address, error in errors.items())
+        self.unreachable = True
+        *_, last = errors.values()
+        raise self.loaded_dbapi.OperationalError("; ".join(reasons), last) from last
+
+    def on_connect(self) -> None:  # SQLAlchemy's sets the codecs, and lets the driver's errors out
+        return None
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        sqlstate = getattr(e, "sqlstate", None) or ""
+        if sqlstate == READ_ONLY and connection and not connection.driver_connection.writes:
+            return False  # as it was asked for
+        return (
+            super().is_disconnect(e, connection, cursor)  # type: ignore[no-untyped-call]
+            or isinstance(e, OutcomeUnknown)
+            or sqlstate.startswith(LOST + STALE)
+        )
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        """Say whether a connection is still good, which the pool asks at every checkout.
+
+        The driver knows of one that the server has closed; a link that died silently takes time
+        to be noticed, so one that was good a moment ago is not asked again.
+        """
+        connection: Connection = dbapi_connection.driver_connection
+        if connection.is_closed():
+            return False
+        now = time.monotonic()
+        if connection.good_at <= max(now - PING_AFTER, self._doubted_at):
+            try:
+                dbapi_connection.run_async(Connection.ping)
+            except DRIVER_ERRORS as error:
+                self.hosts.note(connection.address, error)
+                return False
+            if connection.writes and connection.is_read_only():  # another may take writes by now
+                return False
+        connection.good_at = now
+        return True
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        connection: Connection = dbapi_connection.driver_connection
+        lost = connection.is_closed()  # before anything was sent
+        try:
+            super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if isinstance(error, TimeoutError) or connection.is_closed() and not lost:
+                reason = str(error) or "timed out"
+                raise OutcomeUnknown(reason, error) from error  # type: ignore[no-untyped-call]
+            raise
+
+    def do_close(self, dbapi_connection: Any) -> None:
+        connection: Connection = dbapi_connection.driver_connection
+        if connection.good_at < self._unanswered_at:  # this one would not be answered either
+            connection.terminate()
+        else:
+            dbapi_connection.run_async(self._close)
+
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """Close a connection that is given up, or has grown old, while nobody waits for it."""
+        self._doubted_at = time.monotonic()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # collected after the end of the loop
+            dbapi_connection.driver_connection.terminate()
+            return
+        task = loop.create_task(self._close(dbapi_connection.driver_connection))
+        self.closing.add(task)
+        task.add_done_callback(self.closing.discard)
+
+    async def _close(self, connection: Connection) -> None:
+        # The driver first waits until the server has cancelled what it is doing.
+        try:
+            await connection.close(timeout=CLOSE_TIMEOUT)
+        except DRIVER_ERRORS:
+            self._unanswered_at = time.monotonic()
+
+
+event.listen(Dialect, "handle_error", leave_no_statement_open)
+
+
+# From now on, `create_async_engine` takes this dialect for the driver.
+registry.register("postgresql.asyncpg", __name__, Dialect.__name__)

@@ -1,0 +1,93 @@
+"""What PostgreSQL's errors mean: who caused one, and why."""
+
+from typing import Any
+
+from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError, OperationalError
+
+from app.database.connections import OutcomeUnknown
+
+# SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
+#
+# What only a value of the request can cause: 422 …
+REFUSED = {
+    "22000",  # one that the driver can't send
+    "22021",  # a character that is none, such as NUL
+    "22P05",  # … or none in the database's encoding
+    "22025",  # a pattern of LIKE
+    "2201B",  # a regular expression
+    "2201W",  # LIMIT
+    "2201X",  # OFFSET
+}
+# … and what only one that is to be stored can: where a statement reads, it is a stored value.
+REFUSED_WHEN_WRITTEN = {
+    "22001",  # too long
+    "22003",  # a number out of range
+    "22007",  # not a date or time
+    "22008",  # a date or time out of range
+    "22009",  # a time zone out of range
+    "22015",  # an interval out of range
+    "22023",  # a parameter, such as the name of a time zone
+    "22026",  # a string of another length
+    "22030",  # a key twice in a JSON object
+    "22032",  # not JSON
+    "22P02",  # not a value of this type
+    "22P03",  # … in its binary form
+    "23502",  # a not-null constraint
+    "23514",  # a check constraint
+    "54000",  # too long for its index
+}
+CONFLICT = "23"  # the other constraints: 409
+FOREIGN_KEY = "23503"
+WRITES = ("INSERT", "UPDATE")
+# The server's state: 503, for this reason.
+UNAVAILABLE = {
+    "08": "connection lost",
+    "2200H": "server error",  # a sequence that has no next value
+    "25006": "read-only",
+    "26000": "server error",
+    "28": "login refused",
+    "3D000": "no such database",
+    "40": "serialization",
+    "40P01": "deadlock",
+    "42501": "permission denied",
+    "53": "out of resources",
+    "53300": "too many connections",
+    "55P03": "lock timeout",
+    "57": "shutting down",
+    "57014": "statement timeout",
+    "58": "server error",
+    "F0": "server error",
+    "XX": "server error",
+}
+OUTCOME_UNKNOWN = "outcome unknown"
+
+
+def explain(error: DBAPIError) -> tuple[int, str]:
+    """Return the status of the response to a request that failed with `error`, and a 503's reason."""
+    sqlstate = getattr(error.orig, "sqlstate", None) or ""
+    reason = UNAVAILABLE.get(sqlstate) or UNAVAILABLE.get(sqlstate[:2])
+    if isinstance(error.orig, OutcomeUnknown):
+        return 503, OUTCOME_UNKNOWN
+    if isinstance(error, OperationalError):  # there was no connection yet
+        return 503, "unreachable" if sqlstate.startswith("08") else reason or "unreachable"
+    if isinstance(error, NotSupportedError):  # a migration has changed what a statement returns
+        return 503, "schema changed"
+    if reason or error.connection_invalidated:
+        return 503, reason or "connection lost"
+    if sqlstate in REFUSED or sqlstate in REFUSED_WHEN_WRITTEN and not reads(error):
+        return 422, ""
+    return (409 if sqlstate.startswith(CONFLICT) else 500), ""
+
+
+def reads(error: DBAPIError) -> bool:
+    return (error.statement or "").lstrip("( \n").upper().startswith("SELECT")
+
+
+def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
+    """Return the columns that `error` names, or the name of the constraint."""
+    cause: Any = error.driver_exception
+    if column := getattr(cause, "column_name", None):
+        return (column,), None
+    if cause.sqlstate == FOREIGN_KEY and not (error.statement or "").startswith(WRITES):
+        return (), None  # what still refers to a row is no column of the row
+    return (), cause.constraint_name

@@ -1,0 +1,35 @@
+"""What is asked of the server: by readiness, and by the doctor."""
+
+from sqlalchemy import Integer, Row, cast, column, func, select, table
+
+READ_ONLY = func.current_setting("transaction_read_only") == "on"
+"""Whether the server takes no writes: a standby, or one that was made read-only."""
+
+# How many connections the role may open, by each limit that there is.
+LIMITS = (
+    cast(func.current_setting("max_connections"), Integer)
+    - cast(func.current_setting("superuser_reserved_connections"), Integer)
+    - func.coalesce(cast(func.current_setting("reserved_connections", True), Integer), 0),
+    select(func.nullif(column("rolconnlimit", Integer), -1))
+    .select_from(table("pg_roles"))
+    .where(column("rolname") == func.session_user())
+    .scalar_subquery(),
+    select(func.nullif(column("datconnlimit", Integer), -1))
+    .select_from(table("pg_database"))
+    .where(column("datname") == func.current_database())
+    .scalar_subquery(),
+)
+SERVER = select(
+    func.current_setting("server_version").label("version"),
+    func.least(*LIMITS, type_=Integer).label("connections"),
+)
+"""What the doctor asks."""
+
+
+def describe_server(server: Row[str, int], connections: int) -> tuple[str, str]:
+    """Return a description of the server, and a problem if it allows fewer than `connections`."""
+    use = f"{connections} of its {server.connections} connections may be opened"
+    if connections <= server.connections:
+        return f"PostgreSQL {server.version}; {use}", ""
+    remedy = "lower DATABASE_POOL_SIZE, or raise max_connections or the role's or database's limit"
+    return "", f"{use}; {remedy}"

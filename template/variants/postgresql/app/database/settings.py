@@ -1,0 +1,99 @@
+"""Where PostgreSQL is, and how long to wait for it: the only builder of the driver URL."""
+
+import sys
+from functools import cached_property
+from typing import Annotated, Any, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings
+from sqlalchemy import URL
+
+from app import NAME
+from app.database.url import DRIVER, EXAMPLE, READING, locate, parse
+
+ANSWER_TIMEOUT = 0.5  # seconds that the server's answer may take on its way
+
+Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
+
+
+class DatabaseSettings(BaseSettings):
+    """`DATABASE_URL`, or its parts."""
+
+    database_url: SecretStr | None = None
+    database_host: str | None = None
+    database_port: Annotated[int, Field(ge=1, le=65535)] = 5432
+    database_user: str | None = None
+    database_password: SecretStr | None = None
+    database_name: str | None = None
+
+    # asyncpg waits 60 s for a connection, and forever for an answer: on a silent network that is
+    # a request that never ends. Seconds; the first is for each of several hosts.
+    database_connect_timeout: Seconds = 3
+    database_command_timeout: Seconds = 5
+
+    # A PgBouncer in transaction mode is in between: each transaction may run on another connection
+    # of the server, where nothing is prepared and no parameter is set.
+    database_pooler: bool = False
+
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        parts = ("database_host", "database_user", "database_name", "database_password")
+        given = [part for part in parts if getattr(self, part)]
+        if self.database_url is not None and given:
+            raise ValueError("set together with its parts (DATABASE_HOST …); set one or the other")
+        if self.database_url is None and not set(parts[:3]) <= set(given):
+            message = f"missing; set it to {EXAMPLE}, or set DATABASE_HOST, _USER, _PASSWORD, _NAME"
+            raise PydanticCustomError(
+                "database_incomplete" if given else "database_missing", message
+            )
+        _ = self.driver_url  # raises, if it can't be built
+        return self
+
+    @cached_property
+    def driver_url(self) -> URL:
+        """`postgresql+asyncpg://…`; its `str()` and `repr()` mask the password."""
+        if self.database_url is not None:
+            return parse(self.database_url.get_secret_value())
+        password = self.database_password.get_secret_value() if self.database_password else None
+        url = URL.create(DRIVER, self.database_user, password, database=self.database_name)
+        return locate(url, str(self.database_host), str(self.database_port))
+
+    @property
+    def database_writes(self) -> bool:
+        """Whether a server is asked for that takes writes."""
+        return self.driver_url.query.get("target_session_attrs") not in READING
+
+    @property
+    def connect_args(self) -> dict[str, Any]:
+        """What the dialect's `connect` gets beside the URL."""
+        timeouts = {
+            "timeout": self.database_connect_timeout,
+            # The server comes first: its refusal leaves the connection as good as it was.
+            "command_timeout": self.database_command_timeout + ANSWER_TIMEOUT,
+        }
+        # When a day begins for SQL's `date_trunc` or `current_date`: the same on every server.
+        parameters = {"timezone": "UTC"}
+        if self.database_pooler:
+            nothing_prepared = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
+            return timeouts | nothing_prepared | {"server_settings": parameters}
+        # The server gives up as well: what nobody waits for keeps no locks. Milliseconds.
+        limits = {
+            "statement_timeout": int(self.database_command_timeout * 1000),
+            "idle_in_transaction_session_timeout": 60_000,
+        }
+        parameters |= {
+            "application_name": NAME,
+            # Or a statement may have one plan for all values from its sixth execution on, which
+            # for a value that is rare in its column is many times slower than its own.
+            "plan_cache_mode": "force_custom_plan",
+            # The connections of a host that is lost count for 90 s, and not for two hours.
+            "tcp_keepalives_idle": "60",
+            "tcp_keepalives_interval": "10",
+            "tcp_keepalives_count": "3",
+        }
+        # A pooler refuses this one, which tells those who forgot DATABASE_POOLER. A server on
+        # Windows, as in development, refuses it too.
+        if sys.platform != "win32":
+            parameters["client_connection_check_interval"] = "2000"
+        return timeouts | {"limits": limits, "server_settings": parameters}

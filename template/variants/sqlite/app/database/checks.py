@@ -1,0 +1,132 @@
+"""What a column of each type holds, whoever writes: SQLite itself would store any value in any."""
+
+from typing import Any
+
+from sqlalchemy import (
+    CHAR,
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Date,
+    DateTime,
+    Float,
+    Integer,
+    LargeBinary,
+    Numeric,
+    SmallInteger,
+    String,
+    Time,
+    Uuid,
+)
+from sqlalchemy.dialects.sqlite.aiosqlite import SQLiteDialect_aiosqlite
+from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDDLCompiler
+from sqlalchemy.exc import CompileError
+from sqlalchemy.schema import CreateTable
+
+from app.database.columns import Bounded, TypeCheckCompiler, without_types
+
+NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+MAX_DIGITS = 15  # of a number that is stored as REAL, and comes back as it was
+
+TEXT = "typeof(@) = 'text' AND instr(@, char(0)) = 0"
+HEX = "typeof(@) = 'text' AND length(@) = 32 AND @ NOT GLOB '*[^0-9a-f]*'"
+NUMBER = "typeof(@) IN ('integer', 'real')"
+# As SQLAlchemy writes them. SQLite's functions read more forms than one, and count February 30 on;
+# a column of its type DATE would be compared as a number, and what `substr` returns is not.
+DAY = "{0} IS date({0}, '+0 days') AND substr({0}, 1) BETWEEN '0001-01-02' AND '9999-12-30'"
+TIME = (
+    "{0} GLOB '{1}??:??:??." + "[0-9]" * 6 + "'"
+    " AND time(substr({0}, -15, 8), '+0 days') IS substr({0}, -15, 8)"
+)
+CONDITIONS: dict[type[Any], str] = {
+    Boolean: "@ IN (0, 1)",
+    Date: f"{TEXT} AND {DAY.format('@')}",
+    DateTime: f"{TEXT} AND {DAY.format('substr(@, 1, 10)')} AND {TIME.format('substr(@, 11)', ' ')}",
+    Time: f"{TEXT} AND {TIME.format('@', '')}",
+    Uuid: HEX,
+    JSON: "json_valid(@)",
+    LargeBinary: "typeof(@) = 'blob'",
+    Float: NUMBER + " AND abs(@) < 9e999",
+}
+BITS = {SmallInteger: 15, BigInteger: 63, Integer: 31}
+
+
+class BoundedNumeric(Bounded, Numeric[Any]):
+    pass
+
+
+class BoundedFloat(Bounded, Float[Any]):
+    pass
+
+
+class StatementCompiler(SQLiteCompiler):
+    def visit_now_func(self, fn: Any, **options: Any) -> str:
+        # SQLite's own has another form than the moments that SQLAlchemy writes, and sorts elsewhere.
+        return NOW
+
+
+class DDLCompiler(TypeCheckCompiler, SQLiteDDLCompiler):
+    def visit_create_table(self, create: CreateTable, **options: Any) -> str:
+        # Or the id of a row that was deleted would be given again.
+        if create.element.autoincrement_column is not None:
+            create.element.dialect_options["sqlite"]["autoincrement"] = True
+        statement: str = super().visit_create_table(create, **options)  # type: ignore[no-untyped-call]
+        return statement
+
+    def get_column_specification(self, column: Column[Any], **options: Any) -> str:
+        specification: str = super().get_column_specification(column, **options)  # type: ignore[no-untyped-call]
+        return specification + self.check(column)
+
+    def condition(self, column: Column[Any], kind: Any) -> str | None:
+        if isinstance(kind, CHAR) and kind.length == 32:  # a Uuid, as it is read from the file
+            return HEX
+        if isinstance(kind, String):
+            return TEXT + (f" AND length(@) <= {kind.length}" if kind.length else "")
+        if isinstance(kind, Integer):
+            if column is column.table.autoincrement_column:  # SQLite sees to it itself
+                return None
+            bits = next(bits for type_, bits in BITS.items() if isinstance(kind, type_))
+            bits = 63 if is_key(column) else bits
+            return f"typeof(@) = 'integer' AND @ BETWEEN {-(2**bits)} AND {2**bits - 1}"
+        if isinstance(kind, Numeric):
+            if kind.scale is None or not kind.precision or kind.precision > MAX_DIGITS:
+                raise CompileError(
+                    f"{column}: a Numeric needs a scale, and a precision of at most {MAX_DIGITS}"
+                )
+            largest = 10 ** (kind.precision - kind.scale)
+            return f"{NUMBER} AND round(@, {kind.scale}) = @ AND abs(@) < {largest}"
+        return next((check for type_, check in CONDITIONS.items() if isinstance(kind, type_)), None)
+
+
+class CheckedDialect(SQLiteDialect_aiosqlite):
+    """aiosqlite's dialect, whose tables hold what their columns promise."""
+
+    supports_statement_cache = True
+    statement_compiler = StatementCompiler
+    ddl_compiler = DDLCompiler
+    colspecs = SQLiteDialect_aiosqlite.colspecs | {Numeric: BoundedNumeric, Float: BoundedFloat}
+
+    def get_foreign_keys(
+        self, connection: Any, table_name: str, schema: str | None = None, **options: Any
+    ) -> Any:
+        # Those of a column that was added have their actions in the PRAGMA alone.
+        found = super().get_foreign_keys(connection, table_name, schema, **options)  # type: ignore[no-untyped-call]
+        pragma = f"PRAGMA foreign_key_list({self.identifier_preparer.quote_identifier(table_name)})"
+        actions = {
+            row["from"]: {"onupdate": row["on_update"], "ondelete": row["on_delete"]}
+            for row in connection.exec_driver_sql(pragma).mappings()
+        }
+        for key in found:
+            if not key["options"]:
+                kept = actions.get(key["constrained_columns"][0], {})
+                key["options"] = {n: action for n, action in kept.items() if action != "NO ACTION"}
+        return found
+
+    def get_check_constraints(self, *args: Any, **options: Any) -> Any:
+        return without_types(super().get_check_constraints(*args, **options))  # type: ignore[no-untyped-call]
+
+
+def is_key(column: Column[Any]) -> bool:
+    """Tell whether a column has, or refers to, an id: of 64 bits, though it is an INTEGER."""
+    return column.primary_key or bool(column.foreign_keys)

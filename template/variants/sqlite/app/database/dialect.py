@@ -1,0 +1,150 @@
+"""How connections to the SQLite file are opened, checked and given up, and how transactions begin."""
+
+import logging
+import os
+import sqlite3
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Engine, event
+from sqlalchemy.dialects import registry
+from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
+from sqlalchemy.exc import StatementError
+
+from app.database.checks import CheckedDialect
+from app.database.connections import (
+    Connections,
+    OutcomeUnknown,
+    files,
+    identity,
+    set_up,
+    unavailable,
+)
+from app.database.pool import await_
+
+
+class Dialect(CheckedDialect):
+    """aiosqlite's dialect, which locks on BEGIN, and discards connections to a replaced file.
+
+    A connection that is given up ends at once, with the statement that it was waiting for.
+    """
+
+    supports_statement_cache = True
+    closing = ()  # none is waited for at shutdown: the end of the process ends them all
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.unreachable = False  # since the last attempt to connect
+        self._connections = Connections()
+        self._autocommit: WeakSet[Any] = WeakSet()
+        # At DEBUG the driver would print the parameters of every statement.
+        logging.getLogger("aiosqlite").setLevel(logging.INFO)
+
+    @classmethod
+    def engine_created(cls, engine: Engine) -> None:
+        connections: Connections = engine.dialect._connections  # type: ignore[attr-defined]
+        event.listen(engine.pool, "checkout", connections.note_checkout)
+        event.listen(engine.pool, "checkin", connections.note_checkin)
+
+    def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
+        [path] = args
+        try:
+            file = await_(self._connections.close_others(path))
+            with self._connections.opening(path, file):
+                connection = self._open(path, file, **options)
+        except BaseException:
+            self.unreachable = True
+            raise
+        self.unreachable = False
+        return connection
+
+    def _open(self, path: str, file: object, **options: Any) -> DBAPIConnection:
+        # SQLite would make a file that is not there, without tables, and would open one that may
+        # not be written to for reads alone, as long as the connection lasts.
+        if not os.access(path, os.R_OK | os.W_OK):
+            raise unavailable(f"{path} is missing (alembic upgrade head makes it) or read-only")
+        # It would delete the write-ahead log beside a file without content.
+        if not os.path.getsize(path):
+            raise unavailable(f"{path} is empty (alembic upgrade head fills it)")
+        # By itself, the driver would begin a transaction no sooner than with its first write.
+        uri = f"{Path(path).absolute().as_uri()}?mode=rw"  # never create it, should it vanish here
+        connection: Any = super().connect(uri, uri=True, isolation_level=None, **options)
+        self._connections.add(connection.driver_connection, path, (file, None))
+        try:
+            # Its first read opens the write-ahead log, by a path as well: had the file been moved in
+            # between, commits would go into a log that nobody finds again.
+            connection.run_async(set_up)
+            if identity(path) != file:
+                raise unavailable(f"{path} was replaced while it was opened")
+        except BaseException:
+            self.do_terminate(connection)
+            raise
+        self._connections.add(connection.driver_connection, path, files(path))
+        return connection  # type: ignore[no-any-return]
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        """Say whether a connection is still good, which the pool asks at every checkout.
+
+        After the file was moved, deleted or restored, an open connection still writes to the old
+        one.
+        """
+        return self._connections.is_good(dbapi_connection.driver_connection)
+
+    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
+        # SQLAlchemy's way takes four calls to the driver's thread, there and back.
+        if level == "AUTOCOMMIT":
+            self._autocommit.add(dbapi_connection.driver_connection)
+        else:
+            self._autocommit.discard(dbapi_connection.driver_connection)
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        # A transaction that reads first and writes later would fail at once, whatever the timeout,
+        # if another had written in between: so each takes the file's write lock when it begins.
+        if dbapi_connection.driver_connection not in self._autocommit:
+            dbapi_connection.run_async(lambda connection: connection.execute("BEGIN IMMEDIATE"))
+
+    def do_commit(self, dbapi_connection: Any) -> None:
+        # SQLite keeps a transaction open whose COMMIT fails, as a deferred constraint lets it.
+        try:
+            if not self.do_ping(dbapi_connection):
+                raise unavailable("the file was replaced during the transaction")
+            super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
+            if not self.do_ping(dbapi_connection):
+                raise OutcomeUnknown("the file was replaced during the commit")
+        except sqlite3.Error as error:
+            self.do_rollback(dbapi_connection)
+            code = getattr(error, "sqlite_errorcode", 0)
+            if code & 0xFF == sqlite3.SQLITE_IOERR:
+                raise OutcomeUnknown(*error.args) from error
+            raise
+
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        if dbapi_connection.driver_connection.in_transaction:
+            super().do_rollback(dbapi_connection)  # type: ignore[no-untyped-call]
+
+    def do_close(self, dbapi_connection: Any) -> None:
+        self._connections.discard(dbapi_connection.driver_connection)
+        super().do_close(dbapi_connection)  # type: ignore[no-untyped-call]
+
+    def do_terminate(self, dbapi_connection: Any) -> None:
+        """Close a connection that is given up, or has grown old, while nobody waits for it."""
+        connection = dbapi_connection.driver_connection
+        try:
+            self._connections.give_up(connection)
+        except RuntimeError:  # collected after the end of the loop
+            connection.stop()
+
+
+@event.listens_for(Dialect, "handle_error")
+def wrap_refusal(context: ExceptionContext) -> StatementError | None:
+    # An integer of more than 64 bits, a text that is not Unicode: SQLAlchemy would let the driver's
+    # exceptions through bare.
+    error = context.original_exception
+    if not isinstance(error, OverflowError | UnicodeError):
+        return None
+    return StatementError(str(error), context.statement, None, error, hide_parameters=True)
+
+
+# From now on, `create_async_engine` takes this dialect for the driver.
+registry.register("sqlite.aiosqlite", __name__, Dialect.__name__)

@@ -1,0 +1,61 @@
+"""What SQLite's errors mean: who caused one, and why."""
+
+import re
+import sqlite3
+
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from app.database.connections import OutcomeUnknown
+
+# Result codes, https://sqlite.org/rescode.html
+#
+# What a value can cause that is to be stored: 422.
+REFUSED_WHEN_WRITTEN = {
+    sqlite3.SQLITE_CONSTRAINT_NOTNULL,
+    sqlite3.SQLITE_CONSTRAINT_CHECK,
+    sqlite3.SQLITE_MISMATCH,  # not an integer, for a key
+    sqlite3.SQLITE_TOOBIG,
+    sqlite3.SQLITE_CONSTRAINT | (12 << 8),  # of another type than a STRICT table's column
+}
+# The file's state: 503, for this reason.
+UNAVAILABLE = {
+    sqlite3.SQLITE_BUSY: "lock timeout",
+    sqlite3.SQLITE_CANTOPEN: "unreachable",
+    sqlite3.SQLITE_CORRUPT: "server error",
+    sqlite3.SQLITE_FULL: "out of resources",
+    sqlite3.SQLITE_INTERRUPT: "statement timeout",
+    sqlite3.SQLITE_IOERR: "server error",
+    sqlite3.SQLITE_LOCKED: "lock timeout",
+    sqlite3.SQLITE_NOMEM: "out of resources",
+    sqlite3.SQLITE_NOTADB: "server error",
+    sqlite3.SQLITE_PERM: "permission denied",
+    sqlite3.SQLITE_PROTOCOL: "lock timeout",
+    sqlite3.SQLITE_READONLY: "read-only",
+    sqlite3.SQLITE_SCHEMA: "schema changed",
+}
+OUTCOME_UNKNOWN = "outcome unknown"
+
+
+def explain(error: DBAPIError) -> tuple[int, str]:
+    """Return the status of the response to a request that failed with `error`, and a 503's reason."""
+    code = getattr(error.driver_exception, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    primary = code & 0xFF
+    if isinstance(error.orig, OutcomeUnknown):
+        return 503, OUTCOME_UNKNOWN
+    if reason := UNAVAILABLE.get(primary):
+        return 503, reason
+    if error.connection_invalidated:
+        return 503, "connection lost"
+    if {code, primary} & REFUSED_WHEN_WRITTEN:
+        return 422, ""
+    return (409 if primary == sqlite3.SQLITE_CONSTRAINT else 500), ""
+
+
+def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
+    """Return the columns that `error` names, or the name of the constraint."""
+    kind, _, names = str(error.orig).partition(" constraint failed: ")
+    if index := re.fullmatch(r"index '(.*)'", names):
+        return (), index[1]
+    if kind == "CHECK":
+        return (), names
+    return tuple(name.rpartition(".")[2] for name in names.split(", ") if name), None

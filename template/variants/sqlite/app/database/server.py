@@ -1,0 +1,19 @@
+"""What is asked of the database: by readiness, and by the doctor."""
+
+from sqlalchemy import Row, column, false, func, select
+
+READ_ONLY = false()
+"""Whether the database takes no writes: a file that may not be written to is not opened."""
+
+SERVER = select(func.sqlite_version().label("version"), column("journal_mode")).select_from(
+    func.pragma_journal_mode()
+)
+"""What the doctor asks."""
+
+
+def describe_server(server: Row[str, str], connections: int) -> tuple[str, str]:
+    """Return a description of the database, and a problem if readers would wait for writers."""
+    text = f"SQLite {server.version}; {connections} connections may be opened"
+    if server.journal_mode == "wal":
+        return text, ""
+    return "", "not in WAL mode, so that readers and writers wait; run alembic upgrade head"

@@ -1,0 +1,66 @@
+"""What makes sessions: those that write take turns, as the file has one writer at a time."""
+
+import asyncio
+import sqlite3
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+from sqlalchemy.orm import Session, SessionTransaction
+
+from app.database.pool import await_
+
+
+class Writer(Session):
+    """A session that waits for the write lock among those of this process, in order of arrival.
+
+    It waits when it first needs a connection, and holds none meanwhile, or there would be none left
+    in the pool for those who read. What a handler does before its first statement keeps nobody
+    waiting.
+    """
+
+    _has_lock = False
+
+    def get_bind(self, *arguments: Any, **options: Any) -> Any:
+        if not self._has_lock:
+            await_(self._take_lock())
+        return super().get_bind(*arguments, **options)
+
+    async def _take_lock(self) -> None:
+        seconds = self.info["timeout"]
+        try:
+            async with asyncio.timeout(seconds):
+                await self.info["lock"].acquire()
+        except TimeoutError:
+            error = sqlite3.OperationalError(f"the write lock was not free in {seconds:g} s")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise OperationalError(None, None, error) from None
+        self._has_lock = True
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self.release_lock()
+
+    def release_lock(self) -> None:
+        if self._has_lock:
+            self._has_lock = False
+            self.info["lock"].release()
+
+
+@event.listens_for(Writer, "after_transaction_end")
+def release_lock(session: Writer, transaction: SessionTransaction) -> None:
+    # Not every session is closed: `sessionmaker.begin()` leaves one whose commit fails as it is.
+    if transaction.parent is None:
+        session.release_lock()
+
+
+class Sessionmaker(async_sessionmaker[AsyncSession]):
+    """Makes sessions that share one write lock: the file has one writer at a time."""
+
+    def __init__(self, engine: AsyncEngine, **options: Any) -> None:
+        pool: Any = engine.pool
+        info = {"lock": asyncio.Lock(), "timeout": pool.timeout()}
+        super().__init__(engine, sync_session_class=Writer, info=info, **options)
