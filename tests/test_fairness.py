@@ -34,7 +34,7 @@ async def list_served() -> list[int]:
 
 @router.post("/reader/{number}")
 async def read(number: int, seconds: float, reader: ReaderDep) -> None:
-    await reader.all(SLEEP, seconds=seconds)
+    await reader.execute(SLEEP, {"seconds": seconds})
     served.append(number)
 
 

@@ -136,7 +136,7 @@ def choose(kind, name, good):
 async def read(kind: str, name: str, reader: ReaderDep, good: bool = False, limit: float | None = None) -> int:
     statement, values = choose(kind, name, good)
     async with asyncio.timeout(limit):
-        return len(await reader.all(statement, **values))
+        return len((await reader.execute(statement, values)).all())
 
 
 @router.post("/session/{kind}")

@@ -149,7 +149,7 @@ SETTINGS = select(column("name"), column("setting")).select_from(table("pg_setti
 
 @router.get("/session")
 async def read_session(reader: ReaderDep) -> dict[str, str]:
-    return {name: setting for name, setting in await reader.all(SETTINGS)}
+    return {name: setting for name, setting in (await reader.execute(SETTINGS)).all()}
 """
 
 

@@ -398,7 +398,7 @@ def test_an_attribute_is_renamed_and_its_column_is_not(service: Service, tmp_pat
 
     before = copy.run(".venv/bin/python", "-c", program).stdout
     replace(model, old, new)
-    replace(copy.folder / "app/features/items/routes.py", "Item.description", "Item.details")
+    replace(copy.folder / "app/features/items/queries.py", "Item.description", "Item.details")
 
     assert copy.run(".venv/bin/python", "-c", program).stdout == before
     assert copy.run(".venv/bin/python", "-c", f"{program}; Item.details")

@@ -67,7 +67,7 @@ NOTE = select(
 
 @router.get("/{note_id}")
 async def read_note(note_id: Id, reader: ReaderDep) -> dict[str, Any] | None:
-    row = await reader.first(NOTE, id=note_id)
+    row = (await reader.execute(NOTE, {"id": note_id})).first()
     return row and dict(row._mapping)
 """,
     "tests/test_notes.py": """\

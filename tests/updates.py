@@ -362,7 +362,7 @@ async def create_note(text: str, session: SessionDep) -> None:
 
 @router.get("")
 async def list_notes(reader: ReaderDep) -> list[str]:
-    return [row.text for row in await reader.all(NOTES)]
+    return [row.text for row in (await reader.execute(NOTES)).all()]
 '''
 
 NOTES_MODELS = """\

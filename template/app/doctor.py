@@ -45,7 +45,7 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
         reader = app.state.reader
         url = f"{settings.driver_url!r}"  # without its password
         try:
-            server = await reader.first(SERVER)
+            server = (await reader.execute(SERVER)).first()
         except (SQLAlchemyError, TimeoutError) as error:
             # The driver's thread may still be ending, and wants the loop for it.
             for thread in threading.enumerate():

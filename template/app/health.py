@@ -79,7 +79,7 @@ async def examine(reader: Reader) -> tuple[Schema, bool]:
 
     A revision that the migrations don't have is a newer release's.
     """
-    rows = await reader.all(VERSIONS)
+    rows = (await reader.execute(VERSIONS)).all()
     current = {row.version_num for row in rows}
     newest, known = await asyncio.to_thread(revisions)
     read_only = any(row.read_only for row in rows)

@@ -148,7 +148,7 @@ async def test_a_value_that_no_column_can_hold_is_the_clients_error(
 ) -> None:
     @app.get("/stored")
     async def store(reader: ReaderDep) -> None:
-        await reader.all(select(literal(value, kind)))
+        await reader.execute(select(literal(value, kind)))
 
     check_problem(await client.get("/stored"), 422)
 
@@ -270,7 +270,7 @@ async def test_an_exhausted_pool_is_unavailability(settings: Settings) -> None:
 
     @app.get("/read")
     async def read(reader: ReaderDep) -> None:
-        await reader.all(VERSIONS)
+        await reader.execute(VERSIONS)
 
     async with (
         app.router.lifespan_context(app),
@@ -346,7 +346,7 @@ async def test_statements_are_logged_once_and_without_values_when_asked(
 
     try:
         async with app.router.lifespan_context(app):
-            await app.state.reader.all(statement)
+            await app.state.reader.execute(statement)
     finally:
         logging.getLogger("sqlalchemy.engine").setLevel(logging.NOTSET)
 

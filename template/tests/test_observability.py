@@ -26,7 +26,7 @@ async def serve(settings: Settings, **changes: Any) -> AsyncGenerator[AsyncClien
     @app.get("/secret/{number}")
     async def secret(number: int, reader: ReaderDep) -> None:
         with trace.get_tracer("mine").start_as_current_span("mine"):
-            await reader.all(select(literal(SECRET)))
+            await reader.execute(select(literal(SECRET)))
 
     async with (
         app.router.lifespan_context(app),

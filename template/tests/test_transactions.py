@@ -173,7 +173,7 @@ async def test_a_reader_keeps_no_connection_while_its_handler_goes_on(
 ) -> None:
     @app.get("/reading")
     async def read(reader: ReaderDep) -> int:
-        await reader.all(select(PARENTS.c.id))
+        await reader.execute(select(PARENTS.c.id))
         checked_out: int = app.state.engine.pool.checkedout()
         return checked_out
 
@@ -201,15 +201,15 @@ async def test_a_reader_reads_and_refuses_to_write(app: FastAPI, client: AsyncCl
     @app.post("/reading")
     async def read(reader: ReaderDep) -> int:
         try:
-            await reader.all(insert(PARENTS).values(id=2))  # type: ignore[arg-type]
+            await reader.execute(insert(PARENTS).values(id=2))  # type: ignore[arg-type]
         except TypeError as error:
             errors.append(error)
         try:
             written = insert(PARENTS).values(id=3).returning(PARENTS.c.id).cte()
-            await reader.all(select(written.c.id))
+            await reader.execute(select(written.c.id))
         except TypeError as error:
             errors.append(error)
-        return len(await reader.all(select(PARENTS.c.id)))
+        return len((await reader.execute(select(PARENTS.c.id))).all())
 
     await client.post("/parents/1")
 

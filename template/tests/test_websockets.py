@@ -25,7 +25,7 @@ async def app(app: FastAPI) -> AsyncIterator[FastAPI]:
     @app.websocket("/read")
     async def read(socket: WebSocket, reader: ReaderDep, number: int = 1) -> None:
         await socket.accept()
-        for row in await reader.all(select(literal(number).label("number"))):
+        for row in (await reader.execute(select(literal(number).label("number")))).all():
             await socket.send_json(row.number)
 
     @app.websocket("/write")

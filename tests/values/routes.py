@@ -59,12 +59,12 @@ class Read(BaseModel):
 
 @router.get("/list", response_model=list[Read])
 async def read_all(reader: ReaderDep) -> object:
-    return await reader.all(select(TABLE).order_by(TABLE.c.id))
+    return (await reader.execute(select(TABLE).order_by(TABLE.c.id))).all()
 
 
 @router.get("/last-id")
 async def read_last_id(reader: ReaderDep) -> Any:
-    row = await reader.first(select(func.max(TABLE.c.id).label("last")))
+    row = (await reader.execute(select(func.max(TABLE.c.id).label("last")))).first()
     return row and row.last
 
 
@@ -91,7 +91,7 @@ async def create(kind: str, sent: Sent, session: SessionDep) -> list[Any]:
 async def read(kind: str, reader: ReaderDep) -> list[tuple[int, Any]]:
     column = TABLE.c[kind]
     statement = select(TABLE.c.id, column.label("value")).where(column.is_not(None))
-    rows = await reader.all(statement.order_by(TABLE.c.id))
+    rows = (await reader.execute(statement.order_by(TABLE.c.id))).all()
     return [(row.id, ADAPTERS[kind].dump_python(row.value, mode="json")) for row in rows]
 
 
@@ -112,10 +112,10 @@ async def find(kind: str, sent: Sent, reader: ReaderDep) -> list[dict[str, list[
     for value in sent.values:
         taken = ADAPTERS[kind].validate_python(value)
         ids = {
-            sign: [row.id for row in await reader.all(statement, value=taken)]
+            sign: [row.id for row in (await reader.execute(statement, {"value": taken})).all()]
             for sign, statement in filters.items()
         }
-        ids["in"] = [row.id for row in await reader.all(one_of, values=[taken, taken])]
+        ids["in"] = [row.id for row in (await reader.execute(one_of, {"values": [taken, taken]})).all()]
         found.append(ids)
     return found
 
@@ -123,12 +123,12 @@ async def find(kind: str, sent: Sent, reader: ReaderDep) -> list[dict[str, list[
 @router.get("/amount/above/{amount}")
 async def find_above(amount: decimal.Decimal, reader: ReaderDep) -> int:
     """Take a number that the schema does not bound."""
-    return len(await reader.all(select(TABLE.c.id).where(TABLE.c.amount > amount)))
+    return len((await reader.execute(select(TABLE.c.id).where(TABLE.c.amount > amount))).all())
 
 
 @router.get("/number/above/{number}")
 async def find_above_number(number: float, reader: ReaderDep) -> int:
-    return len(await reader.all(select(TABLE.c.id).where(TABLE.c.number > number)))
+    return len((await reader.execute(select(TABLE.c.id).where(TABLE.c.number > number))).all())
 
 
 @router.post("/orm/change")
@@ -145,4 +145,4 @@ async def change(session: SessionDep) -> list[datetime.datetime | None]:
 @router.get("/changed/until-now")
 async def count_changed(reader: ReaderDep) -> list[int]:
     changed = [TABLE.c.changed_at <= func.now(), TABLE.c.changed_at > func.now()]
-    return [len(await reader.all(select(TABLE.c.id).where(condition))) for condition in changed]
+    return [len((await reader.execute(select(TABLE.c.id).where(condition))).all()) for condition in changed]

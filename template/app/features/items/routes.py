@@ -3,9 +3,9 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response, status
-from sqlalchemy import Integer, bindparam, delete, insert, select, update
 
 from app.dependencies import ReaderDep, SessionDep
+from app.features.items import queries
 from app.features.items.models import Item
 from app.features.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate
 from app.fields import Id
@@ -20,27 +20,6 @@ router = APIRouter(
 
 MAX_LIMIT = 100
 
-# Statements built once, so that SQLAlchemy compiles them once. Those that write name the table and
-# not the model: they return the row that they made, and the session has nothing to keep track of.
-COLUMNS = (Item.id, Item.name, Item.description, Item.created_at, Item.updated_at, Item.version)
-ITEM = select(*COLUMNS).where(Item.id == bindparam("id"))
-PAGE = (
-    select(*COLUMNS)
-    .where(Item.id > bindparam("after"))
-    .order_by(Item.id)
-    .limit(bindparam("limit", None, Integer))
-)
-CREATE = insert(Item.__table__).returning(*COLUMNS)
-
-
-@router.get("/{item_id}", response_model=ItemRead, responses=problems(status.HTTP_404_NOT_FOUND))
-async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> object:
-    item = await reader.first(ITEM, id=item_id)
-    if item is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND)
-    response.headers["ETag"] = etag(item.version)
-    return item
-
 
 @router.get("", response_model=ItemPage)
 async def list_items(
@@ -53,7 +32,7 @@ async def list_items(
     A walk from the first page on shows whatever was stored before it began. What is stored
     meanwhile may come to be behind the cursor: to synchronise, begin at the first page again.
     """
-    rows = await reader.all(PAGE, after=cursor or 0, limit=limit + 1)
+    rows = await queries.list_items(reader, after=cursor or 0, limit=limit + 1)
     more = len(rows) > limit
     items = rows[:limit]
     return {"items": items, "next_cursor": encode_cursor(items[-1].id) if more else None}
@@ -68,8 +47,17 @@ async def list_items(
 async def create_item(
     data: ItemCreate, session: SessionDep, request: Request, response: Response
 ) -> object:
-    item = (await session.execute(CREATE, data.model_dump())).one()
+    item = await queries.create_item(session, data.model_dump())
     response.headers["Location"] = f"{request.url.path}/{item.id}"
+    response.headers["ETag"] = etag(item.version)
+    return item
+
+
+@router.get("/{item_id}", response_model=ItemRead, responses=problems(status.HTTP_404_NOT_FOUND))
+async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> object:
+    item = await queries.get_item(reader, item_id)
+    if item is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND)
     response.headers["ETag"] = etag(item.version)
     return item
 
@@ -87,11 +75,8 @@ async def create_item(
 async def update_item(
     item_id: Id, data: ItemUpdate, session: SessionDep, response: Response, if_match: IfMatch = None
 ) -> object:
-    same = (Item.id == item_id, matches(Item.version, if_match))
     changes = data.model_dump(exclude_unset=True)
-    change = update(Item.__table__).where(*same).values(**changes, version=Item.version + 1)
-    statement = change.returning(*COLUMNS) if changes else select(*COLUMNS).where(*same)
-    item = (await session.execute(statement)).first()
+    item = await queries.update_item(session, item_id, changes, matches(Item.version, if_match))
     if item is None:
         raise await missing_or_changed(session, item_id)
     response.headers["ETag"] = etag(item.version)
@@ -105,14 +90,13 @@ async def update_item(
     responses=problems(status.HTTP_404_NOT_FOUND, status.HTTP_412_PRECONDITION_FAILED),
 )
 async def delete_item(item_id: Id, session: SessionDep, if_match: IfMatch = None) -> None:
-    deletion = delete(Item.__table__).where(Item.id == item_id, matches(Item.version, if_match))
-    if (await session.execute(deletion.returning(Item.id))).first() is None:
+    if await queries.delete_item(session, item_id, matches(Item.version, if_match)) is None:
         raise await missing_or_changed(session, item_id)
 
 
 async def missing_or_changed(session: SessionDep, item_id: int) -> HTTPException:
     """Find out why no row was the version that the client knows."""
-    found = (await session.execute(ITEM, {"id": item_id})).first()
+    found = await queries.get_item(session, item_id)
     return HTTPException(
         status.HTTP_412_PRECONDITION_FAILED if found else status.HTTP_404_NOT_FOUND
     )

@@ -114,7 +114,7 @@ async def test_no_update_is_lost_when_many_read_and_write(app: FastAPI) -> None:
 
     await asyncio.gather(*(count_up() for _ in range(20)))
 
-    [row] = await app.state.reader.all(select(COUNTERS.c.value))
+    [row] = (await app.state.reader.execute(select(COUNTERS.c.value))).all()
     assert row.value == 20
 
 
@@ -147,7 +147,7 @@ async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(empty:
 
     async with app.router.lifespan_context(app):
         with pytest.raises(DBAPIError) as failed:
-            await app.state.reader.all(select(text("1")))
+            await app.state.reader.execute(select(text("1")))
 
     assert explain(failed.value)[0] == 503
     assert not Path(path).exists()
@@ -196,7 +196,7 @@ async def test_reads_go_on_during_another_process_write(app: FastAPI, settings: 
     writer.execute("BEGIN EXCLUSIVE")
 
     try:
-        assert len(await reader.all(VERSIONS)) < 2  # none, while there is no migration
+        assert len((await reader.execute(VERSIONS)).all()) < 2  # none, while there is no migration
     finally:
         writer.close()
 
