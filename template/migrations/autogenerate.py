@@ -14,7 +14,7 @@ SCHEMAS = {table.schema for table in metadata.tables.values()}
 
 def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Literal[False]:
     """Write the service's own column types into a new revision by their names."""
-    if kind != "type" or type(item).__module__ != "app.database":
+    if kind != "type" or type(item).__module__ != "app.database.types":
         return False
     autogen.imports.add("from app import database")
     return f"database.{type(item).__name__}()"

@@ -95,6 +95,14 @@ def set_up(
         raise
 
 
+def ends_connection(error: Any, connection: Any) -> bool:
+    """Tell whether the statement after one that failed with `error` needs another connection."""
+    sqlstate = getattr(error, "sqlstate", None) or ""
+    if sqlstate == READ_ONLY and connection and not connection.driver_connection.writes:
+        return False  # as it was asked for
+    return isinstance(error, OutcomeUnknown) or sqlstate.startswith(LOST + STALE)
+
+
 def leave_no_statement_open(context: ExceptionContext) -> None:
     """Keep a connection from going back to the pool with a statement that was only prepared.
 

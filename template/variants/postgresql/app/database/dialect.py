@@ -11,12 +11,10 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from app.database.checks import CheckedDialect
 from app.database.connections import (
     DRIVER_ERRORS,
-    LOST,
-    READ_ONLY,
-    STALE,
     Connection,
     Hosts,
     OutcomeUnknown,
+    ends_connection,
     leave_no_statement_open,
     set_up,
 )
@@ -81,14 +79,8 @@ class Dialect(CheckedDialect):
         return None
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        sqlstate = getattr(e, "sqlstate", None) or ""
-        if sqlstate == READ_ONLY and connection and not connection.driver_connection.writes:
-            return False  # as it was asked for
-        return (
-            super().is_disconnect(e, connection, cursor)  # type: ignore[no-untyped-call]
-            or isinstance(e, OutcomeUnknown)
-            or sqlstate.startswith(LOST + STALE)
-        )
+        lost = super().is_disconnect(e, connection, cursor)  # type: ignore[no-untyped-call]
+        return bool(lost) or ends_connection(e, connection)
 
     def do_ping(self, dbapi_connection: Any) -> bool:
         """Say whether a connection is still good, which the pool asks at every checkout.
