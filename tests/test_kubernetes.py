@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.containers import instructions
-from tests.services import REPOSITORY, Service
+from tests.services import REPOSITORY, Service, render
 from tests.test_docs import BLOCK, DOCS
 
 TEMPLATE = REPOSITORY / "template"
@@ -40,14 +40,9 @@ def pods(database_name: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def variant(database_name: str) -> Path:
-    return TEMPLATE / "variants" / database_name
-
-
-@pytest.fixture
-def image(variant: Path) -> dict[str, str]:
+def image(service: Service) -> dict[str, str]:
     """The Dockerfile's last words, by instruction."""
-    return dict(instructions(variant / "Dockerfile"))
+    return dict(instructions(service.folder / "Dockerfile"))
 
 
 def containers(pods: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -128,8 +123,8 @@ def test_every_container_runs_as_the_image_does_with_no_rights(
         assert container["resources"]["limits"].keys() == {"memory"}
 
 
-def test_migrations_are_a_step_of_their_own(pods: dict[str, Any], variant: Path) -> None:
-    compose = yaml.safe_load((variant / "compose.yaml").read_text())["services"]["migrate"]
+def test_migrations_are_a_step_of_their_own(pods: dict[str, Any], service: Service) -> None:
+    compose = yaml.safe_load((service.folder / "compose.yaml").read_text())["services"]["migrate"]
     [app] = pods["Deployment"]["containers"]
     [migrate] = [container for container in containers(pods) if container["name"] == "migrate"]
 
@@ -138,13 +133,14 @@ def test_migrations_are_a_step_of_their_own(pods: dict[str, Any], variant: Path)
         assert migrate.get(name) == app.get(name)
 
 
-def test_sqlite_is_one_replica_on_its_volume() -> None:
+def test_sqlite_is_one_replica_on_its_volume(template: Path, tmp_path: Path) -> None:
     found = manifests("sqlite")
     deployment = found["Deployment"]["spec"]
     pod = deployment["template"]["spec"]
     [mount] = pod["containers"][0]["volumeMounts"]
     [volume] = pod["volumes"]
-    dockerfile = (TEMPLATE / "variants/sqlite/Dockerfile").read_text()
+    service = render(template, tmp_path / "service", database="sqlite")
+    dockerfile = (service / "Dockerfile").read_text()
 
     assert (deployment["replicas"], deployment["strategy"]) == (1, {"type": "Recreate"})
     assert f"DATABASE_URL=sqlite+aiosqlite:///{mount['mountPath']}/" in dockerfile

@@ -70,8 +70,7 @@ def write_next_release(repository: Path) -> None:
     template = repository / "template"
     write_next_packages(template / "pyproject.toml.jinja")
     write_next_app(template / "app")
-    for variant in (template / "variants").iterdir():
-        write_next_container(variant)
+    write_next_container(template)
     workflow = template / ".github/workflows/ci.yml"
     workflow.write_text(re.sub(r"@[0-9a-f]{40} # v.*", f"@{'0' * 40} # v99", workflow.read_text()))
     insert(workflow, "", "      - run: uv run poe check\n", "      - run: uv run ruff --version\n")
@@ -148,20 +147,21 @@ def write_next_app(app: Path) -> None:
     )
 
 
-def write_next_container(variant: Path) -> None:
-    dockerfile = variant / "Dockerfile"
+def write_next_container(template: Path) -> None:
+    dockerfile = template / "Dockerfile.jinja"
     text = dockerfile.read_text().replace("python:3.14-slim", "python:3.14.1-slim")
     dockerfile.write_text(
         text.replace('"--timeout-graceful-shutdown", "20"', '"--timeout-graceful-shutdown", "21"')
     )
     insert(dockerfile, "    DOCS_ENABLED=false \\\n", "", "    PYTHONUNBUFFERED=1 \\\n")
-    insert(variant / "compose.yaml", "  app:\n    build: .\n", "", "    init: true\n")
-    example = variant / ".env.example"
+    for compose in (template / "variants").glob("*/compose.yaml"):
+        insert(compose, "  app:\n    build: .\n", "", "    init: true\n")
+    example = template / ".env.example.jinja"
     replace(example, "#MAX_BODY_SIZE=1048576\n", "#MAX_BODY_SIZE=2097152\n")
     insert(
         example, "", "\n# The service's own:\n", "\n# Say when it started.\n#LOG_STARTED=false\n"
     )
-    insert(variant / ".gitignore", ".env\n", "", ".coverage\n")
+    insert(template / ".gitignore.jinja", ".env\n", "", ".coverage\n")
 
 
 # Places -------------------------------------------------------------------------------------------
