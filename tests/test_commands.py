@@ -193,7 +193,7 @@ def test_a_revision_that_is_not_here_is_told(service: Service, migrated: Databas
 
     assert "ahead, at a revision that is not here" in doctor.stdout
     assert dev.returncode == 1
-    assert "at revision elsewhere, which is not among the files here" in dev.stdout.splitlines()[-1]
+    assert "at revision elsewhere, which is not among these migrations" in dev.stdout.splitlines()[-1]
     assert "Traceback" not in dev.stdout
 
 

@@ -35,7 +35,7 @@ ACCESS = re.compile(r"(?P<method>[A-Z]+) (?P<path>\S+) (?P<status>\d+) [\d.]+ ms
 REASON = re.compile(r"(unavailable: |(?=not ready: ))(?P<reason>[a-z][a-z -]*[a-z])(:|$)")
 EXPLAINED = (
     "slow: ",
-    "the database did not answer; its connections were left to the system",
+    "the database did not answer; its connections were left to the operating system",
     # uvicorn's: of requests that outlast the graceful timeout, and of bytes that are no request
     "Cancel ",
     "Invalid HTTP request received.",

@@ -1,4 +1,4 @@
-"""How a request reaches the database: `SessionDep` to write, `ReaderDep` to read."""
+"""Dependencies of routes: `SessionDep` to write, `ReaderDep` to read."""
 
 from collections.abc import AsyncGenerator, Mapping
 from typing import Annotated, Any, TypeVarTuple
@@ -26,28 +26,28 @@ async def get_session(connection: HTTPConnection) -> AsyncGenerator[AsyncSession
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 """One transaction: committed when the handler returns, rolled back when it raises.
 
-`scope="function"` commits before the response is sent, so no client is told of a row that was never
-stored. Nobody calls `commit()`; what the database makes (keys, defaults) is there after `flush()`.
+`scope="function"` commits before the response is sent, so that no client gets a 2xx for a row that
+was never stored. Nobody calls `commit()`. Keys and server defaults are loaded by `flush()`.
 """
 
 
 class Reader:
-    """Runs a `select` of columns outside a transaction, in one round trip.
+    """Executes a `select` of columns outside a transaction, in one round trip.
 
-    Two calls may see different states. For a consistent result use one statement or a session. A
-    statement may be sent twice, where a connection dies: call functions that write in a session.
-    Build the statement once, as a constant, and pass what varies as parameters.
+    Two calls may see different states: for a consistent result use one statement or a session. If
+    the connection is lost, the statement is sent once more, so a function that writes needs a
+    session. Build the statement once, as a constant, and pass what varies as parameters.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine.sync_engine
         self._dialect = engine.dialect
-        self._reads: WeakSet[Any] = WeakSet()  # statements that are known to write nothing
+        self._reads: WeakSet[Any] = WeakSet()  # statements that have passed the check
 
     async def execute(
         self, statement: Select[*Columns], parameters: Mapping[str, Any] | None = None
     ) -> Result[*Columns]:
-        """Return all rows, as `AsyncSession.execute` does; bound their number in the statement.
+        """Return a buffered result, as `AsyncSession.execute` does; limit it in the statement.
 
         Raises:
             TypeError: the statement writes.
@@ -56,13 +56,13 @@ class Reader:
             if not isinstance(statement, Select) or any(map(writes, iterate(statement))):
                 raise TypeError("a Reader only reads; take a SessionDep to write")
             self._reads.add(statement)
-        # One switch of greenlets for all three steps; `AsyncConnection` would make one for each.
+        # One greenlet for all three steps: `AsyncConnection` would spawn one for each.
         try:
             return await greenlet_spawn(self._execute, statement, parameters)
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
-        # The connection had just died: what only reads can be sent again.
+        # The connection was lost before the result was complete: a read is safe to repeat.
         return await greenlet_spawn(self._execute, statement, parameters)
 
     def _execute(

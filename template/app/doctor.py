@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
 
 async def examine(settings: Settings, processes: int) -> list[Finding]:
-    """Look at the settings, the database and its schema, as far as one can get."""
+    """Examine the settings, the database and its schema, as far as they can be reached."""
     findings = [Finding("setting", text) for text in explicit_settings(settings)]
     answers = ANSWERS.read_text() if ANSWERS.exists() else ""
     if release := re.search(r"(?m)^_commit: (.+)$", answers):
@@ -47,7 +47,7 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
         try:
             server = (await reader.execute(SERVER)).first()
         except (SQLAlchemyError, TimeoutError) as error:
-            # The driver's thread may still be ending, and wants the loop for it.
+            # The driver's thread may still be shutting down, and needs the loop for it.
             for thread in threading.enumerate():
                 if thread.daemon:
                     thread.join(1)
@@ -68,7 +68,7 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
 
 
 def explicit_settings(settings: Settings) -> Iterator[str]:
-    """Yield each setting that is given, and where; a `SecretStr` is not shown."""
+    """Yield each setting that is set explicitly, and where; a `SecretStr` is masked."""
     environment = {name.upper() for name, value in os.environ.items() if value}
     values = settings.model_dump(mode="json", include=settings.model_fields_set)
     for name, value in sorted(values.items()):

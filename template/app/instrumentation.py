@@ -1,4 +1,4 @@
-"""What is measured of requests and statements: spans, durations, and a warning for slow ones."""
+"""Instrumentation of requests and statements: spans, durations, a warning for slow statements."""
 
 import logging
 import time
@@ -23,17 +23,17 @@ def request_telemetry(enabled: bool, exclude: Callable[[Scope], bool]) -> Teleme
     return {
         "tracing": enabled,
         "metrics": enabled,
-        "logs": False,  # they would hold the messages of exceptions
-        "operation_spans": False,  # each costs as much as a request's own
-        "auto_configure": False,  # the lifespan sets it up, and ends it in bounded time
+        "logs": False,  # they would contain the messages of exceptions
+        "operation_spans": False,  # each costs as much as the span of a request
+        "auto_configure": False,  # the lifespan configures it, and shuts it down in bounded time
         "exclude": exclude,
     }
 
 
 def watch_statements(engine: AsyncEngine, slow: float) -> None:
-    """Time each statement, make those of a traced request spans, and log what took `slow` seconds.
+    """Record the duration of each statement, as a span too if its request is traced.
 
-    None of it holds the statement's values.
+    A statement that took `slow` seconds or more is logged; 0 logs none. No parameter is recorded.
     """
     tracer = trace.get_tracer(NAME)
     durations = metrics.get_meter(NAME).create_histogram(

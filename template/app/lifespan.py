@@ -1,4 +1,4 @@
-"""The service's one engine: made when the service starts, disposed of when it ends."""
+"""The service's one engine: created at startup, disposed of at shutdown."""
 
 import asyncio
 import logging
@@ -25,8 +25,9 @@ DISPOSE_TIMEOUT = 5.0  # seconds
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Own the engine for as long as the service runs.
 
-    Nothing connects here: a service whose database is away starts, says so at `/health/ready`,
-    and heals by itself. Another resource joins the same stack and is released in reverse order.
+    Nothing connects here: while the database is unreachable, the service starts all the same, says
+    so at `/health/ready`, and recovers by itself. Another resource joins the same stack and is
+    released in reverse order.
     """
     async with AsyncExitStack() as stack:
         settings: Settings = app.state.settings
@@ -47,9 +48,9 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
 
 async def dispose(engine: AsyncEngine) -> None:
-    """Close the pooled connections; requests have ended by now, or have been cut short."""
+    """Close the pooled connections; requests have ended by now, or have been cancelled."""
     try:
-        # On a silent network each idle connection would wait for a time limit of its own.
+        # On a silent network each idle connection would wait for a timeout of its own.
         async with asyncio.timeout(DISPOSE_TIMEOUT):
             await roll_back(engine)
             await engine.dispose()
@@ -57,11 +58,13 @@ async def dispose(engine: AsyncEngine) -> None:
             await asyncio.gather(*engine.dialect.closing)  # connections given up just now
         logger.info("engine disposed of")
     except TimeoutError:
-        logger.warning("the database did not answer; its connections were left to the system")
+        logger.warning(
+            "the database did not answer; its connections were left to the operating system"
+        )
 
 
 async def roll_back(engine: AsyncEngine) -> None:
-    """Let requests that were cut short roll back and be answered before the process ends."""
+    """Let cancelled requests roll back and be answered before the process exits."""
     pool: Any = engine.pool
     with suppress(TimeoutError):
         async with asyncio.timeout(ROLLBACK_TIMEOUT):

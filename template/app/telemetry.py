@@ -1,6 +1,6 @@
-"""Traces and metrics by OpenTelemetry, sent by OTLP as the standard `OTEL_…` variables say.
+"""Export of traces and metrics by OTLP, configured by the standard `OTEL_…` variables.
 
-Imported only if `TELEMETRY_ENABLED` is set: what it needs is an extra.
+Imported only if `TELEMETRY_ENABLED` is set: its packages are an extra.
 """
 
 import asyncio
@@ -30,8 +30,8 @@ SHUTDOWN_TIMEOUT = 3.0  # seconds
 
 @asynccontextmanager
 async def telemetry(engine: AsyncEngine, capacity: int) -> AsyncGenerator[None]:
-    """Send spans and metrics for as long as the service runs, and what is left at its end."""
-    # What the environment says of the service wins.
+    """Export spans and metrics while the service runs, and flush them at shutdown."""
+    # Attributes from the environment take precedence.
     resource = Resource.create({"service.name": NAME}).merge(OTELResourceDetector().detect())
     providers: list[TracerProvider | MeterProvider] = []
     if os.environ.get("OTEL_TRACES_EXPORTER") != "none":
@@ -54,15 +54,15 @@ async def telemetry(engine: AsyncEngine, capacity: int) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        # A collector that does not answer would hold the end for half a minute. A daemon, since
-        # Python waits for all other threads.
+        # A collector that does not answer would delay shutdown by half a minute. A daemon thread,
+        # since Python joins all others.
         thread = Thread(target=shut_down, daemon=True)
         thread.start()
         await asyncio.to_thread(thread.join, SHUTDOWN_TIMEOUT)
 
 
 class QueryRedactor(SpanProcessor):
-    """Keeps queries out of spans, as they are kept out of the log: people put secrets there."""
+    """Removes query strings from spans, as from the log: they may contain secrets."""
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if "url.query" in (span.attributes or {}):
@@ -70,7 +70,7 @@ class QueryRedactor(SpanProcessor):
 
 
 def measure_pool(engine: AsyncEngine, capacity: int) -> None:
-    """Count the pool's connections, and the requests that wait for one."""
+    """Observe the pool's connections, and the requests that wait for one."""
     pool: Any = engine.pool
 
     def connections(options: CallbackOptions) -> Iterator[Observation]:

@@ -1,4 +1,4 @@
-"""How a WebSocket ends where a request would be answered by an error."""
+"""How a WebSocket is closed where a request would get an error."""
 
 from contextlib import suppress
 
@@ -9,9 +9,9 @@ from app.logging import request_id
 
 
 def close_websockets(app: ASGIApp) -> ASGIApp:
-    """Close an accepted WebSocket where a request would be answered by an error.
+    """Close an accepted WebSocket where a request would get an error response.
 
-    Before that, the answer to the handshake is that of a request, if the server can send it.
+    Before it is accepted, the handshake gets that response, if the server can send one.
     """
 
     async def closing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -26,7 +26,7 @@ def close_websockets(app: ASGIApp) -> ASGIApp:
             kind = message["type"]
             if accepted and kind == "websocket.http.response.start" and not closed:
                 closed = True
-                # Scripts in browsers see no headers; the log is found by this reason.
+                # Scripts in browsers see no headers: this reason leads to the log.
                 reason = request_id.get()[:123]
                 with suppress(OSError):  # the client has gone
                     code = close_code(message["status"])
@@ -42,7 +42,7 @@ def close_websockets(app: ASGIApp) -> ASGIApp:
 
 
 def close_code(code: int) -> int:
-    """Return what a WebSocket is closed by where a request would be answered by `code`."""
+    """Return the close code for the HTTP status `code` (RFC 6455, 7.4.1)."""
     if code == status.HTTP_503_SERVICE_UNAVAILABLE:
         return status.WS_1013_TRY_AGAIN_LATER
     return status.WS_1011_INTERNAL_ERROR if code >= 500 else status.WS_1008_POLICY_VIOLATION

@@ -1,4 +1,4 @@
-"""What Alembic compares between the models and the database, and how it writes what differs."""
+"""Autogenerate: what Alembic compares, and how it renders a difference."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -13,7 +13,7 @@ SCHEMAS = {table.schema for table in metadata.tables.values()}
 
 
 def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Literal[False]:
-    """Write the service's own column types into a new revision by their names."""
+    """Render the service's own column types by their names."""
     if kind != "type" or type(item).__module__ != "app.database.types":
         return False
     autogen.imports.add("from app import database")
@@ -21,7 +21,7 @@ def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Liter
 
 
 def include_name(name: str | None, kind: str, parents: Mapping[str, Any]) -> bool:
-    """Compare the models' schemas alone, and CHECK constraints that the naming convention named.
+    """Compare only the models' schemas, and CHECK constraints named by the naming convention.
 
     Those without a name belong to their column's type, and some databases name them.
     """
@@ -45,7 +45,7 @@ def compare_type(
 
 
 def quoted(text: str) -> str:
-    """Return a text as the database shows it where it is a default."""
+    """Return a text as the database shows it in a server default."""
     return "'" + text.replace("'", "''") + "'"
 
 

@@ -1,4 +1,4 @@
-"""The tables of all models, for Alembic to compare with the database's."""
+"""The metadata of all models, for autogenerate."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""How migrations run: each in a transaction of its own, and again if its locks were not free."""
+"""Runs migrations: each in a transaction of its own, and again if it could not get its locks."""
 
 import logging
 import sys
@@ -17,12 +17,12 @@ from app.database.errors import explain
 from app.settings import Settings
 
 ATTEMPTS = 30  # at each migration
-PAUSE = 1.0  # seconds between two, in which the requests that queued behind one are answered
-POLL = 0.5  # seconds after which a process that waits for its turn to migrate looks again
+PAUSE = 1.0  # seconds between two attempts, in which queued requests are answered
+POLL = 0.5  # seconds between two attempts to get the lock of migrations
 
 ALLOW_AHEAD = "allow-ahead"
 
-# Reasons of `explain`: those for another attempt, and those that are no matter of a migration.
+# Reasons of `explain`: for another attempt, and for blaming the server and not a migration.
 CONTENDED = {"lock timeout", "deadlock"}
 AWAY = {
     "connection lost",
@@ -37,17 +37,17 @@ logger = logging.getLogger(__name__)
 
 
 class LocksNotFreeError(Exception):
-    """A migration was tried as often as it may be."""
+    """A migration could not get its locks in any of its attempts."""
 
 
 class PendingMigrations:
-    """The migrations that a command has still to run."""
+    """The migrations that a command still has to run."""
 
     def __init__(self, migration: MigrationContext) -> None:
-        self.failures = 0  # of the first that is left
+        self.failures = 0  # of the first one left
         self._wanted = migration.opts["fn"]
         self._remaining: list[Any] | None = None
-        # Alembic would ask the command again after a failure, and `-2` would go back from there.
+        # After a failure Alembic would compute them anew, and `-2` would count from there.
         migration._migrations_fn = self._run
 
     def __str__(self) -> str:
@@ -57,40 +57,40 @@ class PendingMigrations:
         if self._remaining is None:
             self._remaining = [] if is_ahead(heads) else list(self._wanted(heads, migration))
         while self._remaining:
-            yield self._remaining[0]  # and is asked for the next one after the commit
+            yield self._remaining[0]  # Alembic asks for the next one after the commit
             del self._remaining[0]
             self.failures = 0
 
 
 def is_ahead(heads: tuple[str, ...]) -> bool:
-    """Tell whether there is nothing to do, since a newer release has migrated the database.
+    """Tell whether a newer release has migrated the database, so that nothing is left to do.
 
     Raises:
-        CommandError: it may as well be another branch's migration that is not here.
+        CommandError: the revision is unknown, and may as well be another branch's.
     """
     known = {script.revision for script in context.script.walk_revisions()}
     unknown = ", ".join(sorted(set(heads) - known))
     if not unknown:
         return False
-    text = f"The database is at revision {unknown}, which is not among the files here"
+    text = f"The database is at revision {unknown}, which is not among these migrations"
     upgrades = context.get_context().opts.get("destination_rev") in ("head", "heads")
     if not upgrades or ALLOW_AHEAD not in context.get_x_argument(as_dictionary=True):
         raise CommandError(
-            f"{text}: a newer release's, which `alembic -x {ALLOW_AHEAD} upgrade head` lets be, or"
+            f"{text}: a newer release's, which `alembic -x {ALLOW_AHEAD} upgrade head` accepts, or"
             " another branch's."
         )
-    logger.warning("%s: taken for a newer release's, and left as it is", text)
+    logger.warning("%s: accepted as a newer release's", text)
     return True
 
 
 def run(connection: Connection, /, **options: Any) -> None:
     """Run the command's migrations, each in a transaction of its own.
 
-    One whose locks were not free in time, or that a deadlock ended, is rolled back alone, and tried
-    again.
+    One that times out waiting for a lock, or that ends in a deadlock, is rolled back alone, and
+    attempted again.
 
     Raises:
-        LocksNotFreeError: the migrations before that one are made.
+        LocksNotFreeError: the migrations before it are committed.
     """
     context.configure(connection=connection, transaction_per_migration=True, **options)
     migration = context.get_context()
@@ -98,7 +98,7 @@ def run(connection: Connection, /, **options: Any) -> None:
     while True:
         try:
             context.run_migrations()
-            connection.commit()  # of what a command does without a migration
+            connection.commit()  # of a command without migrations
             return
         except DBAPIError as error:
             connection.rollback()
@@ -120,7 +120,7 @@ def run(connection: Connection, /, **options: Any) -> None:
 
 @contextmanager
 def exits(settings: Settings) -> Iterator[None]:
-    """End the process with one line where a traceback would tell nothing more."""
+    """Exit with one line where a traceback would say nothing more."""
     try:
         yield
     except LocksNotFreeError as error:

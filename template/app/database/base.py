@@ -1,4 +1,4 @@
-"""The base of every model."""
+"""The declarative base of every model, and its mixins."""
 
 import datetime
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +12,7 @@ from app.database.types import UTCDateTime
 class Base(DeclarativeBase):
     """Models are mapped here; Alembic compares their tables with the database."""
 
-    # Constraints without names of their own could not be altered or dropped by a migration.
+    # A migration can alter or drop a constraint only by its name.
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -25,7 +25,7 @@ class Base(DeclarativeBase):
 
     type_annotation_map = {datetime.datetime: UTCDateTime}
 
-    # What the database makes of a row is there after `flush()`, for one that is changed as well.
+    # Server defaults are loaded by the flush, for an UPDATE as well as for an INSERT.
     __mapper_args__ = {"eager_defaults": True}
 
     if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def utc_now() -> datetime.datetime:
 
 
 class Timestamps:
-    """When a row was made and last changed, by the service: one moment for both at first."""
+    """When a row was inserted and last updated; the same moment for both at first."""
 
     created_at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime.datetime] = mapped_column(

@@ -1,4 +1,4 @@
-"""What holds of columns on either database: values that fit, and what a type promises of them."""
+"""Columns on either database: JSON, bounded numbers, and a CHECK constraint for each type."""
 
 import json
 import math
@@ -19,10 +19,10 @@ def dump(value: Any) -> str:
 
 
 def load(text: str) -> Any:
-    """Return the value of a JSON text; one of another program's without a value stays a text."""
+    """Deserialize JSON; return a text of another program that is no JSON as it is."""
     try:
         return from_json(text, allow_inf_nan=False)
-    except ValueError:  # a lone surrogate, or more brackets in one another than pydantic takes
+    except ValueError:  # a lone surrogate, or nesting deeper than pydantic accepts
         try:
             value = json.loads(text)
             to_json(value)
@@ -32,7 +32,7 @@ def load(text: str) -> Any:
 
 
 class Bounded:
-    """Mixed into a dialect's numbers: refuses what would be stored, or compared, as another one."""
+    """A mixin for numeric types: refuses a value that would be rounded or overflow the column."""
 
     precision: Any
     scale: Any
@@ -44,27 +44,27 @@ class Bounded:
             if value is None:
                 return None
             if not math.isfinite(value):
-                raise ValueError("a number needs to be finite")
+                raise ValueError("a number must be finite")
             if self.scale is not None:
                 _, digits, exponent = Decimal(str(value)).normalize().as_tuple()
                 if -int(exponent) > self.scale:
-                    raise ValueError(f"a number has at most {self.scale} decimal places here")
+                    raise ValueError(f"a number must have at most {self.scale} decimal places")
                 if self.precision and len(digits) + int(exponent) > self.precision - self.scale:
-                    raise ValueError(f"a number has at most {self.precision} digits here")
+                    raise ValueError(f"a number must have at most {self.precision} digits")
             return process(value) if process else value
 
         return bind
 
 
 class TypeCheckCompiler(Compiler):
-    """Mixed into a dialect's: each column has a CHECK of what its type promises."""
+    """A mixin for DDL compilers: gives each column a CHECK constraint for its type."""
 
     def condition(self, column: Column[Any], kind: Any) -> str | None:
-        """Return what must hold of a column of this type, which is written as `@`."""
+        """Return the condition for a column of this type, with `@` in place of its name."""
         raise NotImplementedError
 
     def check(self, column: Column[Any]) -> str:
-        """Return the constraint of a column, or nothing."""
+        """Return the column's constraint clause, or an empty string."""
         kind = column.type.dialect_impl(self.dialect)
         if isinstance(kind, TypeDecorator):
             kind = kind.impl_instance
@@ -77,5 +77,5 @@ class TypeCheckCompiler(Compiler):
 
 
 def without_types(checks: Iterable[ReflectedCheckConstraint]) -> list[ReflectedCheckConstraint]:
-    """Leave out what columns have by their types: it comes and goes with the column."""
+    """Leave out the constraints of types, which are created and dropped with their columns."""
     return [check for check in checks if not (check["name"] or "").startswith(PREFIX)]

@@ -1,4 +1,4 @@
-"""The pool of connections, with a queue: first come, first served."""
+"""The connection pool: first come, first served."""
 
 import asyncio
 import logging
@@ -10,9 +10,10 @@ from sqlalchemy import AsyncAdaptedQueuePool
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-# SQLAlchemy documents neither of the two. `greenlet_spawn` runs a whole read in one greenlet (206 µs
-# of CPU, and 403 µs by the documented calls, which need one for each step); `await_` waits where
-# there is no connection yet whose documented `run_async` could. Nothing else takes them from there.
+# The only undocumented names of SQLAlchemy; everything else imports them from here.
+# `greenlet_spawn` runs a whole read in one greenlet: 206 µs of CPU, against 403 by the documented
+# calls, which spawn one for each step. `await_` awaits where there is no connection yet, whose
+# `run_async` is the documented way.
 from sqlalchemy.util import await_, greenlet_spawn
 
 from app import NAME
@@ -31,12 +32,12 @@ logging.getLogger(__name__).setLevel(logging.WARNING)  # as SQLAlchemy does for 
 
 
 class FairPool(AsyncAdaptedQueuePool):
-    """SQLAlchemy's default pool, which serves in the order of arrival.
+    """SQLAlchemy's default pool, with a queue that is served in the order of arrival.
 
-    SQLAlchemy's own hands a connection that becomes free to whoever asks next, past those who wait,
-    and a waiter that comes too late joins the end of its queue: with 300 clients, up to 498 of 6,000
-    reads waited in vain for 5 s on a healthy server. `_do_get` and `_do_return_conn` are what each
-    of SQLAlchemy's pools implements: every connection is taken and given back by them, once.
+    The default hands a connection that becomes free to the next caller, past those that wait, and a
+    waiter that is late joins the end of its queue: with 300 clients, up to 498 of 6,000 reads timed
+    out after 5 s on a healthy server. Every pool of SQLAlchemy implements `_do_get` and
+    `_do_return_conn`; each connection is checked out and returned by them, once.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class FairPool(AsyncAdaptedQueuePool):
         self._waiting = 0
 
     def waiting(self) -> int:
-        """Return how many wait for a connection."""
+        """Return how many callers wait for a connection."""
         return self._waiting
 
     def _do_get(self) -> ConnectionPoolEntry:

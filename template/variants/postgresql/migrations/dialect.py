@@ -1,4 +1,4 @@
-"""What migrations ask of PostgreSQL: no limits but for locks, and to be missed soon if they die."""
+"""Alembic on PostgreSQL: timeouts and keepalives of migrations, CHECK constraints of types."""
 
 import re
 import sys
@@ -12,9 +12,9 @@ from app import NAME
 from app.database.columns import PREFIX
 from migrations.autogenerate import quoted
 
-# Every request that needs a table queues behind a migration that waits for its lock.
+# Requests that use a table queue behind a migration that waits for its lock.
 LOCK_TIMEOUT = "1s"
-# The role's own would end a migration that takes its time, or waits for its turn.
+# The role's own timeouts would end a migration that is slow, or waits for another process.
 NO_LIMITS = """
     SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN (
         'statement_timeout', 'lock_timeout', 'transaction_timeout',
@@ -22,8 +22,8 @@ NO_LIMITS = """
     )
 """
 PARAMETERS = {"application_name": f"{NAME} migrations"}
-# The locks of a migration that was killed are free in 2 s, those of one whose host was lost in 15.
-# A server on Windows, as in development, refuses some of these.
+# The locks of a killed migration are released in 2 s, those of one whose host is lost in 15. A
+# server on Windows, as in development, refuses some of these.
 if sys.platform != "win32":
     PARAMETERS |= {
         "client_connection_check_interval": "2000",
@@ -34,7 +34,7 @@ if sys.platform != "win32":
 
 
 class PostgreSQL(PostgresqlImpl):
-    """Alembic takes the last class that was defined for a database."""
+    """Alembic uses the class that was defined last for a database."""
 
     __dialect__ = "postgresql"
 
@@ -50,7 +50,7 @@ class PostgreSQL(PostgresqlImpl):
                     inspector_column, metadata_column, wanted, found
                 )
                 return differs
-        except DBAPIError:  # the server was asked, and does not compare such values
+        except DBAPIError:  # the server can't compare such values
             return True
 
     def add_column(self, table_name: str, column: Any, **options: Any) -> None:
@@ -66,7 +66,7 @@ class PostgreSQL(PostgresqlImpl):
         type_: Any = None,
         **options: Any,
     ) -> None:
-        """Let the CHECK of a column's type follow its type and its name."""
+        """Change the CHECK of the column's type along with its type or name."""
         quote = self.dialect.identifier_preparer.quote
         table = qualified(self, table_name, options.get("schema"))
         old = quote(f"{PREFIX}{column_name}")
@@ -97,6 +97,6 @@ def qualified(impl: PostgresqlImpl, table: str, schema: str | None) -> str:
 
 
 def limit_locks(connection: Connection) -> None:
-    # What runs outside of transactions lets others through, and is half done when it is ended.
+    # What runs outside a transaction does not block others, and would be left half done.
     autocommit = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
     connection.exec_driver_sql(f"SET lock_timeout = '{0 if autocommit else LOCK_TIMEOUT}'")

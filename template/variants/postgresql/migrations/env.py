@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: by the service's own settings and models."""
+"""Alembic's environment: the service's settings, dialect and models."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ def get_settings() -> Settings:
 
             find_database()
         settings = load_settings()
-        if settings.database_pooler:  # it would keep the lock below, and nobody would get it again
+        if settings.database_pooler:  # it would keep the lock below for ever
             sys.exit("Migrate on PostgreSQL itself: set its own URL, and DATABASE_POOLER=false.")
         configure_logging(settings)
     return settings
@@ -46,8 +46,8 @@ def check_revisions() -> None:
 async def take_lock(connection: AsyncConnection) -> None:
     """Wait until no other process migrates; the lock ends with the connection.
 
-    Waiting inside of a statement, this would be a transaction to PostgreSQL: CREATE INDEX
-    CONCURRENTLY waits for those, and neither would ever end.
+    It polls, since waiting inside a statement is a transaction to PostgreSQL: CREATE INDEX
+    CONCURRENTLY waits for all transactions, and the two would deadlock.
     """
     await connection.execution_options(isolation_level="AUTOCOMMIT")
     await connection.exec_driver_sql(NO_LIMITS)
@@ -62,8 +62,8 @@ async def take_lock(connection: AsyncConnection) -> None:
 
 
 async def run_online(settings: Settings) -> None:
-    # One connection, used once: a pool would only cost. And no time limit of the service's holds,
-    # since an index of a large table takes its time.
+    # One connection, used once, needs no pool (E13). The service's timeouts don't apply: an index
+    # on a large table takes its time.
     engine = create_async_engine(
         settings.driver_url,
         poolclass=NullPool,

@@ -1,4 +1,4 @@
-"""What SQLite needs of migrations: a turn for each process, and tables that are made anew whole."""
+"""Alembic on SQLite: complete copies of tables, and a lock that keeps other processes out."""
 
 import logging
 import re
@@ -18,22 +18,22 @@ from sqlalchemy.exc import OperationalError
 from migrations.autogenerate import quoted
 from migrations.runner import POLL
 
-# What a table may have and reflection does not know.
+# Clauses of a table that reflection does not return.
 UNREFLECTED = ("COLLATE", "ON CONFLICT", "AUTOINCREMENT", "STRICT", "WITHOUT ROWID")
 
-ANALYSIS_LIMIT = 1_000  # rows of each index that are looked at, however many there are
+ANALYSIS_LIMIT = 1_000  # rows of each index that ANALYZE samples
 
 logger = logging.getLogger("migrations")
 
 
 class SQLite(SQLiteImpl):
-    """SQLite's, whose copies of tables lack nothing; Alembic takes the last class of a name."""
+    """Copies tables completely; Alembic uses the class that was defined last for a database."""
 
     __dialect__ = "sqlite"
     _table_copy: "TableCopy | None" = None
 
     def _compare_identity_default(self, *_: Any) -> tuple[set[str], set[str], bool]:
-        return set(), set(), False  # SQLite has none: keys are given without
+        return set(), set(), False  # SQLite has none
 
     def compare_server_default(
         self, inspector_column: Any, metadata_column: Any, wanted: str | None, found: str | None
@@ -50,7 +50,7 @@ class SQLite(SQLiteImpl):
         if self._table_copy is None or old_table_name != self._table_copy.temporary:
             super().rename_table(old_table_name, new_table_name, schema)
             return
-        # Views and other tables' triggers have referred to nothing since the old table was dropped.
+        # Views and triggers of other tables refer to nothing since the old table was dropped.
         self._exec("PRAGMA legacy_alter_table = ON")
         super().rename_table(old_table_name, new_table_name, schema)
         self._exec("PRAGMA legacy_alter_table = OFF")
@@ -59,10 +59,10 @@ class SQLite(SQLiteImpl):
 
 
 class TableCopy:
-    """What a table has that Alembic's copy of it, which is made from reflection, would lack.
+    """What Alembic's copy of a table, made from reflection, would lack.
 
     Raises:
-        CommandError: something can be neither kept nor taken for dropped on purpose.
+        CommandError: something could not be kept, and was not dropped on purpose.
     """
 
     def __init__(self, connection: Connection, batch: ApplyBatchImpl, table: Table) -> None:
@@ -85,15 +85,15 @@ class TableCopy:
             if kind == "table" or name in reflected and name not in batch.indexes:
                 continue
             if not mentions(sql, gone):
-                batch.indexes.pop(name, None)  # Alembic's copy would lack DESC, or an expression
+                batch.indexes.pop(name, None)  # the copy would lack DESC, or an expression
                 self.kept.append(sql)
             elif name not in reflected or mentions(sql, {"DESC", "WHERE", "COLLATE"}):
                 raise CommandError(
                     f"{kind} {name} names {', '.join(sorted(gone))}, which {self.name} loses:"
-                    f" drop it first, and make it anew afterwards"
+                    f" drop it first, and create it again afterwards"
                 )
         checks = [c for c in table.constraints if isinstance(c, CheckConstraint) and not c.name]
-        for check in checks:  # which Alembic leaves out
+        for check in checks:  # which Alembic skips
             if mentions(str(check.sqltext), gone):
                 raise CommandError(
                     f"a CHECK of {self.name} names {', '.join(sorted(gone))}: name it"
@@ -102,8 +102,8 @@ class TableCopy:
         made_of = definitions(self.sql)
         for column in table.columns:
             if column.computed is not None:
-                batch.column_transfers[column.name].pop("expr", None)  # nothing is copied into it
-                # Reflection takes what follows the column for a part of its expression.
+                batch.column_transfers[column.name].pop("expr", None)  # it takes no value
+                # The reflected expression contains the text that follows the column.
                 expression = re.search(r"AS\s*\((.*)\)", made_of[column.name], re.DOTALL)
                 assert expression is not None
                 computed: Any = batch.columns[column.name].computed
@@ -119,7 +119,7 @@ class TableCopy:
         execute = self.connection.exec_driver_sql
         for sql in self.kept:
             execute(sql)
-        if self.newest is not None:  # of all that there ever was: no key is given twice
+        if self.newest is not None:  # of all keys that were ever given: none is reused
             execute("DELETE FROM sqlite_sequence WHERE name = ?", (self.name,))
             execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (self.name, self.newest))
         made = execute("SELECT sql FROM sqlite_master WHERE name = ?", (self.name,)).scalar_one()
@@ -131,14 +131,14 @@ class TableCopy:
                     f"a copy of {self.name} would lack {words}: name it with"
                     " batch_alter_table(…, copy_from=Table(…))"
                 )
-        # SQLite looks through all views and triggers when it renames a table.
+        # A rename makes SQLite check all views and triggers.
         execute("CREATE TABLE _alembic_renamed (id INTEGER)")
         execute("ALTER TABLE _alembic_renamed RENAME TO _alembic_tmp_renamed")
         execute("DROP TABLE _alembic_tmp_renamed")
 
 
 def definitions(sql: str) -> dict[str, str]:
-    """Return the text of each column, or kind of constraint, of a CREATE TABLE."""
+    """Return the text of each column, or kind of constraint, of a CREATE TABLE statement."""
     parts, depth = [""], 0
     for token in re.findall(r"""'(?:[^']|'')*'|"[^"]*"|.""", sql, re.DOTALL):
         depth += {"(": 1, ")": -1}.get(token, 0)
@@ -163,24 +163,24 @@ def mentions(sql: str, names: set[str]) -> bool:
 
 
 def check_rows(ctx: MigrationContext, **step: Any) -> None:
-    """Refuse a migration, before its commit, that leaves rows without those they refer to."""
+    """Refuse to commit a migration that violates foreign keys."""
     assert ctx.connection is not None
     if orphans := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all():
-        raise RuntimeError(f"rows refer to rows that are not there: {orphans[:10]}")
+        raise RuntimeError(f"rows refer to rows that do not exist: {orphans[:10]}")
 
 
 def analyze(connection: Connection) -> None:
-    """Count how many rows share a value: without that, SQLite guesses which index to take."""
-    with suppress(OperationalError), connection.begin():  # if others write just now, the next time
+    """Gather statistics: without them, SQLite guesses which index to use."""
+    with suppress(OperationalError), connection.begin():  # if the file is locked, the next time
         connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
         connection.exec_driver_sql("ANALYZE")
 
 
 @contextmanager
 def migration_lock(path: str) -> Iterator[None]:
-    """Wait until no other process migrates: the lock of a file beside, which ends with the process.
+    """Wait until no other process migrates: a lock of a file of its own, which ends with the process.
 
-    The database's own is not held between two migrations, nor while one works in batches.
+    The database's lock is not held between two migrations, nor during an autocommit block.
     """
     with closing(sqlite3.connect(f"{path}-migrations", timeout=0, isolation_level=None)) as file:
         waits = False

@@ -1,4 +1,4 @@
-"""How Alembic reaches the database: by the service's own settings and models."""
+"""Alembic's environment: the service's settings, dialect and models."""
 
 import asyncio
 import sqlite3
@@ -19,7 +19,7 @@ from migrations.dialect import analyze, check_rows, migration_lock
 from migrations.runner import exits, run
 
 OPTIONS |= {
-    "render_as_batch": True,  # most changes of a table mean a new table and a copy of the rows
+    "render_as_batch": True,  # most changes of a table copy it
     "transactional_ddl": True,
 }
 
@@ -33,12 +33,12 @@ def get_settings() -> Settings:
 
 
 async def run_online(settings: Settings) -> None:
-    # Only migrations make the file: the service opens one that is there.
+    # Only migrations create the file: the service opens an existing one.
     with closing(sqlite3.connect(str(settings.driver_url.database))) as file:
-        # Kept by the file from now on: readers and the writer do not wait for each other.
+        # Persistent in the file: readers and the writer do not block each other.
         file.execute("PRAGMA journal_mode = WAL")
 
-    # One connection, used once: a pool would only cost.
+    # One connection, used once, needs no pool (E13).
     engine = create_async_engine(
         settings.driver_url,
         poolclass=NullPool,
@@ -50,7 +50,7 @@ async def run_online(settings: Settings) -> None:
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: Any, record: Any) -> None:
         cursor = connection.cursor()
-        # Or the copy of a table would delete the rows that refer to it (ON DELETE CASCADE).
+        # With it, the copy of a table would delete the rows that refer to it (ON DELETE CASCADE).
         cursor.execute("PRAGMA foreign_keys = OFF")
         cursor.close()
 
@@ -71,7 +71,7 @@ def run_offline(settings: Settings) -> None:
     context.run_migrations()
 
 
-# It is kept and compared all the same: see dialect.py.
+# What Alembic skips is kept and compared all the same: see dialect.py.
 warnings.filterwarnings(
     "ignore", ".*(Unnamed CHECK|Skipped unsupported reflection|autogenerate skipping)"
 )

@@ -1,4 +1,4 @@
-"""What a column of each type holds, whoever writes: PostgreSQL stores more than Python can read."""
+"""CHECK constraints for column types: PostgreSQL stores values that Python can't represent."""
 
 from typing import Any
 
@@ -8,7 +8,8 @@ from sqlalchemy.dialects.postgresql.base import PGDDLCompiler
 
 from app.database.columns import Bounded, TypeCheckCompiler, without_types
 
-# The driver sends Python's first and last moment as infinite ones, and fails on years beyond 9999.
+# The driver sends Python's first and last datetime as -infinity and infinity, and fails on years
+# beyond 9999.
 CONDITIONS: dict[type[Any], str] = {
     Date: "@ BETWEEN '0001-01-02' AND '9999-12-30'",
     Time: "@ < '24:00'",
@@ -27,8 +28,8 @@ class BoundedFloat(Bounded, AsyncpgFloat):
 
 class DDLCompiler(TypeCheckCompiler, PGDDLCompiler):
     def visit_create_column(self, create: Any, *args: Any, **options: Any) -> str | None:
-        # Of a table that is made: to one that has rows it would be added behind a lock of the whole
-        # table, while all of them are looked at.
+        # For CREATE TABLE alone: added to a table with rows, it would scan all of them under an
+        # exclusive lock.
         column: str | None = super().visit_create_column(create, *args, **options)  # type: ignore[no-untyped-call]
         return None if column is None else column + self.check(create.element)
 
@@ -40,7 +41,7 @@ class DDLCompiler(TypeCheckCompiler, PGDDLCompiler):
 
 
 class CheckedDialect(PGDialect_asyncpg):
-    """asyncpg's dialect, whose tables hold what their columns promise."""
+    """asyncpg's dialect, with CHECK constraints for column types and bounded numbers."""
 
     supports_statement_cache = True
     ddl_compiler = DDLCompiler

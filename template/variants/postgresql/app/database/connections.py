@@ -1,4 +1,4 @@
-"""What asyncpg's connections know and tell, which errors end one, and which host is tried first."""
+"""asyncpg's connections: their state, their setup, which errors end one, and the order of hosts."""
 
 import asyncio
 import time
@@ -9,8 +9,8 @@ import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi, PGDialect_asyncpg
 from sqlalchemy.engine.interfaces import ExceptionContext
 
-PING_TIMEOUT = 1.0  # seconds; then a new connection is tried
-SILENT_FOR = 30.0  # seconds for which a host that did not answer is tried after the others
+PING_TIMEOUT = 1.0  # seconds; then a new connection is opened
+SILENT_FOR = 30.0  # seconds for which a host that timed out is tried last
 
 DRIVER_ERRORS = (
     OSError,
@@ -19,27 +19,27 @@ DRIVER_ERRORS = (
     asyncpg.InternalClientError,
 )
 
-# SQLSTATEs after which the next statement needs another connection: what the connection knows of
-# the server is wrong (a type that was made anew, a prepared statement that was forgotten) …
+# SQLSTATEs after which the next statement needs another connection: its caches are stale (a type
+# that was recreated, a prepared statement that was discarded) …
 STALE = ("26000", "XX000")
-# … or this server will not do, and neither will the pool's other connections to it.
+# … or the server is unusable, and so are the pool's other connections to it.
 READ_ONLY = "25006"
 LOST = ("08", READ_ONLY, "57P")
 
 
 class OutcomeUnknown(AsyncAdapt_asyncpg_dbapi.OperationalError):
-    """A commit was sent, and no answer came: the transaction may be stored or not."""
+    """COMMIT was sent and not answered: the transaction may be committed or not."""
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
-    """asyncpg's connection, with the moment (seconds) at which it was last known to be good."""
+    """asyncpg's connection, with the time (`time.monotonic()`) at which it was last known good."""
 
     good_at = 0.0
-    writes = True  # whether a server that takes no writes is the wrong one
+    writes = True  # whether it needs a server that accepts writes
     address: tuple[Any, Any] = (None, None)  # host and port
 
     def is_read_only(self) -> bool:
-        """Return what PostgreSQL 14 and later report without being asked."""
+        """Tell what PostgreSQL 14 and later report by themselves."""
         reported = self.get_settings()
         names = ("in_hot_standby", "default_transaction_read_only")
         return any(getattr(reported, name, "off") == "on" for name in names)
@@ -48,10 +48,10 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
         await self.execute("SELECT 1", timeout=PING_TIMEOUT)
 
     async def lower_limits(self, limits: Mapping[str, int]) -> None:
-        """Lower the session's limits, in milliseconds, to these.
+        """Lower the session's timeouts to these, in milliseconds.
 
-        A stricter limit of the role or the database stays, and one that the server does not know
-        is left out.
+        A stricter timeout of the role or the database stays, and one that the server does not have
+        is skipped.
         """
         rows = ", ".join(f"('{name}', {limit})" for name, limit in limits.items())
         await self.execute(
@@ -62,7 +62,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
 
 
 class Hosts:
-    """The order in which hosts are tried: as they are named, but those that were silent come last."""
+    """The order in which hosts are tried: as configured, with those that timed out last."""
 
     def __init__(self) -> None:
         self._silent_at: dict[tuple[Any, Any], float] = {}
@@ -104,10 +104,10 @@ def ends_connection(error: Any, connection: Any) -> bool:
 
 
 def leave_no_statement_open(context: ExceptionContext) -> None:
-    """Keep a connection from going back to the pool with a statement that was only prepared.
+    """Keep a connection from returning to the pool in an implicit transaction.
 
-    asyncpg prepares without the protocol's Sync. Where it then refuses a value, and no transaction
-    is there to be rolled back, the server stays in an implicit one, with its locks.
+    asyncpg prepares a statement without the protocol's Sync. If it then refuses a parameter outside
+    a transaction, there is nothing to roll back, and the server keeps its locks until a Sync.
     """
     error = context.original_exception
     if context.is_disconnect:

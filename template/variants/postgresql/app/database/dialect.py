@@ -1,4 +1,4 @@
-"""How connections to PostgreSQL are opened, checked, given up and closed, each in bounded time."""
+"""Connections to PostgreSQL: opening, pinging, terminating and closing them in bounded time."""
 
 import asyncio
 import time
@@ -20,15 +20,14 @@ from app.database.connections import (
 )
 from app.database.url import READING
 
-PING_AFTER = 1.0  # seconds that a connection is trusted for without asking the server
-CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel what it does and to close the connection
+PING_AFTER = 1.0  # seconds for which a connection is trusted without a ping
+CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel the statement and close the connection
 
 
 class Dialect(CheckedDialect):
-    """asyncpg's dialect, whose connections are checked before each use and never outlive it.
+    """asyncpg's dialect with bounded waits: connecting, pinging and closing never outlast a request.
 
-    A connection that is given up ends on the server too, with the statement or the commit that it
-    was waiting for.
+    A terminated connection ends on the server too, with the statement or commit that it waits for.
     """
 
     supports_statement_cache = True
@@ -37,15 +36,15 @@ class Dialect(CheckedDialect):
         super().__init__(**options)  # type: ignore[no-untyped-call]
         self.closing: set[asyncio.Task[None]] = set()
         self.unreachable = False  # since the last attempt to connect
-        self._doubted_at = 0.0  # when a connection was given up: the others are asked
-        self._unanswered_at = 0.0  # when one could not be closed in time
+        self._doubted_at = 0.0  # when a connection was terminated: the others are pinged
+        self._unanswered_at = 0.0  # when a close timed out
         self.hosts = Hosts()
 
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
-        """Connect to the first host that will do; `timeout`, in seconds, is for each of them.
+        """Connect to the first suitable host; `timeout`, in seconds, holds for each of them.
 
         Raises:
-            OperationalError: the DBAPI's, whatever it was that failed: no request has caused it.
+            OperationalError: the DBAPI's, whatever failed: no request has caused it.
         """
         limits = options.pop("limits", None)
         timeout = options.setdefault("timeout", 60)  # asyncpg's own
@@ -75,7 +74,7 @@ class Dialect(CheckedDialect):
         *_, last = errors.values()
         raise self.loaded_dbapi.OperationalError("; ".join(reasons), last) from last
 
-    def on_connect(self) -> None:  # SQLAlchemy's sets the codecs, and lets the driver's errors out
+    def on_connect(self) -> None:  # SQLAlchemy's would let the driver's errors through
         return None
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
@@ -83,10 +82,10 @@ class Dialect(CheckedDialect):
         return bool(lost) or ends_connection(e, connection)
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """Say whether a connection is still good, which the pool asks at every checkout.
+        """Tell whether a connection is still good; called by the pool at every checkout.
 
-        The driver knows of one that the server has closed; a link that died silently takes time
-        to be noticed, so one that was good a moment ago is not asked again.
+        The driver knows if the server has closed it. A connection that was good within the last
+        `PING_AFTER` seconds is not pinged again.
         """
         connection: Connection = dbapi_connection.driver_connection
         if connection.is_closed():
@@ -98,7 +97,9 @@ class Dialect(CheckedDialect):
             except DRIVER_ERRORS as error:
                 self.hosts.note(connection.address, error)
                 return False
-            if connection.writes and connection.is_read_only():  # another may take writes by now
+            if (
+                connection.writes and connection.is_read_only()
+            ):  # another host may accept writes by now
                 return False
         connection.good_at = now
         return True
@@ -116,13 +117,13 @@ class Dialect(CheckedDialect):
 
     def do_close(self, dbapi_connection: Any) -> None:
         connection: Connection = dbapi_connection.driver_connection
-        if connection.good_at < self._unanswered_at:  # this one would not be answered either
+        if connection.good_at < self._unanswered_at:  # the server would not answer this one either
             connection.terminate()
         else:
             dbapi_connection.run_async(self._close)
 
     def do_terminate(self, dbapi_connection: Any) -> None:
-        """Close a connection that is given up, or has grown old, while nobody waits for it."""
+        """Close an invalidated or expired connection in the background."""
         self._doubted_at = time.monotonic()
         try:
             loop = asyncio.get_running_loop()
@@ -134,7 +135,7 @@ class Dialect(CheckedDialect):
         task.add_done_callback(self.closing.discard)
 
     async def _close(self, connection: Connection) -> None:
-        # The driver first waits until the server has cancelled what it is doing.
+        # The driver first waits until the server has cancelled the running statement.
         try:
             await connection.close(timeout=CLOSE_TIMEOUT)
         except DRIVER_ERRORS:

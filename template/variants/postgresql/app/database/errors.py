@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors mean: who caused one, and why."""
+"""What PostgreSQL's errors mean: the status of the response, and the reason of a 503."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from app.database.connections import OutcomeUnknown
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
 #
-# What only a value of the request can cause: 422 …
+# Only a value of the request can cause these: 422 …
 REFUSED = {
     "22000",  # one that the driver can't send
     "22021",  # a character that is none, such as NUL
@@ -18,7 +18,7 @@ REFUSED = {
     "2201W",  # LIMIT
     "2201X",  # OFFSET
 }
-# … and what only one that is to be stored can: where a statement reads, it is a stored value.
+# … and these only where it is to be stored: a statement that reads may meet a stored value.
 REFUSED_WHEN_WRITTEN = {
     "22001",  # too long
     "22003",  # a number out of range
@@ -39,7 +39,7 @@ REFUSED_WHEN_WRITTEN = {
 CONFLICT = "23"  # the other constraints: 409
 FOREIGN_KEY = "23503"
 WRITES = ("INSERT", "UPDATE")
-# The server's state: 503, for this reason.
+# The server's state: 503, with this reason.
 UNAVAILABLE = {
     "08": "connection lost",
     "2200H": "server error",  # a sequence that has no next value

@@ -1,11 +1,11 @@
-"""What is asked of the server: by readiness, and by the doctor."""
+"""What readiness and the doctor ask the server."""
 
 from sqlalchemy import Integer, Row, cast, column, func, select, table
 
 READ_ONLY = func.current_setting("transaction_read_only") == "on"
-"""Whether the server takes no writes: a standby, or one that was made read-only."""
+"""Whether the server accepts no writes: a standby, or one that was made read-only."""
 
-# How many connections the role may open, by each limit that there is.
+# How many connections the role may open, by each limit.
 LIMITS = (
     cast(func.current_setting("max_connections"), Integer)
     - cast(func.current_setting("superuser_reserved_connections"), Integer)

@@ -1,4 +1,4 @@
-"""What makes sessions."""
+"""The factory of sessions."""
 
 from sqlalchemy.ext.asyncio import async_sessionmaker
 

@@ -1,4 +1,4 @@
-"""Where PostgreSQL is, and how long to wait for it: the only builder of the driver URL."""
+"""Settings of the database: where it is, and how long to wait for it."""
 
 import sys
 from functools import cached_property
@@ -12,7 +12,7 @@ from sqlalchemy import URL
 from app import NAME
 from app.database.url import DRIVER, EXAMPLE, READING, locate, parse
 
-ANSWER_TIMEOUT = 0.5  # seconds that the server's answer may take on its way
+ANSWER_TIMEOUT = 0.5  # seconds for the server's response to arrive
 
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 
@@ -32,8 +32,8 @@ class DatabaseSettings(BaseSettings):
     database_connect_timeout: Seconds = 3
     database_command_timeout: Seconds = 5
 
-    # A PgBouncer in transaction mode is in between: each transaction may run on another connection
-    # of the server, where nothing is prepared and no parameter is set.
+    # Behind a PgBouncer in transaction mode each transaction may run on another server connection,
+    # where nothing is prepared and no parameter is set.
     database_pooler: bool = False
 
     @model_validator(mode="after")
@@ -61,39 +61,39 @@ class DatabaseSettings(BaseSettings):
 
     @property
     def database_writes(self) -> bool:
-        """Whether a server is asked for that takes writes."""
+        """Whether the URL asks for a server that accepts writes."""
         return self.driver_url.query.get("target_session_attrs") not in READING
 
     @property
     def connect_args(self) -> dict[str, Any]:
-        """What the dialect's `connect` gets beside the URL."""
+        """Arguments of the dialect's `connect`, beside the URL."""
         timeouts = {
             "timeout": self.database_connect_timeout,
-            # The server comes first: its refusal leaves the connection as good as it was.
+            # The server times out first: its error leaves the connection usable.
             "command_timeout": self.database_command_timeout + ANSWER_TIMEOUT,
         }
-        # When a day begins for SQL's `date_trunc` or `current_date`: the same on every server.
+        # `date_trunc` and `current_date` begin a day by it: the same on every server.
         parameters = {"timezone": "UTC"}
         if self.database_pooler:
             nothing_prepared = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
             return timeouts | nothing_prepared | {"server_settings": parameters}
-        # The server gives up as well: what nobody waits for keeps no locks. Milliseconds.
+        # The server times out as well, so that an abandoned statement keeps no locks. Milliseconds.
         limits = {
             "statement_timeout": int(self.database_command_timeout * 1000),
             "idle_in_transaction_session_timeout": 60_000,
         }
         parameters |= {
             "application_name": NAME,
-            # Or a statement may have one plan for all values from its sixth execution on, which
-            # for a value that is rare in its column is many times slower than its own.
+            # A generic plan, which a statement may get from its sixth execution on, is many times
+            # slower for a value that is rare in its column.
             "plan_cache_mode": "force_custom_plan",
-            # The connections of a host that is lost count for 90 s, and not for two hours.
+            # Connections of a lost host count for 90 s, and not for two hours.
             "tcp_keepalives_idle": "60",
             "tcp_keepalives_interval": "10",
             "tcp_keepalives_count": "3",
         }
-        # A pooler refuses this one, which tells those who forgot DATABASE_POOLER. A server on
-        # Windows, as in development, refuses it too.
+        # A pooler refuses this one, which reveals a missing DATABASE_POOLER. So does a server on
+        # Windows, as in development.
         if sys.platform != "win32":
             parameters["client_connection_check_interval"] = "2000"
         return timeouts | {"limits": limits, "server_settings": parameters}

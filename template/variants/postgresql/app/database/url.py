@@ -1,4 +1,4 @@
-"""Which URLs name a PostgreSQL, and how they are written for asyncpg."""
+"""Parsing of PostgreSQL URLs, and the only builder of the driver URL."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError
 EXAMPLE = "postgresql://user:password@host:5432/name"
 DRIVER = "postgresql+asyncpg"
 
-# What asyncpg takes as text; anything else in a URL would fail at the first connection.
+# Parameters that asyncpg accepts as text; any other would fail at the first connection.
 URL_PARAMETERS = {"host", "port", "ssl", "passfile", "target_session_attrs", "krbsrvname"}
 CHOICES = {
     "ssl": ("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
@@ -26,20 +26,20 @@ CHOICES = {
         "prefer-standby",
     ),
 }
-READING = ("standby", "prefer-standby", "read-only")  # of these, what asks for no writes
-# libpq's several hosts, which SQLAlchemy takes as parameters only.
+READING = ("standby", "prefer-standby", "read-only")  # those that ask for no writes
+# libpq's form of several hosts, which SQLAlchemy accepts as parameters only.
 SEVERAL_HOSTS = re.compile(r"([^:/]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(/?[^?#]*)\??(.*)")
 # The folder of a Unix socket, an IPv6 address with or without brackets, or a name.
 HOST = re.compile(r"(/.*|\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:/@\[\]\s]+)(?::([0-9]+))?|([0-9A-Fa-f:.]+)")
 
 
 def parse(text: str) -> URL:
-    """Make asyncpg's URL of one that a provider hands out (`postgres://`, libpq's parameters).
+    """Return asyncpg's URL for a provider's (`postgres://`, libpq's parameters).
 
     Raises:
-        ValueError: with a reason that repeats nothing of `text` but its scheme and parameters.
+        ValueError: with a reason that shows nothing of `text` but its scheme and parameters.
     """
-    if re.search(r"[?&]\w+=(&|$)", text):  # SQLAlchemy would leave it out
+    if re.search(r"[?&]\w+=(&|$)", text):  # SQLAlchemy would drop it
         raise ValueError("has a parameter without a value; remove it")
     if several := SEVERAL_HOSTS.fullmatch(text):
         start, hosts, path, query = several.groups()

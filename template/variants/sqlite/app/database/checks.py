@@ -1,4 +1,4 @@
-"""What a column of each type holds, whoever writes: SQLite itself would store any value in any."""
+"""CHECK constraints for column types: SQLite would store any value in any column."""
 
 from typing import Any
 
@@ -27,13 +27,13 @@ from sqlalchemy.schema import CreateTable
 from app.database.columns import Bounded, TypeCheckCompiler, without_types
 
 NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
-MAX_DIGITS = 15  # of a number that is stored as REAL, and comes back as it was
+MAX_DIGITS = 15  # that a REAL returns unchanged
 
 TEXT = "typeof(@) = 'text' AND instr(@, char(0)) = 0"
 HEX = "typeof(@) = 'text' AND length(@) = 32 AND @ NOT GLOB '*[^0-9a-f]*'"
 NUMBER = "typeof(@) IN ('integer', 'real')"
-# As SQLAlchemy writes them. SQLite's functions read more forms than one, and count February 30 on;
-# a column of its type DATE would be compared as a number, and what `substr` returns is not.
+# In the form that SQLAlchemy writes. SQLite's functions accept other forms, and roll February 30
+# over; a column of type DATE has numeric affinity, and `substr` returns a text.
 DAY = "{0} IS date({0}, '+0 days') AND substr({0}, 1) BETWEEN '0001-01-02' AND '9999-12-30'"
 TIME = (
     "{0} GLOB '{1}??:??:??." + "[0-9]" * 6 + "'"
@@ -62,13 +62,13 @@ class BoundedFloat(Bounded, Float[Any]):
 
 class StatementCompiler(SQLiteCompiler):
     def visit_now_func(self, fn: Any, **options: Any) -> str:
-        # SQLite's own has another form than the moments that SQLAlchemy writes, and sorts elsewhere.
+        # CURRENT_TIMESTAMP has another form than SQLAlchemy's datetimes, and compares differently.
         return NOW
 
 
 class DDLCompiler(TypeCheckCompiler, SQLiteDDLCompiler):
     def visit_create_table(self, create: CreateTable, **options: Any) -> str:
-        # Or the id of a row that was deleted would be given again.
+        # Without it, the id of a deleted row would be reused.
         if create.element.autoincrement_column is not None:
             create.element.dialect_options["sqlite"]["autoincrement"] = True
         statement: str = super().visit_create_table(create, **options)  # type: ignore[no-untyped-call]
@@ -79,12 +79,12 @@ class DDLCompiler(TypeCheckCompiler, SQLiteDDLCompiler):
         return specification + self.check(column)
 
     def condition(self, column: Column[Any], kind: Any) -> str | None:
-        if isinstance(kind, CHAR) and kind.length == 32:  # a Uuid, as it is read from the file
+        if isinstance(kind, CHAR) and kind.length == 32:  # a Uuid, as it is reflected
             return HEX
         if isinstance(kind, String):
             return TEXT + (f" AND length(@) <= {kind.length}" if kind.length else "")
         if isinstance(kind, Integer):
-            if column is column.table.autoincrement_column:  # SQLite sees to it itself
+            if column is column.table.autoincrement_column:  # SQLite checks it itself
                 return None
             bits = next(bits for type_, bits in BITS.items() if isinstance(kind, type_))
             bits = 63 if is_key(column) else bits
@@ -100,7 +100,7 @@ class DDLCompiler(TypeCheckCompiler, SQLiteDDLCompiler):
 
 
 class CheckedDialect(SQLiteDialect_aiosqlite):
-    """aiosqlite's dialect, whose tables hold what their columns promise."""
+    """aiosqlite's dialect, with CHECK constraints for column types and bounded numbers."""
 
     supports_statement_cache = True
     statement_compiler = StatementCompiler
@@ -110,7 +110,7 @@ class CheckedDialect(SQLiteDialect_aiosqlite):
     def get_foreign_keys(
         self, connection: Any, table_name: str, schema: str | None = None, **options: Any
     ) -> Any:
-        # Those of a column that was added have their actions in the PRAGMA alone.
+        # For a column that was added, only the PRAGMA has the actions.
         found = super().get_foreign_keys(connection, table_name, schema, **options)  # type: ignore[no-untyped-call]
         pragma = f"PRAGMA foreign_key_list({self.identifier_preparer.quote_identifier(table_name)})"
         actions = {
@@ -128,5 +128,5 @@ class CheckedDialect(SQLiteDialect_aiosqlite):
 
 
 def is_key(column: Column[Any]) -> bool:
-    """Tell whether a column has, or refers to, an id: of 64 bits, though it is an INTEGER."""
+    """Tell whether a column is, or refers to, a key: 64 bits, though it is an INTEGER."""
     return column.primary_key or bool(column.foreign_keys)

@@ -1,4 +1,4 @@
-"""What a connection to the SQLite file needs when it is opened and when it is given up."""
+"""Connections to the SQLite file: which file each has open, their setup, and their end."""
 
 import asyncio
 import os
@@ -10,16 +10,16 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 CLOSE_TIMEOUT = 1.0  # seconds
-# Another program's text that is not Unicode would break each list that holds it.
+# A text of another program that is not UTF-8 would break each list that contains it.
 DECODE = partial(str, encoding="utf-8", errors="replace")
 
 
 class OutcomeUnknown(sqlite3.OperationalError):
-    """The file could not be written to the end of a commit: the transaction may be stored or not."""
+    """COMMIT failed half-way: the transaction may be committed or not."""
 
 
 def identity(path: str) -> object:
-    """Return what tells a file from any other that has been or will be at its path."""
+    """Return what distinguishes a file from any other at the same path."""
     try:
         found = os.stat(path)
     except OSError:
@@ -28,12 +28,12 @@ def identity(path: str) -> object:
 
 
 def files(path: str) -> tuple[object, object]:
-    """Return the identities of the database and its write-ahead log, both of which hold rows."""
+    """Return the identities of the database and its write-ahead log, which both contain rows."""
     return identity(path), identity(f"{path}-wal")
 
 
 def is_same(opened: tuple[object, object], found: tuple[object, object]) -> bool:
-    """Tell whether these are the files that were opened; a log may have been begun since."""
+    """Tell whether these are the files that were opened; a log may have been created since."""
     return opened[0] == found[0] is not None and opened[1] in (None, found[1])
 
 
@@ -46,24 +46,24 @@ def unavailable(reason: str) -> sqlite3.OperationalError:
 async def set_up(connection: Any) -> None:
     connection.text_factory = DECODE
     await connection.execute("PRAGMA foreign_keys = ON")
-    # With less, a power failure would take the last commits with it.
+    # With NORMAL, a power failure would lose the last commits.
     await connection.execute("PRAGMA synchronous = FULL")
 
 
 async def close(connection: Any) -> None:
-    # Its thread may be in a statement for which nobody waits any more, with the file locked.
+    # Its thread may be executing an abandoned statement, with the file locked.
     await connection.interrupt()
     try:
-        await connection.rollback()  # a cursor that is still referred to would keep the lock
+        await connection.rollback()  # a cursor that is still referenced would keep the lock
     finally:
         await connection.close()
 
 
 class Connections:
-    """Those that are open, and of which file: of one at a time under a path.
+    """The open connections, and their files: of one file at a time at each path.
 
-    SQLite finds a file's log and its index by their paths: two files that are open under one path
-    take each other's, and lose what was committed.
+    SQLite finds a file's log and its index by their paths: two files that are open at one path use
+    each other's, and lose commits.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Connections:
             self._in_use.discard(connection.driver_connection)
 
     def give_up(self, connection: Any) -> None:
-        """Close a connection, once, while nobody waits for it."""
+        """Close a connection in the background, once."""
         if connection not in self._files:
             return
         task = asyncio.get_running_loop().create_task(close(connection))
@@ -98,9 +98,9 @@ class Connections:
         task.add_done_callback(self._given_up.pop)
 
     async def close_others(self, path: str) -> object:
-        """Close what is open of another file that was at `path`, and return the identity of this one.
+        """Close the connections to another file that was at `path`; return the present one's identity.
 
-        A request that uses the other file is interrupted, and gives its connection back.
+        A statement on the other file is interrupted, so that its request returns the connection.
         """
         file = identity(path)
         for connection, (_, opened) in [*self._files.items()]:
@@ -117,7 +117,7 @@ class Connections:
         """Open a connection to this file.
 
         Raises:
-            OperationalError: another file that was at `path` is still open, or is being opened.
+            OperationalError: another file that was at `path` is still open or being opened.
         """
         known = [opened[0] for _, opened in self._files.values()]
         if {file, *known, *self._opening, *self._given_up.values(), identity(path)} != {file}:

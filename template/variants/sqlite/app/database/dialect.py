@@ -1,4 +1,4 @@
-"""How connections to the SQLite file are opened, checked and given up, and how transactions begin."""
+"""Connections to the SQLite file: opening, checking and terminating them; how a transaction begins."""
 
 import logging
 import os
@@ -25,20 +25,20 @@ from app.database.pool import await_
 
 
 class Dialect(CheckedDialect):
-    """aiosqlite's dialect, which locks on BEGIN, and discards connections to a replaced file.
+    """aiosqlite's dialect: a transaction locks on BEGIN; a connection to a replaced file is discarded.
 
-    A connection that is given up ends at once, with the statement that it was waiting for.
+    A terminated connection ends at once, with the statement that it executes.
     """
 
     supports_statement_cache = True
-    closing = ()  # none is waited for at shutdown: the end of the process ends them all
+    closing = ()  # none is awaited at shutdown: they end with the process
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.unreachable = False  # since the last attempt to connect
         self._connections = Connections()
         self._autocommit: WeakSet[Any] = WeakSet()
-        # At DEBUG the driver would print the parameters of every statement.
+        # At DEBUG the driver logs the parameters of every statement.
         logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
     @classmethod
@@ -60,20 +60,20 @@ class Dialect(CheckedDialect):
         return connection
 
     def _open(self, path: str, file: object, **options: Any) -> DBAPIConnection:
-        # SQLite would make a file that is not there, without tables, and would open one that may
-        # not be written to for reads alone, as long as the connection lasts.
+        # SQLite would create a missing file, without tables, and would open one that is read-only
+        # for as long as the connection lasts.
         if not os.access(path, os.R_OK | os.W_OK):
             raise unavailable(f"{path} is missing (alembic upgrade head makes it) or read-only")
-        # It would delete the write-ahead log beside a file without content.
+        # It would delete the write-ahead log beside an empty file.
         if not os.path.getsize(path):
             raise unavailable(f"{path} is empty (alembic upgrade head fills it)")
-        # By itself, the driver would begin a transaction no sooner than with its first write.
-        uri = f"{Path(path).absolute().as_uri()}?mode=rw"  # never create it, should it vanish here
+        # In the driver's default mode a transaction begins no sooner than with its first write.
+        uri = f"{Path(path).absolute().as_uri()}?mode=rw"  # never create it, even if it vanishes after the check
         connection: Any = super().connect(uri, uri=True, isolation_level=None, **options)
         self._connections.add(connection.driver_connection, path, (file, None))
         try:
-            # Its first read opens the write-ahead log, by a path as well: had the file been moved in
-            # between, commits would go into a log that nobody finds again.
+            # The first read opens the write-ahead log, by its path: if the file was moved in between,
+            # commits would go to a log that belongs to no database.
             connection.run_async(set_up)
             if identity(path) != file:
                 raise unavailable(f"{path} was replaced while it was opened")
@@ -84,28 +84,28 @@ class Dialect(CheckedDialect):
         return connection  # type: ignore[no-any-return]
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """Say whether a connection is still good, which the pool asks at every checkout.
+        """Tell whether a connection is still good; called by the pool at every checkout.
 
         After the file was moved, deleted or restored, an open connection still writes to the old
-        one.
+        inode.
         """
         return self._connections.is_good(dbapi_connection.driver_connection)
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
-        # SQLAlchemy's way takes four calls to the driver's thread, there and back.
+        # SQLAlchemy's own takes four round trips to the driver's thread.
         if level == "AUTOCOMMIT":
             self._autocommit.add(dbapi_connection.driver_connection)
         else:
             self._autocommit.discard(dbapi_connection.driver_connection)
 
     def do_begin(self, dbapi_connection: Any) -> None:
-        # A transaction that reads first and writes later would fail at once, whatever the timeout,
-        # if another had written in between: so each takes the file's write lock when it begins.
+        # A deferred transaction that reads first and writes later fails at once, whatever the
+        # timeout, if another has written in between.
         if dbapi_connection.driver_connection not in self._autocommit:
             dbapi_connection.run_async(lambda connection: connection.execute("BEGIN IMMEDIATE"))
 
     def do_commit(self, dbapi_connection: Any) -> None:
-        # SQLite keeps a transaction open whose COMMIT fails, as a deferred constraint lets it.
+        # If COMMIT fails, as it may by a deferred constraint, the transaction stays open.
         try:
             if not self.do_ping(dbapi_connection):
                 raise unavailable("the file was replaced during the transaction")
@@ -128,7 +128,7 @@ class Dialect(CheckedDialect):
         super().do_close(dbapi_connection)  # type: ignore[no-untyped-call]
 
     def do_terminate(self, dbapi_connection: Any) -> None:
-        """Close a connection that is given up, or has grown old, while nobody waits for it."""
+        """Close an invalidated or expired connection in the background."""
         connection = dbapi_connection.driver_connection
         try:
             self._connections.give_up(connection)
@@ -138,8 +138,8 @@ class Dialect(CheckedDialect):
 
 @event.listens_for(Dialect, "handle_error")
 def wrap_refusal(context: ExceptionContext) -> StatementError | None:
-    # An integer of more than 64 bits, a text that is not Unicode: SQLAlchemy would let the driver's
-    # exceptions through bare.
+    # An integer of more than 64 bits, a text that is not Unicode: SQLAlchemy does not wrap the
+    # driver's exceptions for these.
     error = context.original_exception
     if not isinstance(error, OverflowError | UnicodeError):
         return None

@@ -1,4 +1,4 @@
-"""What SQLite's errors mean: who caused one, and why."""
+"""What SQLite's errors mean: the status of the response, and the reason of a 503."""
 
 import re
 import sqlite3
@@ -9,7 +9,7 @@ from app.database.connections import OutcomeUnknown
 
 # Result codes, https://sqlite.org/rescode.html
 #
-# What a value can cause that is to be stored: 422.
+# Only a value that is to be stored can cause these: 422.
 REFUSED_WHEN_WRITTEN = {
     sqlite3.SQLITE_CONSTRAINT_NOTNULL,
     sqlite3.SQLITE_CONSTRAINT_CHECK,
@@ -17,7 +17,7 @@ REFUSED_WHEN_WRITTEN = {
     sqlite3.SQLITE_TOOBIG,
     sqlite3.SQLITE_CONSTRAINT | (12 << 8),  # of another type than a STRICT table's column
 }
-# The file's state: 503, for this reason.
+# The file's state: 503, with this reason.
 UNAVAILABLE = {
     sqlite3.SQLITE_BUSY: "lock timeout",
     sqlite3.SQLITE_CANTOPEN: "unreachable",

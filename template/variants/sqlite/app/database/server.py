@@ -1,9 +1,9 @@
-"""What is asked of the database: by readiness, and by the doctor."""
+"""What readiness and the doctor ask the database."""
 
 from sqlalchemy import Row, column, false, func, select
 
 READ_ONLY = false()
-"""Whether the database takes no writes: a file that may not be written to is not opened."""
+"""Whether the database accepts no writes: a read-only file is never opened."""
 
 SERVER = select(func.sqlite_version().label("version"), column("journal_mode")).select_from(
     func.pragma_journal_mode()

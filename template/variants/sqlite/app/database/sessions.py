@@ -1,4 +1,4 @@
-"""What makes sessions: those that write take turns, as the file has one writer at a time."""
+"""The factory of sessions, which share a write lock: the file has one writer at a time."""
 
 import asyncio
 import sqlite3
@@ -13,11 +13,10 @@ from app.database.pool import await_
 
 
 class Writer(Session):
-    """A session that waits for the write lock among those of this process, in order of arrival.
+    """A session that acquires the process's write lock, in the order of arrival.
 
-    It waits when it first needs a connection, and holds none meanwhile, or there would be none left
-    in the pool for those who read. What a handler does before its first statement keeps nobody
-    waiting.
+    It does so before it checks out a connection, so that waiting sessions leave the pool to readers,
+    and not before its first statement, so that work without the database blocks no other writer.
     """
 
     _has_lock = False
@@ -52,13 +51,13 @@ class Writer(Session):
 
 @event.listens_for(Writer, "after_transaction_end")
 def release_lock(session: Writer, transaction: SessionTransaction) -> None:
-    # Not every session is closed: `sessionmaker.begin()` leaves one whose commit fails as it is.
+    # Not every session is closed: `sessionmaker.begin()` leaves one open whose commit fails.
     if transaction.parent is None:
         session.release_lock()
 
 
 class Sessionmaker(async_sessionmaker[AsyncSession]):
-    """Makes sessions that share one write lock: the file has one writer at a time."""
+    """Makes sessions that share one write lock."""
 
     def __init__(self, engine: AsyncEngine, **options: Any) -> None:
         pool: Any = engine.pool

@@ -1,4 +1,4 @@
-"""Where the SQLite file is, and how long to wait for it: the only builder of the driver URL."""
+"""Settings of the database: where the file is, and how long to wait for its lock."""
 
 from functools import cached_property
 from typing import Annotated, Any, Self
@@ -17,7 +17,7 @@ class DatabaseSettings(BaseSettings):
 
     database_url: str = EXAMPLE
 
-    # Seconds that a statement waits for a file which another connection has locked.
+    # Seconds that a statement waits for another connection's lock of the file.
     database_command_timeout: Seconds = 5
 
     @model_validator(mode="after")
@@ -32,10 +32,10 @@ class DatabaseSettings(BaseSettings):
 
     @property
     def database_writes(self) -> bool:
-        """Whether writes are wanted; a file that may not be written to is not opened."""
+        """Whether writes are wanted: always, as a read-only file is not opened."""
         return True
 
     @property
     def connect_args(self) -> dict[str, Any]:
-        """What `sqlite3.connect` gets beside the file's name."""
+        """Arguments of `sqlite3.connect`, beside the path."""
         return {"timeout": self.database_command_timeout}

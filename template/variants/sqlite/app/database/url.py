@@ -1,4 +1,4 @@
-"""Which URLs name a SQLite file, and how they are written for aiosqlite."""
+"""Parsing of SQLite URLs, and the only builder of the driver URL."""
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -8,10 +8,10 @@ DRIVER = "sqlite+aiosqlite"
 
 
 def parse(text: str) -> URL:
-    """Make aiosqlite's URL of a SQLite URL.
+    """Return aiosqlite's URL for a SQLite URL.
 
     Raises:
-        ValueError: with a reason that repeats nothing of `text` but its scheme and parameters.
+        ValueError: with a reason that shows nothing of `text` but its scheme and parameters.
     """
     try:
         url = make_url(text)
