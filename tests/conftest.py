@@ -2,20 +2,17 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Page
 
-from tests.places import Place, open_place, open_server
-from tests.services import (
-    DATABASES,
-    Database,
-    PostgreSQLDatabase,
-    Service,
-    open_database,
-    render,
-    snapshot,
-)
+from tests.support.browser import NoBrowserError, open_page
+from tests.support.databases import DATABASES, Database, PostgreSQLDatabase, open_database
+from tests.support.proxied import ProxiedDatabase, open_guarded_server, open_proxied
+from tests.support.repository import snapshot
+from tests.support.services import Service, render
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -69,16 +66,27 @@ def migrated(service: Service, database: Database) -> Database:
 
 
 @pytest.fixture(scope="module")
-def server(
+def guarded_server(
     service: Service, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PostgreSQLDatabase]:
     """A PostgreSQL that asks for a password, with a migrated database to clone."""
-    with open_server(service, tmp_path_factory.mktemp("server")) as server:
+    with open_guarded_server(service, tmp_path_factory.mktemp("guarded")) as server:
         yield server
 
 
 @pytest.fixture
-def place(server: PostgreSQLDatabase) -> Iterator[Place]:
+def proxied(guarded_server: PostgreSQLDatabase) -> Iterator[ProxiedDatabase]:
     """A migrated database without rows, reached through a proxy."""
-    with open_place(server, "pattern") as place:
-        yield place
+    with open_proxied(guarded_server, "pattern") as proxied:
+        yield proxied
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """An empty page in a browser."""
+    with ExitStack() as stack:
+        try:
+            page = stack.enter_context(open_page())
+        except NoBrowserError as error:
+            pytest.skip(str(error))
+        yield page

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Database, Service, git, replace
+from tests.support.databases import Database
+from tests.support.repository import git, replace
+from tests.support.services import Service
 
 
 @pytest.fixture

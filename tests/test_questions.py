@@ -13,7 +13,10 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.services import DATABASES, environment, render, text_files
+from tests.support.databases import DATABASES
+from tests.support.processes import environment
+from tests.support.repository import text_files
+from tests.support.services import render
 
 # Letters, marks, numbers, punctuation, symbols, spaces, and invisible formatting such as U+202E.
 LINE = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1)

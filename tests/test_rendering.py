@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.services import DATABASES, Service, render, text_files
+from tests.support.databases import DATABASES
+from tests.support.repository import text_files
+from tests.support.services import Service, render
 
 OTHERS_WORDS = {
     "sqlite": ["postgres", "asyncpg", "pgserver", "psql", "advisory_lock"],

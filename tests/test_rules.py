@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import REPOSITORY, Database, Service, names_of_tests, replace
+from tests.support.databases import Database
+from tests.support.repository import REPOSITORY, names_of_tests, replace
+from tests.support.services import Service
 
 ASYNC = "from sqlalchemy.ext.asyncio import create_async_engine"
 HANDLER = """

@@ -14,39 +14,32 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.services import (
-    DATABASES,
-    REPOSITORY,
-    Service,
-    environment,
-    git,
-    open_database,
-    replace,
-    text_files,
-)
-from tests.updates import (
+from tests.support.databases import DATABASES, open_database
+from tests.support.pages import table
+from tests.support.processes import environment
+from tests.support.releases import (
     CONFLICTS,
+    INSERTION_POINTS,
     MOVED,
     NAMES,
     NEXT,
     NOTE,
-    PLACES,
     REWRITTEN,
     SEAMS,
     WORKING_TREE,
     Conflict,
     Edit,
     check_clean,
-    commit,
     conflicts,
     delete_example,
     expect,
     publish,
     releases,
-    start,
     update,
     write,
 )
+from tests.support.repository import REPOSITORY, commit, git, replace, text_files
+from tests.support.services import Service, render_repository
 
 PAIRS = [*((version, WORKING_TREE) for version in releases()), (WORKING_TREE, NEXT)]
 
@@ -106,7 +99,7 @@ def recent_step(
 
 def make_step(versions: tuple[str, str], database: str, templates: Path, folder: Path) -> Step:
     old, new = versions
-    before = start(templates, old, folder / "before", database=database)
+    before = render_repository(templates, folder / "before", release=old, database=database)
     return Step(database, new, before, expect(templates, before, new, folder / "after"))
 
 
@@ -184,20 +177,12 @@ def test_a_service_full_of_edits_is_updated_and_serves_its_old_rows(
 # What the template promises ------------------------------------------------------------------------
 
 
-def table(page: str, heading: str) -> dict[str, list[str]]:
-    """Return the rows of the table under a heading, by their first cell."""
-    text = (REPOSITORY / "docs/reference" / page).read_text().partition(f"\n## {heading}\n")[2]
-    section = text.partition("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
-    return {cells[0]: cells[1:] for cells in rows[2:]}
-
-
 def test_every_place_of_the_documentation_is_tried() -> None:
-    assert table("files.md", "Where your own things go").keys() == SEAMS.keys()
+    assert table("reference/files.md", "Where your own things go").keys() == SEAMS.keys()
 
 
 def test_every_conflict_of_the_documentation_is_tried() -> None:
-    assert table("updates.md", "What conflicts").keys() == CONFLICTS.keys()
+    assert table("reference/updates.md", "What conflicts").keys() == CONFLICTS.keys()
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=30)
@@ -221,13 +206,17 @@ def rewritten(
 
 
 @few
-@given(texts=st.lists(LINES.map("".join), min_size=len(PLACES), max_size=len(PLACES)))
+@given(
+    texts=st.lists(
+        LINES.map("".join), min_size=len(INSERTION_POINTS), max_size=len(INSERTION_POINTS)
+    )
+)
 def test_whatever_a_release_changes_a_place_that_is_promised_never_conflicts(
     rewritten: Step, tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
     def edit(folder: Path) -> None:
-        for place, text in zip(PLACES, texts, strict=True):
-            place.put(folder, text)
+        for point, text in zip(INSERTION_POINTS, texts, strict=True):
+            point.put(folder, text)
 
     updated, expected = rewritten.take(edit, tmp_path_factory.mktemp("places"))
 
@@ -278,7 +267,7 @@ def test_no_line_and_no_file_is_ever_lost(
 @pytest.fixture
 def living(templates: Path, tmp_path: Path) -> Path:
     """A service of the working tree."""
-    return start(templates, WORKING_TREE, tmp_path / "living")
+    return render_repository(templates, tmp_path / "living", release=WORKING_TREE)
 
 
 @pytest.mark.parametrize("conflict", CONFLICTS.values(), ids=CONFLICTS)
@@ -322,12 +311,14 @@ def test_a_file_that_has_moved_leaves_a_note_that_can_be_deleted_for_good(
     update(living, REWRITTEN)
 
     assert not (living / MOVED).exists()
-    fresh = start(templates, NEXT, tmp_path / "fresh")
+    fresh = render_repository(templates, tmp_path / "fresh", release=NEXT)
     assert not (fresh / MOVED).exists()
 
 
 def test_a_renamed_question_keeps_its_answer(templates: Path, tmp_path: Path) -> None:
-    service = start(templates, WORKING_TREE, tmp_path / "service", project_name="Orders")
+    service = render_repository(
+        templates, tmp_path / "service", release=WORKING_TREE, project_name="Orders"
+    )
     template = Path(shutil.copytree(templates, tmp_path / "templates"))
     git(template, "checkout", "--quiet", WORKING_TREE)
     for file in (template / "copier.yml", *(template / "template").rglob("*.jinja")):
@@ -414,7 +405,7 @@ def test_an_update_that_cannot_be_is_refused_and_changes_nothing(
 
 
 def test_every_refusal_is_explained() -> None:
-    explained = {cell.strip("`") for cell in table("updates.md", "When it refuses")}
+    explained = {cell.strip("`") for cell in table("reference/updates.md", "When it refuses")}
 
     assert explained == REFUSED.keys() | {"is required"}
 
@@ -423,7 +414,9 @@ def test_an_answer_that_a_release_no_longer_accepts_is_not_replaced_by_its_defau
     templates: Path, tmp_path: Path
 ) -> None:
     template = Path(shutil.copytree(templates, tmp_path / "templates"))
-    service = start(template, WORKING_TREE, tmp_path / "service", database="sqlite")
+    service = render_repository(
+        template, tmp_path / "service", release=WORKING_TREE, database="sqlite"
+    )
     questions = template / "copier.yml"
     replace(questions, "    SQLite, a file beside the service: sqlite\n", "")
     commit(template, "No SQLite any more")
@@ -441,7 +434,9 @@ def test_a_slug_that_a_release_no_longer_accepts_is_not_replaced_by_another(
     templates: Path, tmp_path: Path
 ) -> None:
     template = Path(shutil.copytree(templates, tmp_path / "templates"))
-    service = start(template, WORKING_TREE, tmp_path / "service", project_name="Valkey")
+    service = render_repository(
+        template, tmp_path / "service", release=WORKING_TREE, project_name="Valkey"
+    )
     replace(template / "copier.yml", "uvicorn, uvloop,", "uvicorn, uvloop, valkey,")
     commit(template, "A new dependency")
     git(template, "tag", "1002.0.0")

@@ -3,14 +3,13 @@ import decimal
 import uuid
 from typing import Annotated, Any
 
+from app.more.models import Value
+from app.resources import BigInteger, Date, DateTime, Integer, Json, Normalized, Text, Time
+from app.sessions import ReaderDep, SessionDep
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from sqlalchemy import bindparam, func, insert, select
 from sqlalchemy.exc import StatementError
-
-from app.more.models import Value
-from app.resources import BigInteger, Date, DateTime, Integer, Json, Normalized, Text, Time
-from app.sessions import ReaderDep, SessionDep
 
 router = APIRouter(prefix="/values")
 

