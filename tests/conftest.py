@@ -58,11 +58,19 @@ def database(database_name: str, tmp_path: Path) -> Iterator[Database]:
         yield database
 
 
+@pytest.fixture(scope="session")
+def migrated_files(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What a migrated database begins as a copy of."""
+    with open_database(service.database, tmp_path_factory.mktemp("migrated")) as database:
+        service.migrate(database)
+        yield database.leave_files()
+
+
 @pytest.fixture
-def migrated(service: Service, database: Database) -> Database:
+def migrated(database_name: str, migrated_files: Path, tmp_path: Path) -> Iterator[Database]:
     """A database with the service's schema and no rows."""
-    service.migrate(database)
-    return database
+    with open_database(database_name, tmp_path, migrated_files) as database:
+        yield database
 
 
 @pytest.fixture(scope="module")

@@ -268,7 +268,7 @@ def test_the_other_database_takes_code_edits_migrations_and_rows(
     shutil.copy(service.folder / "app/notes/models.py", fresh / "app/notes")
 
     follower.go_on("mkdir ../before\n")
-    follower.go_on("copier update")
+    follower.go_on("uvx copier update")
     assert files(service.folder) == files(fresh)
     if other == "sqlite":
         put_into_a_batch(switched, follower.target)

