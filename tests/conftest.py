@@ -1,8 +1,9 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -39,16 +40,32 @@ def database_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def service(
-    template: Path, database_name: str, tmp_path_factory: pytest.TempPathFactory
-) -> Service:
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def services(
+    template: Path, whole_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Service]:
+    """Render a service for each database, once for this worker."""
+
+    @cache
+    def render_and_install(database: str) -> Service:
+        folder = tmp_path_factory.mktemp(database) / "service"
+        service = Service(render(template, folder, database=database), database)
+        service.share_environment(whole_run / f"environment-{database}")
+        return service
+
+    return render_and_install
+
+
+@pytest.fixture(scope="session")
+def service(services: Callable[[str], Service], database_name: str) -> Service:
     """A service for reading and running: no test changes its files."""
-    folder = render(
-        template, tmp_path_factory.mktemp(database_name) / "service", database=database_name
-    )
-    service = Service(folder, database_name)
-    service.run("uv", "sync", "--quiet", "--compile-bytecode")
-    return service
+    return services(database_name)
 
 
 @pytest.fixture
@@ -59,17 +76,28 @@ def database(database_name: str, tmp_path: Path) -> Iterator[Database]:
 
 
 @pytest.fixture(scope="session")
-def migrated_files(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What a migrated database begins as a copy of."""
-    with open_database(service.database, tmp_path_factory.mktemp("migrated")) as database:
-        service.migrate(database)
-        yield database.leave_files()
+def files_of_migrated(
+    services: Callable[[str], Service], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Path]]:
+    """Migrate a database of each kind, once for this worker, for others to begin as its copy."""
+    with ExitStack() as stack:
+
+        @cache
+        def migrate(name: str) -> Path:
+            folder = tmp_path_factory.mktemp("migrated")
+            database = stack.enter_context(open_database(name, folder))
+            services(name).migrate(database)
+            return database.leave_files()
+
+        yield migrate
 
 
 @pytest.fixture
-def migrated(database_name: str, migrated_files: Path, tmp_path: Path) -> Iterator[Database]:
+def migrated(
+    database_name: str, files_of_migrated: Callable[[str], Path], tmp_path: Path
+) -> Iterator[Database]:
     """A database with the service's schema and no rows."""
-    with open_database(database_name, tmp_path, migrated_files) as database:
+    with open_database(database_name, tmp_path, files_of_migrated(database_name)) as database:
         yield database
 
 

@@ -103,18 +103,52 @@ def make_step(versions: tuple[str, str], database: str, templates: Path, folder:
     return Step(database, new, before, expect(templates, before, new, folder / "after"))
 
 
-@pytest.mark.parametrize("edit", NAMES, ids=NAMES.values())
+def apart(folder: Path, scratch: Path) -> list[list[Edit]]:
+    """Return all edits in groups: those of a group touch no common file of this service."""
+    groups: list[tuple[list[Edit], set[str]]] = []
+    before = text_files(folder)
+    for number, edit in enumerate(NAMES):
+        copy = Path(shutil.copytree(folder, scratch / str(number)))
+        edit(copy)
+        after = text_files(copy)
+        touched = {name for name in before | after if before.get(name) != after.get(name)}
+        assert touched
+        for edits, files in groups:
+            if files.isdisjoint(touched):
+                edits.append(edit)
+                files |= touched
+                break
+        else:
+            groups.append(([edit], touched))
+    return [edits for edits, _ in groups]
+
+
 def test_an_update_gives_a_fresh_service_with_the_same_edit(
-    recent_step: Step, edit: Edit, tmp_path: Path
+    recent_step: Step, tmp_path: Path
 ) -> None:
-    updated, expected = recent_step.take(edit, tmp_path)
+    """Each file is updated for itself, so edits of different files share an update."""
+    for number, edits in enumerate(apart(recent_step.before, tmp_path)):
 
-    check_clean(updated)
-    assert text_files(updated) == text_files(expected)
+        def edit(folder: Path, edits: list[Edit] = edits) -> None:
+            for each in edits:
+                each(folder)
+
+        updated, expected = recent_step.take(edit, tmp_path / f"group {number}")
+
+        check_clean(updated)
+        assert text_files(updated) == text_files(expected)
 
 
-def test_an_update_brings_no_empty_file_and_leaves_none_behind(step: Step, tmp_path: Path) -> None:
-    updated, expected = step.take(lambda _: None, tmp_path)
+@pytest.fixture(scope="session")
+def unedited(step: Step, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A service that was updated as it was, and what it should be."""
+    return step.take(lambda _: None, tmp_path_factory.mktemp("unedited"))
+
+
+def test_an_update_brings_no_empty_file_and_leaves_none_behind(
+    step: Step, unedited: tuple[Path, Path]
+) -> None:
+    updated, expected = unedited
 
     before, after = text_files(step.before), text_files(updated)
     assert after == text_files(expected)
@@ -122,8 +156,10 @@ def test_an_update_brings_no_empty_file_and_leaves_none_behind(step: Step, tmp_p
     assert all(after[name] for name in after.keys() - before.keys())
 
 
-def test_an_update_keeps_the_answers_and_switches_nothing_on(step: Step, tmp_path: Path) -> None:
-    updated, _ = step.take(lambda _: None, tmp_path)
+def test_an_update_keeps_the_answers_and_switches_nothing_on(
+    step: Step, unedited: tuple[Path, Path]
+) -> None:
+    updated, _ = unedited
 
     before = yaml.safe_load((step.before / ".copier-answers.yml").read_text())
     after = yaml.safe_load((updated / ".copier-answers.yml").read_text())
@@ -187,6 +223,7 @@ def test_every_conflict_of_the_documentation_is_tried() -> None:
 
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=30)
 LINES = st.lists(WORDS.map(lambda words: f"# {words}\n"), max_size=3)
+LINES_OF_AN_UPDATE = 32  # of which few are in the same file
 few = settings(
     deadline=None,
     derandomize=True,
@@ -224,7 +261,7 @@ def test_whatever_a_release_changes_a_place_that_is_promised_never_conflicts(
     assert text_files(updated) == text_files(expected)
 
 
-@few
+@settings(few, max_examples=2)
 @given(data=st.data())
 def test_no_line_and_no_file_is_ever_lost(
     recent_step: Step, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -233,14 +270,14 @@ def test_no_line_and_no_file_is_ever_lost(
     updated = Path(shutil.copytree(recent_step.before, folder / "service"))
     names = st.sampled_from(sorted(text_files(updated).keys() - {".copier-answers.yml"}))
     mine: dict[str, list[str]] = {}
-    for number in range(8):
+    for number in range(LINES_OF_AN_UPDATE):
         name = data.draw(names, "edited")
         lines = (updated / name).read_text().splitlines(keepends=True)
         line = f"# {number} {data.draw(WORDS, 'line')}\n"
         lines.insert(data.draw(st.integers(0, len(lines)), "position"), line)
         (updated / name).write_text("".join(lines))
         mine.setdefault(name, []).append(line)
-    deleted = data.draw(st.sets(names, max_size=2), "deleted")
+    deleted = data.draw(st.sets(names, max_size=8), "deleted")
     for name in deleted:
         (updated / name).unlink()
         mine.pop(name, None)
@@ -264,28 +301,49 @@ def test_no_line_and_no_file_is_ever_lost(
             assert without == (recent_step.after / name).read_text(), name
 
 
+@pytest.fixture(scope="session")
+def newborn(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service of the working tree, to be copied."""
+    folder = tmp_path_factory.mktemp("newborn")
+    return render_repository(templates, folder / "service", release=WORKING_TREE)
+
+
 @pytest.fixture
-def living(templates: Path, tmp_path: Path) -> Path:
+def living(newborn: Path, tmp_path: Path) -> Path:
     """A service of the working tree."""
-    return render_repository(templates, tmp_path / "living", release=WORKING_TREE)
+    return Path(shutil.copytree(newborn, tmp_path / "living"))
+
+
+@pytest.fixture(scope="module")
+def conflicting(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service with an edit in each of several files, which all conflict with the next release."""
+    service = render_repository(
+        templates, tmp_path_factory.mktemp("conflicting") / "service", release=WORKING_TREE
+    )
+    for conflict in CONFLICTS.values():
+        conflict.edit(service)
+    commit(service, "Edit")
+    update(service, NEXT)
+    return service
+
+
+def test_a_conflict_is_where_both_change_a_line_and_nowhere_else(conflicting: Path) -> None:
+    files = [conflict.file for conflict in CONFLICTS.values()]
+
+    assert len(files) == len(set(files))  # each is updated for itself
+    assert conflicts(conflicting) == set(files)
 
 
 @pytest.mark.parametrize("conflict", CONFLICTS.values(), ids=CONFLICTS)
 def test_where_both_change_a_line_git_marks_the_conflict_and_keeps_both(
-    living: Path, conflict: Conflict
+    conflicting: Path, conflict: Conflict
 ) -> None:
-    conflict.edit(living)
-    commit(living, "Edit")
-
-    update(living, NEXT)
-
-    assert conflicts(living) == {conflict.file}
-    text = (living / conflict.file).read_text()
+    text = (conflicting / conflict.file).read_text()
     mine, theirs = text.split("<<<<<<<", 1)[1].split(">>>>>>>", 1)[0].split("=======", 1)
     assert conflict.mine.splitlines()[-1] in mine
     assert conflict.theirs in theirs
     with pytest.raises(subprocess.CalledProcessError):
-        git(living, "diff", "--check")
+        git(conflicting, "diff", "--check", "--", conflict.file)
 
 
 def test_a_release_brings_no_migration(living: Path) -> None:

@@ -22,19 +22,23 @@ FOREIGN = (
     "UV_PROJECT",
     "VIRTUAL_ENV",
     "PYTHONDONTWRITE",
+    "MYPY_",
     "PYTEST_",
 )
 
 
 def environment(**changes: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
-    return kept | {"PYTEST_DEBUG_TEMPROOT": services_temporary_folder()} | changes
+    folder = services_temporary_folder()
+    own = {"PYTEST_DEBUG_TEMPROOT": folder, "MYPY_CACHE_DIR": f"{folder}/mypy"}
+    return kept | own | changes
 
 
 @cache
 def services_temporary_folder() -> str:
-    """Return where the services' own tests put their files.
+    """Return where the services' own tests put their files, and mypy what it remembers.
 
+    mypy looks at the content of files, so services have most of what it remembers in common.
     Not where these tests put theirs: each pytest takes its root away from other users, and a
     PostgreSQL that root starts runs as one.
     """

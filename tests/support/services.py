@@ -12,7 +12,13 @@ import copier
 import httpx2
 
 from tests.support.databases import Database
-from tests.support.processes import START_TIMEOUT, environment, free_port, wait_until_served
+from tests.support.processes import (
+    START_TIMEOUT,
+    environment,
+    free_port,
+    wait_for,
+    wait_until_served,
+)
 from tests.support.repository import commit, git, replace
 
 
@@ -90,19 +96,29 @@ class Service:
     database: str
 
     def copy(self, folder: Path) -> "Service":
-        """Copy the service for a test that changes its files; the environment is shared.
-
-        So is what mypy remembers, of packages above all.
-        """
+        """Copy the service for a test that changes its files; the environment is shared."""
         ignored = shutil.ignore_patterns(".venv", "__pycache__", ".postgres", "app.db*", ".*cache")
         shutil.copytree(self.folder, folder, ignore=ignored)
-        (self.folder / ".mypy_cache").mkdir(exist_ok=True)
-        for shared in (".venv", ".mypy_cache"):
-            (folder / shared).symlink_to(self.folder / shared)
+        (folder / ".venv").symlink_to((self.folder / ".venv").resolve())
         return Service(folder, self.database)
 
+    def share_environment(self, shared: Path) -> None:
+        """Have an environment in common with all services of this kind; the first installs it."""
+        lock = shared.with_suffix(".lock")
+        try:
+            shared.with_suffix(".begun").mkdir()
+        except FileExistsError:
+            wait_for(lock.exists, START_TIMEOUT)
+            shutil.copy(lock, self.folder / "uv.lock")
+        else:
+            place = {"UV_PROJECT_ENVIRONMENT": str(shared)}
+            self.run("uv", "sync", "--quiet", "--compile-bytecode", variables=place)
+            shutil.copy(self.folder / "uv.lock", shared.with_suffix(".part"))
+            shared.with_suffix(".part").rename(lock)
+        (self.folder / ".venv").symlink_to(shared)
+
     def leave_shared_environment(self) -> None:
-        """Give a copy an environment of its own, to which packages may be added."""
+        """Have an environment of one's own, to which packages may be added."""
         (self.folder / ".venv").unlink()
         self.run("uv", "sync", "--quiet")
 
