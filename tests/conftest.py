@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
 from playwright.sync_api import Page
 
 from tests.support.browser import NoBrowserError, open_page
@@ -15,9 +16,17 @@ from tests.support.proxied import ProxiedDatabase, open_guarded_server, open_pro
 from tests.support.repository import snapshot
 from tests.support.services import Service, render
 
+settings.register_profile("fast", phases=[Phase.explicit])  # nothing random
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="run what gives an answer in a minute")
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep a person's own Copier defaults and git identity out of what is tested."""
+    if config.getoption("fast"):
+        settings.load_profile("fast")
     folder = Path(tempfile.mkdtemp(prefix="copier-"))
     config.add_cleanup(lambda: shutil.rmtree(folder))
     (folder / "settings.yml").write_text("{}")
@@ -25,6 +34,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["COPIER_CACHE_DIR"] = str(folder / "cache")
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         os.environ |= {f"{name}_NAME": "Test", f"{name}_EMAIL": "test@example.com"}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out what `--fast` leaves out, and begin with what is long.
+
+    So no worker is left with a long test when the others have nothing to do any more.
+    """
+    if config.getoption("fast"):
+        fast = [it for it in items if it.get_closest_marker("fast")]
+        chosen = [it for it in fast if not it.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=[it for it in items if it not in set(chosen)])
+        items[:] = chosen
+    items.sort(key=lambda it: it.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,8 @@ from tests.support.processes import START_TIMEOUT, environment, free_port, wait_
 from tests.support.releases import NEXT, WORKING_TREE, check_clean, update
 from tests.support.repository import REPOSITORY, commit, git, names_of_tests, text_files
 from tests.support.services import Service, render, render_repository
+
+pytestmark = pytest.mark.fast
 
 PAGES = sorted([*DOCS.rglob("*.md"), *REPOSITORY.glob("*.md")])
 
@@ -146,6 +149,38 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_the_fast_run_is_what_the_contributors_guide_says() -> None:
+    guide = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    _, _, section = guide.partition("| in `--fast` |")
+    documented = set(re.findall(r"^\| `(?:tests/)?(test_\w+)", section, re.MULTILINE))
+    command = [sys.executable, "-m", "pytest", "--fast", "--collect-only", "--quiet"]
+    found = subprocess.run(
+        [*command, "--numprocesses", "0", "--verbosity=-1", "-p", "no:cacheprovider"],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    tests = re.findall(r"^tests/(test_\w+)\.py::(test_\w+)", found, re.MULTILINE)
+
+    assert len(tests) > 200
+    assert {name if name in documented else module for module, name in tests} == documented
+    assert not {name for _, name in tests} & {"test_the_tutorial_works_as_it_stands_on_the_page"}
+
+
+def test_every_helper_of_the_tests_is_listed_and_no_test_module_is_one() -> None:
+    guide = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    modules = [*(REPOSITORY / "tests").glob("test_*.py")]
+    imported = re.compile(r"^(?:from|import) tests\.test_|^from tests import test_", re.MULTILINE)
+
+    assert [file.name for file in modules if imported.search(file.read_text())] == []
+    for file in (REPOSITORY / "tests/support").glob("[!_]*"):
+        assert f"`{file.name}{'/' * file.is_dir()}`" in guide, file
+    for module in modules:
+        assert f"| `tests/{module.name}` |" in guide, module
+
+
 def test_the_tables_of_the_benchmark_are_its_figures() -> None:
     page = page_text("explanation/performance.md")
     figures = json.loads((DOCS / "explanation/benchmark.json").read_text())
@@ -201,6 +236,7 @@ def test_every_time_limit_is_explained_with_its_default(
     assert sum(explained[name] for name in ends) < explained["stop_grace_period"]
 
 
+@pytest.mark.long
 def test_the_picture_of_the_readme_shows_what_happens(template: Path) -> None:
     lines = record(template)
 
@@ -230,6 +266,7 @@ def developing(folder: Path, port: str) -> Iterator[None]:
             process.wait(START_TIMEOUT)
 
 
+@pytest.mark.long
 def test_the_tutorial_works_as_it_stands_on_the_page(
     template: Path, database_name: str, tmp_path: Path
 ) -> None:

@@ -19,6 +19,8 @@ from tests.support.processes import environment
 from tests.support.repository import text_files
 from tests.support.services import render
 
+pytestmark = pytest.mark.fast
+
 # Letters, marks, numbers, punctuation, symbols, spaces, and invisible formatting such as U+202E.
 LINE = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1)
 NAME = LINE.map(lambda text: text[:64].strip()).filter(bool)

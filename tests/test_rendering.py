@@ -11,6 +11,8 @@ from tests.support.databases import DATABASES
 from tests.support.repository import git, text_files
 from tests.support.services import Service, render
 
+pytestmark = pytest.mark.fast
+
 OTHERS_WORDS = {
     "sqlite": ["postgres", "asyncpg", "pgserver", "psql", "advisory_lock"],
     "postgresql": ["sqlite", "pragma", "app.db"],

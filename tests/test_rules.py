@@ -11,6 +11,8 @@ from tests.support.databases import Database
 from tests.support.repository import REPOSITORY, names_of_tests, replace
 from tests.support.services import Service
 
+pytestmark = pytest.mark.fast
+
 ASYNC = "from sqlalchemy.ext.asyncio import create_async_engine"
 HANDLER = """
 from fastapi import APIRouter, Request

@@ -75,6 +75,7 @@ def stop_cleanly(server: Server, by: int = signal.SIGTERM) -> None:
     assert "Warning" not in log
 
 
+@pytest.mark.fast
 def test_every_endpoint_answers(service: Service, migrated: Database) -> None:
     with service.serve(PYTHONWARNINGS="default", **migrated.variables) as server:
         http = server.client
