@@ -1,25 +1,32 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import Phase, settings
+from playwright.sync_api import Page
 
-from tests.places import Place, open_place, open_server
-from tests.services import (
-    DATABASES,
-    Database,
-    PostgreSQLDatabase,
-    Service,
-    open_database,
-    render,
-    snapshot,
-)
+from tests.support.browser import NoBrowserError, open_page
+from tests.support.databases import DATABASES, Database, PostgreSQLDatabase, open_database
+from tests.support.proxied import ProxiedDatabase, open_guarded_server, open_proxied
+from tests.support.repository import snapshot
+from tests.support.services import Service, render
+
+settings.register_profile("fast", phases=[Phase.explicit])  # nothing random
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="run what gives an answer in a minute")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Keep a person's own Copier defaults and git identity out of what is tested."""
+    if config.getoption("fast"):
+        settings.load_profile("fast")
     folder = Path(tempfile.mkdtemp(prefix="copier-"))
     config.add_cleanup(lambda: shutil.rmtree(folder))
     (folder / "settings.yml").write_text("{}")
@@ -27,6 +34,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["COPIER_CACHE_DIR"] = str(folder / "cache")
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         os.environ |= {f"{name}_NAME": "Test", f"{name}_EMAIL": "test@example.com"}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out what `--fast` leaves out, and begin with what is long.
+
+    So no worker is left with a long test when the others have nothing to do any more.
+    """
+    if config.getoption("fast"):
+        fast = [it for it in items if it.get_closest_marker("fast")]
+        chosen = [it for it in fast if not it.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=[it for it in items if it not in set(chosen)])
+        items[:] = chosen
+    items.sort(key=lambda it: it.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")
@@ -42,16 +63,32 @@ def database_name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def service(
-    template: Path, database_name: str, tmp_path_factory: pytest.TempPathFactory
-) -> Service:
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run have in common."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def services(
+    template: Path, whole_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Service]:
+    """Render a service for each database, once for this worker."""
+
+    @cache
+    def render_and_install(database: str) -> Service:
+        folder = tmp_path_factory.mktemp(database) / "service"
+        service = Service(render(template, folder, database=database), database)
+        service.share_environment(whole_run / f"environment-{database}")
+        return service
+
+    return render_and_install
+
+
+@pytest.fixture(scope="session")
+def service(services: Callable[[str], Service], database_name: str) -> Service:
     """A service for reading and running: no test changes its files."""
-    folder = render(
-        template, tmp_path_factory.mktemp(database_name) / "service", database=database_name
-    )
-    service = Service(folder, database_name)
-    service.run("uv", "sync", "--quiet", "--compile-bytecode")
-    return service
+    return services(database_name)
 
 
 @pytest.fixture
@@ -61,24 +98,54 @@ def database(database_name: str, tmp_path: Path) -> Iterator[Database]:
         yield database
 
 
+@pytest.fixture(scope="session")
+def files_of_migrated(
+    services: Callable[[str], Service], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str], Path]]:
+    """Migrate a database of each kind, once for this worker, for others to begin as its copy."""
+    with ExitStack() as stack:
+
+        @cache
+        def migrate(name: str) -> Path:
+            folder = tmp_path_factory.mktemp("migrated")
+            database = stack.enter_context(open_database(name, folder))
+            services(name).migrate(database)
+            return database.leave_files()
+
+        yield migrate
+
+
 @pytest.fixture
-def migrated(service: Service, database: Database) -> Database:
+def migrated(
+    database_name: str, files_of_migrated: Callable[[str], Path], tmp_path: Path
+) -> Iterator[Database]:
     """A database with the service's schema and no rows."""
-    service.migrate(database)
-    return database
+    with open_database(database_name, tmp_path, files_of_migrated(database_name)) as database:
+        yield database
 
 
 @pytest.fixture(scope="module")
-def server(
+def guarded_server(
     service: Service, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PostgreSQLDatabase]:
     """A PostgreSQL that asks for a password, with a migrated database to clone."""
-    with open_server(service, tmp_path_factory.mktemp("server")) as server:
+    with open_guarded_server(service, tmp_path_factory.mktemp("guarded")) as server:
         yield server
 
 
 @pytest.fixture
-def place(server: PostgreSQLDatabase) -> Iterator[Place]:
+def proxied(guarded_server: PostgreSQLDatabase) -> Iterator[ProxiedDatabase]:
     """A migrated database without rows, reached through a proxy."""
-    with open_place(server, "pattern") as place:
-        yield place
+    with open_proxied(guarded_server, "pattern") as proxied:
+        yield proxied
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """An empty page in a browser."""
+    with ExitStack() as stack:
+        try:
+            page = stack.enter_context(open_page())
+        except NoBrowserError as error:
+            pytest.skip(str(error))
+        yield page

@@ -24,20 +24,15 @@ from pathlib import Path
 
 import httpx2
 
-from tests import watcher
-from tests.places import Place, open_place, open_server
-from tests.proxy import Trap
-from tests.services import (
-    DATABASES,
-    Service,
-    SQLiteDatabase,
-    is_outcome_unknown,
-    render,
-    snapshot,
-    unavailable,
-)
-from tests.walk import SEED
-from tests.watcher import Watcher, left_in_sqlite
+from tests.support import watcher
+from tests.support.answers import is_outcome_unknown, unavailable
+from tests.support.databases import DATABASES, SQLiteDatabase
+from tests.support.proxied import ProxiedDatabase, open_guarded_server, open_proxied
+from tests.support.proxy import Trap
+from tests.support.random_client import SEED
+from tests.support.repository import snapshot
+from tests.support.services import Service, render
+from tests.support.watcher import Watcher, left_in_sqlite
 
 WORKERS = 12
 PROCESSES = {"postgresql": 1, "sqlite": 4}
@@ -224,33 +219,35 @@ class Soak:
 
 
 def soak_postgresql(service: Service, folder: Path, seconds: float) -> list[str]:
-    with open_server(service, folder) as server, open_place(server, "pattern") as place:
-        place.query(SLOW_COMMITS)
-        variables = {"DATABASE_URL": place.url, **LIMITS}
-        soak = Soak([lambda: watcher.serve(service, place.left, **variables)])
+    with open_guarded_server(service, folder) as server, open_proxied(server, "pattern") as proxied:
+        proxied.query(SLOW_COMMITS)
+        variables = {"DATABASE_URL": proxied.url, **LIMITS}
+        soak = Soak([lambda: watcher.serve_watched(service, proxied.left, **variables)])
         try:
-            soak.go(seconds, postgresql_faults(soak, place), lambda: stored(place), emptied(place))
+            soak.go(
+                seconds, postgresql_faults(soak, proxied), lambda: stored(proxied), emptied(proxied)
+            )
         finally:
             soak.close()
     return soak.violations
 
 
-def stored(place: Place) -> list[str]:
-    printed = place.query("SELECT 'stored=' || name FROM items")
+def stored(proxied: ProxiedDatabase) -> list[str]:
+    printed = proxied.query("SELECT 'stored=' || name FROM items")
     return [line.split("stored=")[1].strip() for line in printed.splitlines() if "stored=" in line]
 
 
-def emptied(place: Place) -> Fault:
+def emptied(proxied: ProxiedDatabase) -> Fault:
     @contextmanager
     def empty() -> Iterator[None]:
-        place.query("TRUNCATE items")
+        proxied.query("TRUNCATE items")
         yield
 
     return empty
 
 
-def postgresql_faults(soak: Soak, place: Place) -> list[Fault]:
-    proxy = place.proxy
+def postgresql_faults(soak: Soak, proxied: ProxiedDatabase) -> list[Fault]:
+    proxy = proxied.proxy
 
     @contextmanager
     def cut() -> Iterator[None]:
@@ -285,11 +282,11 @@ def postgresql_faults(soak: Soak, place: Place) -> list[Fault]:
     @contextmanager
     def terminated() -> Iterator[None]:
         yield
-        place.terminate()
+        proxied.terminate()
 
     @contextmanager
     def locked() -> Iterator[None]:
-        with place.holding("LOCK TABLE items"):
+        with proxied.holding("LOCK TABLE items"):
             yield
 
     @contextmanager
@@ -300,9 +297,9 @@ def postgresql_faults(soak: Soak, place: Place) -> list[Fault]:
 
     @contextmanager
     def restarted() -> Iterator[None]:
-        place.server.take_away()
+        proxied.server.take_away()
         yield
-        place.server.give_back()
+        proxied.server.give_back()
 
     return [
         cut, cut_at_a_message, silent, refused, slow, terminated, locked, slow_commits, restarted
@@ -316,7 +313,7 @@ def soak_sqlite(service: Service, folder: Path, seconds: float) -> list[str]:
     variables = {"DATABASE_URL": f"sqlite:///{file}", **LIMITS}
 
     def start() -> AbstractContextManager[Watcher]:
-        return watcher.serve(service, lambda: left_in_sqlite(file), **variables)
+        return watcher.serve_watched(service, lambda: left_in_sqlite(file), **variables)
 
     def names() -> list[str]:
         with closing(sqlite3.connect(file)) as connection:

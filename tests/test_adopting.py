@@ -1,11 +1,10 @@
 """A service that knows nothing of the template moves into it, as the page says."""
 
-import re
 import sqlite3
 from pathlib import Path
 
-from tests.services import Service
-from tests.test_docs import BLOCK, DOCS, shows
+from tests.support.pages import Typist, blocks, page_text, shows
+from tests.support.services import Service
 
 
 def test_a_foreign_service_moves_in_and_keeps_its_rows(template: Path, tmp_path: Path) -> None:
@@ -18,33 +17,24 @@ def test_a_foreign_service_moves_in_and_keeps_its_rows(template: Path, tmp_path:
         )
         connection.execute("INSERT INTO orders VALUES (7, 'Spanner')")
     connection.close()
-    folder = tmp_path
-    variables: dict[str, str] = {}
-    said = ""
+    typist = Typist(tmp_path)
+    printed = ""
 
-    for language, title, text in BLOCK.findall((DOCS / "how-to/adopt.md").read_text()):
-        file = "".join(re.findall('title="(.*)"', title))
-        if language == "sh":
-            said = ""
-            for command in text.strip().replace("uvx copier", "copier").splitlines():
-                if command.startswith("cd "):
-                    folder = (folder / command.removeprefix("cd ")).resolve()
-                elif command.startswith("export "):
-                    name, _, value = command.removeprefix("export ").partition("=")
-                    variables[name] = value
-                else:
-                    found = folder.name == "look"  # a lint that finds something ends with 1
-                    done = Service(folder, "").run(
-                        "sh", "-c", command, variables=variables, check=not found
-                    )
-                    said += done.stdout
-        elif language == "text":
-            assert shows(said, text), said
+    for block in blocks(page_text("how-to/adopt.md")):
+        if block.language == "sh":
+            printed = ""
+            for command in block.text.splitlines():
+                found = typist.folder.name == "look"  # a lint that finds something ends with 1
+                done = typist.try_typing(command)
+                assert found or done.returncode == 0, done.stdout
+                printed += done.stdout
+        elif block.language == "text":
+            assert shows(printed, block.text), printed
         else:
-            (folder / file).write_text(text)
+            typist.write(block.title, block.text)
 
-    assert folder.name == "shop"
-    with Service(folder, "sqlite").serve(**variables) as server:
+    assert typist.folder.name == "shop"
+    with Service(typist.folder, "sqlite").serve(**typist.variables) as server:
         assert server.client.get("/health/ready").status_code == 200
         assert server.client.get("/orders/7").json() == {"id": 7, "article": "Spanner"}
         created = server.client.post("/orders", json={"article": "Wrench"})

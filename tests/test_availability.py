@@ -19,11 +19,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.cluster import Cluster, Node, binaries, open_cluster
-from tests.proxy import open_proxy
-from tests.services import Server, Service, free_port, replace, unavailable, wait_for
-from tests.test_docs import BLOCK
-from tests.test_howtos import apply, page_text
+from tests.support.answers import unavailable
+from tests.support.cluster import Cluster, Node, binaries, open_cluster
+from tests.support.pages import blocks, follow, page_text
+from tests.support.processes import free_port, wait_for
+from tests.support.proxy import open_proxy
+from tests.support.repository import replace
+from tests.support.services import Server, Service
 
 UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 INSTALLED = binaries()
@@ -172,7 +174,7 @@ def hosts(cluster: Cluster, one: Node, two: Node) -> str:
 
 
 @contextmanager
-def serve(service: Service, url: str, **variables: str) -> Iterator[Server]:
+def serve_without_traceback(service: Service, url: str, **variables: str) -> Iterator[Server]:
     with service.serve(*UVICORN, DATABASE_URL=url, **variables) as server:
         yield server
     assert "Traceback" not in server.log()
@@ -188,7 +190,7 @@ def test_a_primary_is_killed_and_its_standby_takes_the_writes(
 ) -> None:
     if kind == "synchronous":
         one.wait_for_synchronous(two)
-    with serve(service, hosts) as server, loading(server) as load:
+    with serve_without_traceback(service, hosts) as server, loading(server) as load:
         killed = time.monotonic()
         one.kill()
         time.sleep(0.5)
@@ -217,7 +219,7 @@ def test_a_primary_falls_silent_and_its_standby_takes_the_writes(
     with open_proxy(one.socket) as proxy:
         addresses = (f"127.0.0.1:{proxy.port}", two.address)
         url = cluster.url(*addresses, target_session_attrs="read-write")
-        with serve(service, url, **limits) as server, loading(server) as load:
+        with serve_without_traceback(service, url, **limits) as server, loading(server) as load:
             if kind == "frozen":
                 one.freeze()
             else:
@@ -235,7 +237,7 @@ def test_a_primary_that_hangs_for_a_while_is_used_again_and_keeps_no_old_backend
 ) -> None:
     one.wait_for_synchronous(two)
     limits = {"DATABASE_CONNECT_TIMEOUT": "1", "DATABASE_COMMAND_TIMEOUT": "1"}
-    with serve(service, hosts, **limits) as server, loading(server) as load:
+    with serve_without_traceback(service, hosts, **limits) as server, loading(server) as load:
         one.freeze()
         try:
             time.sleep(4)
@@ -253,7 +255,7 @@ def test_an_address_that_moves_late_is_followed(
 ) -> None:
     with open_proxy(one.socket) as proxy:
         url = cluster.url(f"127.0.0.1:{proxy.port}")
-        with serve(service, url) as server, loading(server) as load:
+        with serve_without_traceback(service, url) as server, loading(server) as load:
             make_read_only(one)
             one_has = one.written()
             wait_for(lambda: two.has_replayed(one_has))
@@ -291,7 +293,7 @@ def test_connections_follow_an_address_whose_old_server_lives_on(
     with open_proxy(one.socket) as proxy:
         url = cluster.url(f"127.0.0.1:{proxy.port}")
         with (
-            serve(service, url, DATABASE_POOL_RECYCLE="1") as server,
+            serve_without_traceback(service, url, DATABASE_POOL_RECYCLE="1") as server,
             loading(server, clients=4),
         ):
             two.promote()  # as a mistake, or a move that was begun in the wrong order
@@ -305,7 +307,7 @@ def test_connections_follow_an_address_whose_old_server_lives_on(
 def test_a_planned_switchover_there_and_back_loses_nothing(
     service: Service, one: Node, two: Node, hosts: str
 ) -> None:
-    with serve(service, hosts) as server, loading(server) as load:
+    with serve_without_traceback(service, hosts) as server, loading(server) as load:
         figures = {}
         for way, old, new in (("there", one, two), ("back", two, one)):
             old.stop()
@@ -327,7 +329,7 @@ def test_without_its_synchronous_standby_a_commit_is_503_and_leaves_no_backend(
         "DATABASE_COMMAND_TIMEOUT": str(limit),
         "DATABASE_POOL_TIMEOUT": "2",
     }
-    with serve(service, cluster.url(one.address), **limits) as server:
+    with serve_without_traceback(service, cluster.url(one.address), **limits) as server:
         with loading(server, clients=20) as load:
             two.kill()
             away = time.monotonic()
@@ -359,7 +361,7 @@ def test_a_server_that_takes_no_writes_is_not_ready(
         answer = server.client.get("/health/ready")
         return unavailable(answer) and answer.json()["detail"] == "The database takes no writes."
 
-    with serve(service, cluster.url(one.address)) as server:
+    with serve_without_traceback(service, cluster.url(one.address)) as server:
         assert (ready(server), posted(server)) == (200, 201)
         one.configure("default_transaction_read_only", "on")
         wait_for(lambda: refuses(server))
@@ -369,7 +371,7 @@ def test_a_server_that_takes_no_writes_is_not_ready(
         wait_for(lambda: ready(server) == 200)
         assert posted(server) == 201
 
-    with serve(service, cluster.url(two.address)) as server:
+    with serve_without_traceback(service, cluster.url(two.address)) as server:
         assert refuses(server)
         assert unavailable(server.client.post("/items", json={"name": "a"}))
         two.promote()
@@ -380,7 +382,7 @@ def test_a_server_that_takes_no_writes_is_not_ready(
 def test_no_server_that_takes_writes_is_503_until_there_is_one(
     service: Service, one: Node, two: Node, hosts: str
 ) -> None:
-    with serve(service, hosts) as server:
+    with serve_without_traceback(service, hosts) as server:
         one.kill()
         for method, path in (("GET", "/items"), ("POST", "/items"), ("GET", "/health/ready")):
             body = {"name": "a"} if method == "POST" else None
@@ -408,11 +410,8 @@ def test_a_route_reads_from_a_replica(
     service: Service, cluster: Cluster, one: Node, two: Node, tmp_path: Path
 ) -> None:
     copy = service.copy(tmp_path / "service")
-    [lines] = [
-        text
-        for _, title, text in BLOCK.findall(page_text("availability"))
-        if "create_async_engine" in text
-    ]
+    page = blocks(page_text("how-to/availability.md"))
+    [lines] = [block.text for block in page if "create_async_engine" in block.text]
 
     def insert(title: str) -> None:
         lifespan = copy.folder / "app/lifespan.py"
@@ -426,14 +425,14 @@ def test_a_route_reads_from_a_replica(
             listing = "def list_items(\n    reader: "
             replace(routes, f"{listing}ReaderDep", f"{listing}ReplicaDep")
 
-    apply("availability", copy, {}, before=insert)
+    follow("availability", copy, {}, before=insert)
     url = cluster.url(one.address)
     replica = cluster.url(two.address, one.address, target_session_attrs="prefer-standby")
 
     def names(server: Server) -> list[str]:
         return [item["name"] for item in server.client.get("/items").json()["items"]]
 
-    with serve(copy, url, REPLICA_URL=replica) as server:
+    with serve_without_traceback(copy, url, REPLICA_URL=replica) as server:
         assert posted(server, "a") == 201
         wait_for(lambda: names(server) == ["a"])
         assert two.number(BACKENDS) == 1
@@ -449,7 +448,7 @@ def test_a_route_reads_from_a_replica(
         assert server.log().count("engine disposed of") == 2
     wait_for(lambda: one.number(BACKENDS) == 0)
 
-    with serve(copy, url) as server:
+    with serve_without_traceback(copy, url) as server:
         assert names(server) == ["a", "b"]
 
 
@@ -458,9 +457,8 @@ def test_the_proxy_of_the_page_leads_to_the_primary(
     service: Service, cluster: Cluster, one: Node, two: Node, tmp_path: Path
 ) -> None:
     one.wait_for_synchronous(two)
-    [configuration] = [
-        text for _, title, text in BLOCK.findall(page_text("availability")) if "haproxy" in title
-    ]
+    page = blocks(page_text("how-to/availability.md"))
+    [configuration] = [block.text for block in page if "haproxy" in block.title]
     port = free_port()
     with telling_role(one) as role_of_one, telling_role(two) as role_of_two:
         for old, new in (
@@ -474,7 +472,7 @@ def test_the_proxy_of_the_page_leads_to_the_primary(
         file.write_text(configuration)
         with subprocess.Popen(["haproxy", "-db", "-q", "-f", str(file)]) as process:
             try:
-                with serve(service, cluster.url(f"127.0.0.1:{port}")) as server:
+                with serve_without_traceback(service, cluster.url(f"127.0.0.1:{port}")) as server:
                     wait_for(lambda: ready(server) == 200)
                     with loading(server) as load:
                         one.kill()

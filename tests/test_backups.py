@@ -1,6 +1,5 @@
 """A backup of PostgreSQL is restored as the page types it, wherever it is needed, or refused whole."""
 
-import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import Cluster, Node, binaries, binaries_of, open_cluster
-from tests.services import Service
-from tests.test_docs import BLOCK, DOCS
+from tests.support.cluster import Cluster, Node, binaries, binaries_of, open_cluster
+from tests.support.pages import Typist, block_text, blocks, page_text, tools_first
+from tests.support.services import Service
 
 INSTALLED = {15: binaries_of(15), 18: binaries()}
 
@@ -24,8 +23,7 @@ pytestmark = [
     ),
 ]
 
-PAGE = (DOCS / "how-to/backups.md").read_text().split("## SQLite")[0]
-BLOCKS: dict[str, str] = {title: text for _, title, text in BLOCK.findall(PAGE)}
+PAGE = page_text("how-to/backups.md").split("## SQLite")[0]
 MOVES = [(15, 15), (18, 18), (15, 18)]
 SCHEMAS = ["public", "hardened", "own"]
 HARDENED = "ALTER SCHEMA public OWNER TO postgres; REVOKE ALL ON SCHEMA public FROM PUBLIC"
@@ -39,9 +37,8 @@ ALTER FUNCTION {schema}.note() OWNER TO keeper;
 """
 
 
-def block(title: str) -> str:
-    [found] = [attributes for attributes in BLOCKS if f'"PostgreSQL: {title}"' in attributes]
-    return BLOCKS[found]
+def postgresql(title: str) -> str:
+    return block_text(PAGE, f"PostgreSQL: {title}")
 
 
 @dataclass
@@ -58,35 +55,34 @@ class Case:
         """Type the commands of a block, as somebody who has the tools of this server."""
         home = self.folder / "~"
         (home / "work").mkdir(parents=True, exist_ok=True)
-        file = block("~/.pg_service.conf").replace("192.0.2.20", f"127.0.0.1\nport={node.port}")
+        file = postgresql("~/.pg_service.conf").replace(
+            "192.0.2.20", f"127.0.0.1\nport={node.port}"
+        )
         file = file.replace("user=shop", f"user={user or self.name}")
         (home / ".pg_service.conf").write_text(file.replace("dbname=shop", f"dbname={self.name}"))
         tools = Path(node.cluster.program("psql")).parent
-        return subprocess.run(
-            ["sh", "-e", "-c", block(title).replace("--schema=public", f"--schema={self.schema}")],
-            cwd=home / "work",
-            env={"HOME": str(home), "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
+        typist = Typist(
+            home / "work",
+            {"HOME": str(home), "PATH": tools_first(tools)},
+            {"--schema=public": f"--schema={self.schema}"},
         )
+        return typist.try_typing(postgresql(title))
 
     def query(self, node: Node, statement: str) -> str:
         return node.query(f"\\connect {self.name}\n{statement}").partition("\n")[2]
 
     def prepare(self, hardened: bool = False) -> None:
         """Be the administrator of the server to restore to, who does what the page says."""
-        self.target.query(block("prepare.sql").replace("shop", self.name))
+        self.target.query(postgresql("prepare.sql").replace("shop", self.name))
         if self.schema != "public":
-            self.query(self.target, block("schema.sql").replace("shop", self.name))
+            self.query(self.target, postgresql("schema.sql").replace("shop", self.name))
         if hardened:
             self.query(self.target, HARDENED)
             self.query(self.target, f"GRANT CREATE, USAGE ON SCHEMA public TO {self.name}")
 
     def back_up(self, user: str) -> None:
         done = self.type(self.source, "back up", user)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (done.returncode, done.stdout) == (0, "")
         assert (self.folder / "~/backup.dump").stat().st_mode & 0o777 == 0o600
 
     def rows(self, node: Node) -> str:
@@ -165,7 +161,7 @@ def test_a_backup_is_restored_whoever_owned_what_and_wherever_it_stood(
         case.prepare(hardened=schema == "hardened")
         for _ in range(2):  # the second one over the first
             done = case.type(target, "restore")
-            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+            assert (done.returncode, done.stdout) == (0, "")
 
         assert case.rows(target) == case.rows(source)
         owned = f"SELECT DISTINCT tableowner FROM pg_tables WHERE schemaname = '{case.schema}'"
@@ -212,7 +208,7 @@ def test_what_is_missing_is_named_and_nothing_has_changed(
         done = case.type(case.target, "restore")
 
         assert done.returncode != 0
-        assert reason.format(name=case.name) in done.stderr
+        assert reason.format(name=case.name) in done.stdout
         there = case.query(case.target, "SELECT to_regclass('public.items')")
         assert there == ("" if own else "items")
 
@@ -228,12 +224,12 @@ def test_a_backup_of_a_newer_server_is_refused_by_the_tools_that_the_page_names(
     done = case.type(case.target, "restore")
 
     assert done.returncode != 0
-    assert NEWER in done.stderr
+    assert NEWER in done.stdout
     assert case.query(case.target, "SELECT to_regclass('public.items')") == ""
 
 
 def test_no_command_of_the_page_shows_a_password(service: Service) -> None:
-    for language, title, text in BLOCK.findall(PAGE):
-        if language == "sh":
-            assert "secret" not in text, title
-            assert not re.search(r"PASSWORD|DATABASE_URL|://", text), title
+    for block in blocks(PAGE):
+        if block.language == "sh":
+            assert "secret" not in block.text, block.title
+            assert not re.search(r"PASSWORD|DATABASE_URL|://", block.text), block.title

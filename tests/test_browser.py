@@ -3,36 +3,12 @@
 Takes the machine's Chromium or Chrome; skipped without one.
 """
 
-import shutil
-from collections.abc import Iterator
-
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.services import Database, Service
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Not loopback's: Swagger UI calls its makers' validator for other hosts.
-HOST = "service.example"
-OPTIONS = [
-    f"--host-resolver-rules=MAP {HOST} 127.0.0.1",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--no-sandbox",  # root's
-]
-
-
-@pytest.fixture
-def page() -> Iterator[Page]:
-    browsers = [path for name in BROWSERS if (path := shutil.which(name))]
-    if not browsers:
-        pytest.skip("no Chromium and no Chrome on this machine")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browsers[0], args=OPTIONS)
-        page = browser.new_page()
-        page.set_default_timeout(30_000)
-        yield page
-        browser.close()
+from tests.support.browser import HOST
+from tests.support.databases import Database
+from tests.support.services import Service
 
 
 class Operation:

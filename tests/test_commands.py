@@ -13,20 +13,11 @@ import httpx2
 import psutil
 import pytest
 
-from tests.benchmark.measure import execute
-from tests.services import (
-    REPOSITORY,
-    START_TIMEOUT,
-    Database,
-    Service,
-    SQLiteDatabase,
-    environment,
-    free_port,
-    git,
-    names_of_tests,
-    wait_until_served,
-)
-from tests.test_docs import DOCS
+from tests.support.databases import Database, SQLiteDatabase, execute
+from tests.support.pages import page_text
+from tests.support.processes import START_TIMEOUT, environment, free_port, wait_until_served
+from tests.support.repository import REPOSITORY, git, names_of_tests
+from tests.support.services import Service
 
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # uv is not there
 
@@ -102,7 +93,7 @@ TYPED_ELSEWHERE = {
 def test_every_command_of_the_reference_is_typed(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:
-    page = (DOCS / "reference/commands.md").read_text()
+    page = page_text("reference/commands.md")
     commands = re.findall(r"^\| `((?:uv|python|docker).*?)` \| \S", page, re.MULTILINE)
     copy = service.copy(tmp_path / "service")
 
@@ -193,7 +184,9 @@ def test_a_revision_that_is_not_here_is_told(service: Service, migrated: Databas
 
     assert "ahead, at a revision that is not here" in doctor.stdout
     assert dev.returncode == 1
-    assert "at revision elsewhere, which is not among these migrations" in dev.stdout.splitlines()[-1]
+    assert (
+        "at revision elsewhere, which is not among these migrations" in dev.stdout.splitlines()[-1]
+    )
     assert "Traceback" not in dev.stdout
 
 

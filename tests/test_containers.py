@@ -13,17 +13,12 @@ import psutil
 import pytest
 import yaml
 
-from tests.containers import Image, NoNamespacesError, process_1
-from tests.proxy import open_proxy
-from tests.services import (
-    DATABASES,
-    Database,
-    PostgreSQLDatabase,
-    Service,
-    SQLiteDatabase,
-    wait_for,
-)
-from tests.test_docs import DOCS
+from tests.support.containers import Image, NoNamespacesError, process_1
+from tests.support.databases import DATABASES, Database, PostgreSQLDatabase, SQLiteDatabase
+from tests.support.pages import page_text
+from tests.support.processes import wait_for
+from tests.support.proxy import open_proxy
+from tests.support.services import Service
 
 GRACE = 30  # seconds: compose.yaml's, and Kubernetes' unless told otherwise
 
@@ -97,7 +92,7 @@ def test_the_image_holds_what_the_service_needs_and_no_more(image: Image) -> Non
 
 
 def test_the_layers_are_about_as_large_as_the_page_says(image: Image, database_name: str) -> None:
-    page = (DOCS / "how-to/docker.md").read_text()
+    page = page_text("how-to/docker.md")
     rows = re.findall(r"^\| (`.*) \|.*\| (.*) MB \| (.*) MB \|$", page, re.MULTILINE)
 
     assert len(rows) == 2

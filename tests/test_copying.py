@@ -12,16 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import replace
-from tests.test_docs import BLOCK, DOCS
+from tests.support.pages import block_text, page_text
+from tests.support.repository import replace
 
 
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
-    page = (DOCS / "how-to/backups.md").read_text()
-    [text] = [text for _, title, text in BLOCK.findall(page) if "copy_database.py" in title]
     script = tmp_path / "copy_database.py"
-    script.write_text(text)
+    script.write_text(block_text(page_text("how-to/backups.md"), "SQLite: copy_database.py"))
     replace(script, "WAIT = 60", "WAIT = 1")
     return script
 

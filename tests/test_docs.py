@@ -6,7 +6,10 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -14,31 +17,17 @@ import pytest
 import yaml
 
 from tests.benchmark import report
-from tests.pictures import COLOURS, FOLDER, draw, record
-from tests.services import (
-    REPOSITORY,
-    START_TIMEOUT,
-    Database,
-    Service,
-    environment,
-    free_port,
-    git,
-    names_of_tests,
-    render,
-    text_files,
-    wait_until_served,
-)
-from tests.updates import NEXT, WORKING_TREE, check_clean, commit, start, update
+from tests.support.databases import Database
+from tests.support.pages import DOCS, Typist, blocks, page_text, shows, table
+from tests.support.pictures import COLOURS, FOLDER, draw, record
+from tests.support.processes import START_TIMEOUT, environment, free_port, wait_until_served
+from tests.support.releases import NEXT, WORKING_TREE, check_clean, update
+from tests.support.repository import REPOSITORY, commit, git, names_of_tests, text_files
+from tests.support.services import Service, render, render_repository
 
-DOCS = REPOSITORY / "docs"
+pytestmark = pytest.mark.fast
+
 PAGES = sorted([*DOCS.rglob("*.md"), *REPOSITORY.glob("*.md")])
-BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-
-
-def table(page: str, column: int = 0) -> dict[str, list[str]]:
-    """Return the rows of a page's tables by what stands in backticks in the first column."""
-    rows = re.findall(r"^\| `([^`]+)` \|(.*)\|$", (DOCS / page).read_text(), re.MULTILINE)
-    return {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows}
 
 
 def test_every_setting_is_documented_with_its_default(service: Service) -> None:
@@ -65,7 +54,7 @@ def test_every_setting_is_documented_with_its_default(service: Service) -> None:
 def test_every_status_is_met_with_the_members_of_the_reference(
     service: Service, migrated: Database
 ) -> None:
-    page = (DOCS / "reference/errors.md").read_text()
+    page = page_text("reference/errors.md")
     documented = table("reference/errors.md")
     item = {"name": "Spanner"}
 
@@ -108,7 +97,9 @@ def test_an_update_does_to_each_file_what_is_due_to_its_owner(
 ) -> None:
     owners = {name: cells[0] for name, cells in table("reference/files.md").items()}
     template = Path(shutil.copytree(template, tmp_path / "template"))
-    service = start(template, WORKING_TREE, tmp_path / "service", database=database_name)
+    service = render_repository(
+        template, tmp_path / "service", release=WORKING_TREE, database=database_name
+    )
     deleted = {"app/features/items/schemas.py", "app/features/settings.py", "tests/test_health.py"}
     mine = {}
     for name, text in text_files(service).items():
@@ -158,15 +149,47 @@ def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+def test_the_fast_run_is_what_the_contributors_guide_says() -> None:
+    guide = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    _, _, section = guide.partition("| in `--fast` |")
+    documented = set(re.findall(r"^\| `(?:tests/)?(test_\w+)", section, re.MULTILINE))
+    command = [sys.executable, "-m", "pytest", "--fast", "--collect-only", "--quiet"]
+    found = subprocess.run(
+        [*command, "--numprocesses", "0", "--verbosity=-1", "-p", "no:cacheprovider"],
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    tests = re.findall(r"^tests/(test_\w+)\.py::(test_\w+)", found, re.MULTILINE)
+
+    assert len(tests) > 200
+    assert {name if name in documented else module for module, name in tests} == documented
+    assert not {name for _, name in tests} & {"test_the_tutorial_works_as_it_stands_on_the_page"}
+
+
+def test_every_helper_of_the_tests_is_listed_and_no_test_module_is_one() -> None:
+    guide = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    modules = [*(REPOSITORY / "tests").glob("test_*.py")]
+    imported = re.compile(r"^(?:from|import) tests\.test_|^from tests import test_", re.MULTILINE)
+
+    assert [file.name for file in modules if imported.search(file.read_text())] == []
+    for file in (REPOSITORY / "tests/support").glob("[!_]*"):
+        assert f"`{file.name}{'/' * file.is_dir()}`" in guide, file
+    for module in modules:
+        assert f"| `tests/{module.name}` |" in guide, module
+
+
 def test_the_tables_of_the_benchmark_are_its_figures() -> None:
-    page = (DOCS / "explanation/performance.md").read_text()
+    page = page_text("explanation/performance.md")
     figures = json.loads((DOCS / "explanation/benchmark.json").read_text())
 
     assert report.with_tables(page, figures) == page
 
 
 def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None:
-    page = (DOCS / "explanation/hazards.md").read_text()
+    page = page_text("explanation/hazards.md")
     rows = re.findall(r"^\| H(\d+) \|.*\| (.+?) \|$", page, re.MULTILINE)
     tests = names_of_tests()
 
@@ -186,7 +209,7 @@ def test_every_time_limit_is_explained_with_its_default(
     template: Path, database_name: str, tmp_path: Path
 ) -> None:
     files = text_files(render(template, tmp_path / "service", database=database_name))
-    page = (DOCS / "explanation/timeouts.md").read_text()
+    page = page_text("explanation/timeouts.md")
     other = {"sqlite": "PostgreSQL", "postgresql": "SQLite"}[database_name]
     explained = {}
     for name, database, seconds, file in re.findall(
@@ -213,6 +236,7 @@ def test_every_time_limit_is_explained_with_its_default(
     assert sum(explained[name] for name in ends) < explained["stop_grace_period"]
 
 
+@pytest.mark.long
 def test_the_picture_of_the_readme_shows_what_happens(template: Path) -> None:
     lines = record(template)
 
@@ -222,107 +246,67 @@ def test_the_picture_of_the_readme_shows_what_happens(template: Path) -> None:
         assert re.sub(r"[0-9a-f]{32}|\d", "#", shown) == re.sub(r"[0-9a-f]{32}|\d", "#", drawn)
 
 
-def shows(printed: str, expected: str) -> bool:
-    """Tell whether a page's output was printed; `…` is anything."""
-    parts = re.split(r"(…|\s+)", expected.strip())
-    pattern = "".join(
-        ".*?" if part == "…" else r"\s*" if part.isspace() else re.escape(part) for part in parts
-    )
-    return re.search(pattern, printed, re.DOTALL) is not None
+@contextmanager
+def developing(folder: Path, port: str) -> Iterator[None]:
+    """Leave `uv run poe dev` running in a terminal of its own."""
+    log = folder.parent / "log"
+    command = ["uv", "run", "poe", "dev", "--port", port]
+    with (
+        log.open("wb") as output,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
+        subprocess.Popen(
+            command, cwd=folder, env=environment(), stdout=output, stderr=output
+        ) as process,
+    ):
+        wait_until_served(client, process, log)
+        try:
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(START_TIMEOUT)
 
 
-class Reader:
-    """Somebody who types what a page says, in a folder of their own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.log = folder / "log"
-        self.port = str(free_port())
-        self.server: subprocess.Popen[bytes] | None = None
-        self.commands: list[str] = []
-        self.typed: list[str] = []
-
-    def type(self, commands: list[str]) -> str:
-        """Type commands, and return what they print; `poe dev` gets a terminal of its own."""
-        self.commands = commands
-        self.typed += commands
-        return "".join(self.type_one(command) for command in commands)
-
-    def type_one(self, command: str) -> str:
-        if command.startswith("cd "):
-            self.folder /= command.removeprefix("cd ")
-            return ""
-        command = command.replace("8000", self.port).replace("uvx copier", "copier")
-        variables = environment()
-        if command == "uv run poe dev":
-            self.serve(variables)
-            return ""
-        done = subprocess.run(
-            command,
-            shell=True,
-            cwd=self.folder,
-            env=variables,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=START_TIMEOUT,
-        )
-        assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def serve(self, variables: dict[str, str]) -> None:
-        command = ["uv", "run", "poe", "dev", "--port", self.port]
-        with self.log.open("wb") as output:
-            self.server = subprocess.Popen(
-                command, cwd=self.folder, env=variables, stdout=output, stderr=output
-            )
-        with httpx2.Client(base_url=f"http://127.0.0.1:{self.port}") as client:
-            wait_until_served(client, self.server, self.log)
-
-    def compare(self, printed: str, expected: str) -> None:
-        """Compare with the page; until it fits, type again: as it says, or while a server reloads."""
-        end = time.monotonic() + 10
-        while not shows(printed, expected):
-            assert time.monotonic() < end, f"{printed}\n\nis not\n\n{expected}"
-            time.sleep(0.5)
-            printed = self.type(self.commands)
-
-
+@pytest.mark.long
 def test_the_tutorial_works_as_it_stands_on_the_page(
     template: Path, database_name: str, tmp_path: Path
 ) -> None:
     (tmp_path / "copier-fastapi-sqlalchemy").symlink_to(template)
-    reader = Reader(tmp_path)
-    printed = ""
+    port = str(free_port())
+    # A terminal shows no progress of curl's between two answers.
+    typist = Typist(tmp_path, instead={r"\b8000\b": port, r"^curl ": "curl -sS "})
+    typed: list[str] = []
+    commands = printed = ""
 
-    try:
-        for language, title, text in BLOCK.findall(
-            (DOCS / "tutorial/first-feature.md").read_text()
-        ):
-            file = re.search(r'title="([^"]+)"', title)
-            if language == "sh":
-                if "copier copy" in text and ("postgresql" in text) != (
-                    database_name == "postgresql"
-                ):
+    with ExitStack() as other_terminal:
+        for block in blocks(page_text("tutorial/first-feature.md")):
+            if block.language == "sh":
+                other = {"sqlite": "database=postgresql", "postgresql": '--defaults "$PWD'}
+                if "copier copy" in block.text and other[database_name] in block.text:
                     continue
-                printed = reader.type(text.strip().splitlines())
-            elif language == "text":
-                reader.compare(printed, text)
-            elif file:
-                (reader.folder / file[1]).write_text(text)
+                commands = block.text
+                typed += commands.splitlines()
+                if commands == "uv run poe dev\n":
+                    other_terminal.enter_context(developing(typist.folder, port))
+                else:
+                    printed = typist.type(commands)
+            elif block.language == "text":
+                # Until it fits, type again: as the page says, or while the server reloads.
+                end = time.monotonic() + 10
+                while not shows(printed, block.text):
+                    assert time.monotonic() < end, f"{printed}\n\nis not\n\n{block.text}"
+                    time.sleep(0.5)
+                    printed = typist.type(commands)
+            elif block.title:
+                typist.write(block.title, block.text)
             else:
-                [migration] = (reader.folder / "migrations/versions").glob("*_create_notes.py")
-                assert text.strip() in re.sub(r" +# ###.*\n", "", migration.read_text())
-        assert httpx2.get(f"http://127.0.0.1:{reader.port}/health/ready").status_code == 200
-        assert len(set(reader.typed[: reader.typed.index("uv run poe check") + 1])) <= 15
-    finally:
-        if reader.server is not None:
-            reader.server.send_signal(signal.SIGINT)
-            reader.server.wait(START_TIMEOUT)
+                [migration] = (typist.folder / "migrations/versions").glob("*_create_notes.py")
+                assert block.text.strip() in re.sub(r" +# ###.*\n", "", migration.read_text())
+        assert httpx2.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
+        assert len(set(typed[: typed.index("uv run poe check") + 1])) <= 15
 
 
 def test_every_claim_of_the_readme_and_every_page_names_what_shows_it() -> None:
-    evidence = (DOCS / "explanation/evidence.md").read_text()
+    evidence = page_text("explanation/evidence.md")
     rows = re.findall(r"^\| (\S.*?) \| (.+) \|$", evidence, re.MULTILINE)
     readme = (REPOSITORY / "README.md").read_text().split("What this one leaves out")[0]
     claims = set(re.findall(r"^\| ([^|]+?) \| \S", readme, re.MULTILINE)) - {"---"}
@@ -340,7 +324,7 @@ def test_every_claim_of_the_readme_and_every_page_names_what_shows_it() -> None:
 def test_the_readme_the_start_page_and_the_navigation_name_every_page() -> None:
     pages = {page.relative_to(DOCS).as_posix() for page in DOCS.glob("*/*.md")}
     readme = re.findall(r"\]\(docs/(\S+\.md)\)", (REPOSITORY / "README.md").read_text())
-    start = re.findall(r"\]\((\S+\.md)\)", (DOCS / "index.md").read_text())
+    start = re.findall(r"\]\((\S+\.md)\)", page_text("index.md"))
     navigation = re.findall(r"- (\S+/\S+\.md)", (DOCS / ".nav.yml").read_text())
 
     assert set(readme) == set(start) == pages

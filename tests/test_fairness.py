@@ -8,10 +8,12 @@ from itertools import count
 
 import pytest
 
-from tests import watcher
-from tests.places import Place
-from tests.services import Server, Service, unavailable, wait_for
-from tests.watcher import RIGHT
+from tests.support import watcher
+from tests.support.answers import unavailable
+from tests.support.processes import wait_for
+from tests.support.proxied import ProxiedDatabase
+from tests.support.services import Server, Service
+from tests.support.watcher import RIGHT
 
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
@@ -65,9 +67,11 @@ def waiting(server: Server) -> int:
     return found
 
 
-def test_those_who_came_first_are_served_first(extended: Service, place: Place) -> None:
+def test_those_who_came_first_are_served_first(extended: Service, proxied: ProxiedDatabase) -> None:
     with (
-        watcher.serve(extended, place.left, DATABASE_URL=place.url, **POOL_OF_2) as watched,
+        watcher.serve_watched(
+            extended, proxied.left, DATABASE_URL=proxied.url, **POOL_OF_2
+        ) as watched,
         ThreadPoolExecutor(40) as pool,
     ):
         server = watched.server
@@ -89,9 +93,11 @@ def test_those_who_came_first_are_served_first(extended: Service, place: Place) 
     assert max(map(abs, late.values())) <= 2, late
 
 
-def test_newcomers_do_not_pass_those_who_wait(extended: Service, place: Place) -> None:
+def test_newcomers_do_not_pass_those_who_wait(extended: Service, proxied: ProxiedDatabase) -> None:
     with (
-        watcher.serve(extended, place.left, DATABASE_URL=place.url, **POOL_OF_2) as watched,
+        watcher.serve_watched(
+            extended, proxied.left, DATABASE_URL=proxied.url, **POOL_OF_2
+        ) as watched,
         ThreadPoolExecutor(40) as pool,
     ):
         end, numbers = time.monotonic() + 3, count()
@@ -115,11 +121,13 @@ def test_newcomers_do_not_pass_those_who_wait(extended: Service, place: Place) -
 
 
 def test_a_waiter_that_is_gone_or_out_of_time_leaves_no_trace(
-    extended: Service, place: Place
+    extended: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = POOL_OF_2 | {"DATABASE_POOL_TIMEOUT": "0.5"}
     with (
-        watcher.serve(extended, place.left, DATABASE_URL=place.url, **limits) as watched,
+        watcher.serve_watched(
+            extended, proxied.left, DATABASE_URL=proxied.url, **limits
+        ) as watched,
         ThreadPoolExecutor(10) as pool,
         ExitStack() as gone,
     ):
@@ -146,29 +154,29 @@ def test_a_waiter_that_is_gone_or_out_of_time_leaves_no_trace(
         for way in WAYS * 2:
             right = server.client.post(f"/{way}/9", params={"seconds": 0}, extensions=RIGHT)
             assert right.status_code == 200
-    assert place.proxy.sessions == 2
+    assert proxied.proxy.sessions == 2
 
 
 def test_no_connection_is_opened_under_load_once_all_are_there(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
     with (
-        watcher.serve(service, place.left, DATABASE_URL=place.url) as watched,
+        watcher.serve_watched(service, proxied.left, DATABASE_URL=proxied.url) as watched,
         ThreadPoolExecutor(32) as pool,
     ):
 
         def read(_: int) -> int:
             return watched.server.client.get("/items", extensions=RIGHT).status_code
 
-        place.proxy.delay = 0.02  # so that requests need connections at the same time
+        proxied.proxy.delay = 0.02  # so that requests need connections at the same time
         assert set(pool.map(read, range(64))) == {200}
-        place.proxy.delay = 0.002
-        before = place.proxy.sessions
+        proxied.proxy.delay = 0.002
+        before = proxied.proxy.sessions
         assert 1 < before <= 15
         for _ in range(5):
             assert set(pool.map(read, range(60))) == {200}
             time.sleep(0.1)
-        assert place.proxy.sessions <= max(before, 15)
-        warm = place.proxy.sessions
+        assert proxied.proxy.sessions <= max(before, 15)
+        warm = proxied.proxy.sessions
         assert set(pool.map(read, range(200))) == {200}
-        assert place.proxy.sessions == warm
+        assert proxied.proxy.sessions == warm

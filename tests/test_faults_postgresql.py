@@ -17,20 +17,16 @@ import httpx2
 import pytest
 import trustme
 
-from tests import watcher
-from tests.places import PASSWORD, Place, open_place, upstream
-from tests.proxy import open_proxy
-from tests.services import (
-    PostgreSQLDatabase,
-    Server,
-    Service,
-    environment,
-    replace,
-    unavailable,
-    wait_for,
-)
-from tests.walk import Fault, Walk
-from tests.watcher import UVICORN
+from tests.support import watcher
+from tests.support.answers import unavailable
+from tests.support.databases import PostgreSQLDatabase
+from tests.support.processes import environment, wait_for
+from tests.support.proxied import PASSWORD, ProxiedDatabase, open_proxied
+from tests.support.proxy import open_proxy
+from tests.support.random_client import Fault, RandomClient
+from tests.support.repository import replace
+from tests.support.services import Server, Service
+from tests.support.watcher import UVICORN
 
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
@@ -38,17 +34,19 @@ MARGIN = 1.5  # seconds that a busy machine may take on top of a promised limit
 
 
 @pytest.fixture
-def empty(server: PostgreSQLDatabase) -> Iterator[Place]:
+def empty(guarded_server: PostgreSQLDatabase) -> Iterator[ProxiedDatabase]:
     """A database without a schema."""
-    with open_place(server, "template0") as place:
-        yield place
+    with open_proxied(guarded_server, "template0") as proxied:
+        yield proxied
 
 
 @contextmanager
-def serve(service: Service, place: Place, *command: str, **variables: str) -> Iterator[Server]:
+def serve_proxied(
+    service: Service, proxied: ProxiedDatabase, *command: str, **variables: str
+) -> Iterator[Server]:
     """Run the service; whatever happens, it leaves nothing behind and logs no password."""
-    variables = {"DATABASE_URL": place.url} | variables
-    with watcher.serve(service, place.left, *command, **variables) as watched:
+    variables = {"DATABASE_URL": proxied.url} | variables
+    with watcher.serve_watched(service, proxied.left, *command, **variables) as watched:
         yield watched.server
     log = watched.server.log()
     for sign in (PASSWORD, quote(PASSWORD, safe="")):
@@ -60,10 +58,10 @@ def stop(server: Server) -> None:
 
 
 def test_a_database_that_comes_up_later_is_found_within_two_seconds(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
-    place.proxy.refuse()
-    with serve(service, place) as server:
+    proxied.proxy.refuse()
+    with serve_proxied(service, proxied) as server:
         http = server.client
         assert http.get("/health/live").status_code == 200
         for method, path in [("GET", "/health/ready"), ("GET", "/items"), ("POST", "/items")] * 5:
@@ -71,16 +69,16 @@ def test_a_database_that_comes_up_later_is_found_within_two_seconds(
             assert unavailable(http.request(method, path, json={"name": "a"}))
             assert time.monotonic() - start < 1
 
-        place.proxy.accept()
+        proxied.proxy.accept()
 
         wait_for(lambda: http.get("/health/ready").status_code == 200, seconds=2)
         assert http.post("/items", json={"name": "a"}).status_code == 201
 
 
 def test_connections_that_the_server_ended_are_replaced_unnoticed(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
-    with serve(service, place) as server, ThreadPoolExecutor(20) as pool:
+    with serve_proxied(service, proxied) as server, ThreadPoolExecutor(20) as pool:
 
         def request(number: int) -> int:
             if number % 2:
@@ -88,30 +86,30 @@ def test_connections_that_the_server_ended_are_replaced_unnoticed(
             return server.client.post("/items", json={"name": f"item {number}"}).status_code
 
         assert set(pool.map(request, range(100, 140))) == {200, 201}
-        place.terminate()
+        proxied.terminate()
         assert {request(number) for number in range(50)} == {200, 201}
-        place.terminate()
+        proxied.terminate()
         assert set(pool.map(request, range(50, 100))) == {200, 201}
-        place.proxy.cut()
+        proxied.proxy.cut()
         assert set(pool.map(request, range(140, 150))) == {200, 201}
 
 
 def test_a_read_whose_connection_dies_before_its_answer_is_sent_again(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
-    with serve(service, place) as server, ThreadPoolExecutor() as pool:
-        with place.holding("LOCK TABLE items"):
+    with serve_proxied(service, proxied) as server, ThreadPoolExecutor() as pool:
+        with proxied.holding("LOCK TABLE items"):
             read = pool.submit(server.client.get, "/items")
-            wait_for(lambda: place.waiting() == 1)
-            place.proxy.cut()
+            wait_for(lambda: proxied.waiting() == 1)
+            proxied.proxy.cut()
         assert read.result().status_code == 200
-        assert place.proxy.sessions == 2
+        assert proxied.proxy.sessions == 2
 
 
 def test_a_commit_whose_connection_is_lost_is_503_and_never_a_success(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
-    place.query(
+    proxied.query(
         "ALTER TABLE items DROP CONSTRAINT uq_items_name,"
         " ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED"
     )
@@ -122,26 +120,26 @@ def test_a_commit_whose_connection_is_lost_is_503_and_never_a_success(
         "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^COMMIT' AND wait_event_type = 'Lock'"
     )
     with (
-        serve(service, place) as server,
+        serve_proxied(service, proxied) as server,
         ThreadPoolExecutor() as pool,
-        place.holding(insert),  # of the same name: only the commit will wait for it
+        proxied.holding(insert),  # of the same name: only the commit will wait for it
     ):
         posted = pool.submit(server.client.post, "/items", json={"name": "a"})
-        wait_for(lambda: place.number(committing) == 1)
-        place.proxy.cut()
+        wait_for(lambda: proxied.number(committing) == 1)
+        proxied.proxy.cut()
         assert unavailable(posted.result())
         assert posted.result().json()["type"] == "/problems/outcome-unknown"
         assert "unavailable: outcome unknown" in server.log()
 
 
 def test_a_link_that_has_died_silently_is_replaced_unnoticed(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
-    with serve(service, place) as server:
+    with serve_proxied(service, proxied) as server:
         assert server.client.get("/items").status_code == 200
         for method, status in (("GET", 200), ("POST", 201)):
             time.sleep(1.1)  # one that was used a moment ago is not tested
-            place.proxy.forget()
+            proxied.proxy.forget()
             start = time.monotonic()
             body = {"name": "a"} if method == "POST" else None
             assert server.client.request(method, "/items", json=body).status_code == status
@@ -149,16 +147,16 @@ def test_a_link_that_has_died_silently_is_replaced_unnoticed(
 
 
 def test_a_restart_of_the_server_under_load_is_503_only_while_it_lasts(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
     acknowledged: list[str] = []
     answers: list[tuple[float, float, int]] = []
     over = threading.Event()
-    folder = upstream(place.server).removesuffix("/.s.PGSQL.5432")
+    folder = proxied.server.socket.removesuffix("/.s.PGSQL.5432")
     user = f"guarded:{quote(PASSWORD, safe='')}"
-    url = f"postgresql://{user}@/{place.name}?host={folder}"
+    url = f"postgresql://{user}@/{proxied.name}?host={folder}"
 
-    with serve(service, place, DATABASE_URL=url) as server, ThreadPoolExecutor(4) as pool:
+    with serve_proxied(service, proxied, DATABASE_URL=url) as server, ThreadPoolExecutor(4) as pool:
 
         def load(worker: int) -> None:
             for number in range(2000):
@@ -175,9 +173,9 @@ def test_a_restart_of_the_server_under_load_is_503_only_while_it_lasts(
             pool.submit(load, worker)
         wait_for(lambda: len(acknowledged) > 20)
         down = time.monotonic()
-        place.server.take_away()
+        proxied.server.take_away()
         time.sleep(0.3)
-        place.server.give_back()
+        proxied.server.give_back()
         up = time.monotonic()
         before = len(acknowledged)
         wait_for(lambda: len(acknowledged) > before + 20)
@@ -185,13 +183,15 @@ def test_a_restart_of_the_server_under_load_is_503_only_while_it_lasts(
 
     assert {status for _, _, status in answers} == {201, 503}
     assert {status for start, end, status in answers if end < down or start > up} == {201}
-    stored = place.query("SELECT 'name=' || name FROM items")
+    stored = proxied.query("SELECT 'name=' || name FROM items")
     assert all(f"name={name}\n" in stored for name in acknowledged)
 
 
-def test_a_silent_network_is_503_within_the_time_limits(service: Service, place: Place) -> None:
+def test_a_silent_network_is_503_within_the_time_limits(
+    service: Service, proxied: ProxiedDatabase
+) -> None:
     limits = {"DATABASE_CONNECT_TIMEOUT": "1", "DATABASE_COMMAND_TIMEOUT": "1.5"}
-    with serve(service, place, **limits) as server, ThreadPoolExecutor(10) as pool:
+    with serve_proxied(service, proxied, **limits) as server, ThreadPoolExecutor(10) as pool:
         http = server.client
 
         def answered(method: str, path: str, limit: float) -> bool:
@@ -204,15 +204,15 @@ def test_a_silent_network_is_503_within_the_time_limits(service: Service, place:
         # Connections that are in the pool wait for an answer, new ones for the connection.
         for method, path in (("GET", "/health/ready"), ("GET", "/items"), ("POST", "/items")):
             assert http.get("/items").status_code == 200
-            place.proxy.silent = True
+            proxied.proxy.silent = True
             assert answered(method, path, 1.5)
             assert answered(method, path, 1)
-            place.proxy.silent = False
+            proxied.proxy.silent = False
         start = time.monotonic()
         assert http.post("/items", json={"name": "a"}).status_code == 201
         assert time.monotonic() - start < MARGIN
 
-        place.proxy.silent = True
+        proxied.proxy.silent = True
         waiting = [pool.submit(answered, method, "/items", 2) for method in ["GET", "POST"] * 5]
         time.sleep(0.5)
         start = time.monotonic()
@@ -223,23 +223,26 @@ def test_a_silent_network_is_503_within_the_time_limits(service: Service, place:
 
 @pytest.mark.parametrize(("path", "limit"), [("/items", 5), ("/health/ready", 4)])
 def test_a_silent_network_is_503_within_the_default_limits(
-    service: Service, place: Place, path: str, limit: float
+    service: Service, proxied: ProxiedDatabase, path: str, limit: float
 ) -> None:
-    with serve(service, place) as server:
+    with serve_proxied(service, proxied) as server:
         assert server.client.get("/items").status_code == 200
-        place.proxy.silent = True
+        proxied.proxy.silent = True
         start = time.monotonic()
         assert unavailable(server.client.get(path))
         assert time.monotonic() - start < limit + MARGIN
 
 
 def test_load_is_no_unreadiness_and_a_silent_network_under_load_is(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = {"DATABASE_CONNECT_TIMEOUT": "0.5", "DATABASE_COMMAND_TIMEOUT": "0.5"}
     small = {"DATABASE_POOL_SIZE": "2", "DATABASE_POOL_TIMEOUT": "1"}
     over = threading.Event()
-    with serve(service, place, **limits, **small) as server, ThreadPoolExecutor(6) as pool:
+    with (
+        serve_proxied(service, proxied, **limits, **small) as server,
+        ThreadPoolExecutor(6) as pool,
+    ):
         http = server.client
 
         def load() -> None:
@@ -255,81 +258,83 @@ def test_load_is_no_unreadiness_and_a_silent_network_under_load_is(
             for _ in range(6):
                 pool.submit(load)
             assert all(is_ready() for _ in range(20))
-            place.proxy.silent = True
+            proxied.proxy.silent = True
             wait_for(lambda: not is_ready())
-            place.proxy.silent = False
+            proxied.proxy.silent = False
             wait_for(is_ready)
         finally:
             over.set()
 
 
-def test_a_silent_network_keeps_no_service_from_ending(service: Service, place: Place) -> None:
-    with serve(service, place) as server, ThreadPoolExecutor(20) as pool:
-        place.proxy.delay = 0.02  # so that requests need connections at the same time
+def test_a_silent_network_keeps_no_service_from_ending(
+    service: Service, proxied: ProxiedDatabase
+) -> None:
+    with serve_proxied(service, proxied) as server, ThreadPoolExecutor(20) as pool:
+        proxied.proxy.delay = 0.02  # so that requests need connections at the same time
         assert set(pool.map(lambda _: server.client.get("/items").status_code, range(40))) == {200}
-        wait_for(lambda: place.connections() > 5)
-        place.proxy.silent = True
+        wait_for(lambda: proxied.connections() > 5)
+        proxied.proxy.silent = True
         start = time.monotonic()
         stop(server)
         assert time.monotonic() - start < 2 + MARGIN  # one is waited for, and tells of the others
     assert "engine disposed of" in server.log()
 
 
-def test_a_slow_network_works(service: Service, place: Place) -> None:
-    place.proxy.delay = 0.2
-    with serve(service, place) as server:
+def test_a_slow_network_works(service: Service, proxied: ProxiedDatabase) -> None:
+    proxied.proxy.delay = 0.2
+    with serve_proxied(service, proxied) as server:
         http = server.client
         assert http.get("/health/ready").status_code == 200
         assert http.post("/items", json={"name": "a"}).status_code == 201
         assert len(http.get("/items").json()["items"]) == 1
         stop(server)
-    assert place.proxy.goodbyes == place.proxy.sessions
+    assert proxied.proxy.goodbyes == proxied.proxy.sessions
 
 
 def test_a_full_pool_is_503_within_its_timeout_and_loses_no_connection(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = {
         "DATABASE_POOL_SIZE": "1",
         "DATABASE_MAX_OVERFLOW": "0",
         "DATABASE_POOL_TIMEOUT": "0.5",
     }
-    with serve(service, place, **limits) as server, ThreadPoolExecutor() as pool:
+    with serve_proxied(service, proxied, **limits) as server, ThreadPoolExecutor() as pool:
         http = server.client
-        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+        with proxied.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
             posted = pool.submit(http.post, "/items", json={"name": "a"})
-            wait_for(lambda: place.waiting() == 1)
+            wait_for(lambda: proxied.waiting() == 1)
             start = time.monotonic()
             assert unavailable(http.get("/items"))
             assert time.monotonic() - start < 0.5 + MARGIN
             assert http.get("/health/ready").json() == {"status": "busy"}
         assert posted.result().status_code == 201
         assert http.get("/items").status_code == 200
-        assert place.proxy.sessions == 1
+        assert proxied.proxy.sessions == 1
 
 
 def test_a_server_without_room_for_the_pool_is_503_for_what_it_refuses(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
     # Three connections are left for the service, the others are a superuser's.
-    place.server.query("ALTER SYSTEM SET max_connections = 6")
+    proxied.server.query("ALTER SYSTEM SET max_connections = 6")
     try:
-        place.server.take_away()
-        place.server.give_back()
-        with serve(service, place) as server, ThreadPoolExecutor(15) as pool:
+        proxied.server.take_away()
+        proxied.server.give_back()
+        with serve_proxied(service, proxied) as server, ThreadPoolExecutor(15) as pool:
             http = server.client
             assert http.get("/items").status_code == 200
-            place.proxy.delay = 0.1  # so that requests need connections at the same time
+            proxied.proxy.delay = 0.1  # so that requests need connections at the same time
             answers = list(pool.map(lambda _: http.get("/items"), range(30)))
             assert all(answer.status_code == 200 or unavailable(answer) for answer in answers)
             assert {answer.status_code for answer in answers} == {200, 503}
             assert "remaining connection slots are reserved" in server.log()
-            assert place.connections() == 3
+            assert proxied.connections() == 3
             assert {http.get("/items").status_code for _ in range(10)} == {200}
     finally:
-        place.server.query("ALTER SYSTEM RESET max_connections")
-        place.server.take_away()
-        place.server.give_back()
+        proxied.server.query("ALTER SYSTEM RESET max_connections")
+        proxied.server.take_away()
+        proxied.server.give_back()
 
 
 @pytest.mark.parametrize(
@@ -357,59 +362,59 @@ def test_a_server_without_room_for_the_pool_is_503_for_what_it_refuses(
     ids=["full", "locked out", "role missing", "password", "database missing", "read-only"],
 )
 def test_the_log_says_once_why_the_database_is_refused(
-    service: Service, place: Place, fault: str, mended: str, cause: str
+    service: Service, proxied: ProxiedDatabase, fault: str, mended: str, cause: str
 ) -> None:
     quoted = PASSWORD.replace("'", "''")
     mended = mended or f"ALTER ROLE guarded PASSWORD '{quoted}'"
     if "RENAME TO other" in fault and "ROLE" in fault:
         mended = f"ALTER ROLE other RENAME TO guarded; {mended}"
-    with serve(service, place) as server:
+    with serve_proxied(service, proxied) as server:
         http = server.client
         assert http.post("/items", json={"name": "a"}).status_code == 201
-        place.terminate()
-        place.server.query(fault.format(place.name))
+        proxied.terminate()
+        proxied.server.query(fault.format(proxied.name))
         try:
             assert unavailable(http.post("/items", json={"name": "b"}))
         finally:
-            place.server.query(mended.format(place.name))
+            proxied.server.query(mended.format(proxied.name))
         [line] = [line for line in server.log().splitlines() if "unavailable: " in line]
-        assert cause.format(place.name) in line
-        place.terminate()
+        assert cause.format(proxied.name) in line
+        proxied.terminate()
         assert http.post("/items", json={"name": "b"}).status_code == 201
 
 
 def test_a_lock_that_is_not_to_be_had_is_503_and_the_connection_goes_on(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
-    place.server.query(f"ALTER DATABASE {place.name} SET lock_timeout = '300ms'")
-    with serve(service, place) as server:
+    proxied.server.query(f"ALTER DATABASE {proxied.name} SET lock_timeout = '300ms'")
+    with serve_proxied(service, proxied) as server:
         http = server.client
-        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+        with proxied.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
             start = time.monotonic()
             assert unavailable(http.post("/items", json={"name": "a"}))
             assert time.monotonic() - start < 0.3 + MARGIN
         assert "lock timeout" in server.log()
         assert http.post("/items", json={"name": "a"}).status_code == 201
-        assert place.number("SELECT count(*) FROM items") == 1
-        assert place.proxy.sessions == 1
+        assert proxied.number("SELECT count(*) FROM items") == 1
+        assert proxied.proxy.sessions == 1
 
 
 def test_a_statement_that_takes_too_long_is_503_and_rolled_back(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = {"DATABASE_COMMAND_TIMEOUT": "0.5"}
-    with serve(
-        service, place, DATABASE_POOL_SIZE="1", DATABASE_MAX_OVERFLOW="0", **limits
+    with serve_proxied(
+        service, proxied, DATABASE_POOL_SIZE="1", DATABASE_MAX_OVERFLOW="0", **limits
     ) as server:
         http = server.client
-        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+        with proxied.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
             start = time.monotonic()
             assert unavailable(http.post("/items", json={"name": "a"}))
             assert time.monotonic() - start < 0.5 + MARGIN
-            wait_for(lambda: place.waiting() == 0, seconds=MARGIN)
+            wait_for(lambda: proxied.waiting() == 0, seconds=MARGIN)
         assert http.post("/items", json={"name": "a"}).status_code == 201
-        assert place.number("SELECT count(*) FROM items") == 1
-        assert place.connections() == 1
+        assert proxied.number("SELECT count(*) FROM items") == 1
+        assert proxied.connections() == 1
 
 
 ROUTES = """
@@ -480,10 +485,10 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
     ],
 )
 def test_of_two_transactions_that_cannot_both_be_one_is_503_and_may_try_again(
-    extended: Service, place: Place, paths: list[str], cause: str
+    extended: Service, proxied: ProxiedDatabase, paths: list[str], cause: str
 ) -> None:
     limits = {"DATABASE_POOL_SIZE": "2", "DATABASE_MAX_OVERFLOW": "0"}
-    with serve(extended, place, **limits) as server, ThreadPoolExecutor() as pool:
+    with serve_proxied(extended, proxied, **limits) as server, ThreadPoolExecutor() as pool:
         http = server.client
         for name in "ab":
             http.post("/items", json={"name": name})
@@ -500,31 +505,31 @@ def test_of_two_transactions_that_cannot_both_be_one_is_503_and_may_try_again(
         again = refused.request.url.copy_set_param("meet", False)
         assert http.post(again).status_code == 200
         assert http.get("/items").status_code == 200
-        assert place.proxy.sessions == 2
-        assert place.connections() == 2
+        assert proxied.proxy.sessions == 2
+        assert proxied.connections() == 2
 
 
 def test_a_transaction_in_which_nothing_happens_is_ended_and_rolled_back(
-    extended: Service, place: Place
+    extended: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
-    with serve(extended, place, **limits) as server:
+    with serve_proxied(extended, proxied, **limits) as server:
         http = server.client
         assert unavailable(http.post("/idle", params={"seconds": 1}))
         assert http.get("/items").json()["items"] == []
         assert http.post("/idle", params={"seconds": 0}).status_code == 200
-        assert place.connections() == 1
+        assert proxied.connections() == 1
 
 
 def test_a_handler_that_gives_up_waiting_is_503_and_rolled_back(
-    extended: Service, place: Place
+    extended: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = {
         "DATABASE_POOL_SIZE": "1",
         "DATABASE_MAX_OVERFLOW": "0",
         "DATABASE_COMMAND_TIMEOUT": "1.5",
     }
-    with serve(extended, place, **limits) as server:
+    with serve_proxied(extended, proxied, **limits) as server:
         http = server.client
         start = time.monotonic()
         assert unavailable(http.post("/slow", params={"limit": 0.3}))
@@ -532,69 +537,73 @@ def test_a_handler_that_gives_up_waiting_is_503_and_rolled_back(
         assert http.get("/items").json()["items"] == []
         assert http.get("/health/ready").json() == {"status": "ready"}
         # The server learns of it from its own time limit.
-        wait_for(lambda: place.connections() == 1, seconds=1.5 + MARGIN)
+        wait_for(lambda: proxied.connections() == 1, seconds=1.5 + MARGIN)
 
 
 def test_a_request_that_outlasts_the_graceful_timeout_is_cut_and_rolled_back(
-    extended: Service, place: Place
+    extended: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = {"DATABASE_COMMAND_TIMEOUT": "2.5"}
     with (
-        serve(extended, place, *UVICORN[:-1], "1", **limits) as server,
+        serve_proxied(extended, proxied, *UVICORN[:-1], "1", **limits) as server,
         ThreadPoolExecutor() as pool,
     ):
         posted = pool.submit(server.client.post, "/slow")
         asleep = "SELECT count(*) FROM pg_stat_activity WHERE query ~ '^SELECT pg_sleep'"
-        wait_for(lambda: place.number(asleep) == 1)
+        wait_for(lambda: proxied.number(asleep) == 1)
         start = time.monotonic()
         stop(server)
         assert time.monotonic() - start < 1 + MARGIN
         assert unavailable(posted.result())
         assert posted.result().json()["type"] == "/problems/outcome-unknown"
     assert "engine disposed of" in server.log()
-    wait_for(lambda: place.connections() == 0, seconds=2.5 + MARGIN)
-    assert place.number("SELECT count(*) FROM items") == 0
+    wait_for(lambda: proxied.connections() == 0, seconds=2.5 + MARGIN)
+    assert proxied.number("SELECT count(*) FROM items") == 0
 
 
-def test_a_client_that_goes_away_keeps_no_connection(service: Service, place: Place) -> None:
+def test_a_client_that_goes_away_keeps_no_connection(
+    service: Service, proxied: ProxiedDatabase
+) -> None:
     limits = {
         "DATABASE_POOL_SIZE": "1",
         "DATABASE_MAX_OVERFLOW": "0",
         "DATABASE_COMMAND_TIMEOUT": "1",
     }
-    with serve(service, place, **limits) as server:
+    with serve_proxied(service, proxied, **limits) as server:
         http = server.client
         address = (http.base_url.host, http.base_url.port)
         request = (
             b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
             b'Content-Length: 13\r\n\r\n{"name": "a"}'
         )
-        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+        with proxied.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
             with socket.create_connection(address) as client:
                 client.sendall(request)
-                wait_for(lambda: place.waiting() == 1)
-            wait_for(lambda: place.waiting() == 0, seconds=1 + MARGIN)
+                wait_for(lambda: proxied.waiting() == 1)
+            wait_for(lambda: proxied.waiting() == 0, seconds=1 + MARGIN)
             assert http.get("/items").json()["items"] == []
         assert http.post("/items", json={"name": "b"}).status_code == 201
-        wait_for(lambda: place.connections() == 1)
+        wait_for(lambda: proxied.connections() == 1)
         stop(server)
-    assert place.connections() == 0
+    assert proxied.connections() == 0
 
 
-def test_a_killed_service_leaves_no_connection_behind(service: Service, place: Place) -> None:
+def test_a_killed_service_leaves_no_connection_behind(
+    service: Service, proxied: ProxiedDatabase
+) -> None:
     limits = {"DATABASE_COMMAND_TIMEOUT": "1.5"}
     with (
-        serve(service, place, **limits) as server,
+        serve_proxied(service, proxied, **limits) as server,
         ThreadPoolExecutor() as pool,
-        place.holding("LOCK TABLE items IN EXCLUSIVE MODE"),
+        proxied.holding("LOCK TABLE items IN EXCLUSIVE MODE"),
     ):
         posted = pool.submit(server.client.post, "/items", json={"name": "a"})
-        wait_for(lambda: place.waiting() == 1)
+        wait_for(lambda: proxied.waiting() == 1)
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
         assert isinstance(posted.exception(), httpx2.TransportError)
         # A server that waits for a lock sees no socket; its statement's time limit ends it.
-        wait_for(lambda: place.connections() == 0, seconds=1.5 + MARGIN)
-    assert place.number("SELECT count(*) FROM items") == 0
+        wait_for(lambda: proxied.connections() == 0, seconds=1.5 + MARGIN)
+    assert proxied.number("SELECT count(*) FROM items") == 0
 
 
 @pytest.mark.parametrize(
@@ -606,9 +615,9 @@ def test_a_killed_service_leaves_no_connection_behind(service: Service, place: P
     ],
 )
 def test_a_schema_that_changes_under_the_service_gives_no_wrong_data(
-    service: Service, place: Place, change: str
+    service: Service, proxied: ProxiedDatabase, change: str
 ) -> None:
-    with serve(service, place) as server, ThreadPoolExecutor(4) as pool:
+    with serve_proxied(service, proxied) as server, ThreadPoolExecutor(4) as pool:
         http = server.client
 
         def read(_: int) -> httpx2.Response:
@@ -617,7 +626,7 @@ def test_a_schema_that_changes_under_the_service_gives_no_wrong_data(
         created = http.post("/items", json={"name": "a", "description": "b"}).json()
         list(pool.map(read, range(20)))
 
-        place.query(f"ALTER TABLE items {change}")
+        proxied.query(f"ALTER TABLE items {change}")
 
         responses = list(pool.map(read, range(20)))
         wrong = [answer.status_code for answer in responses if answer.status_code != 200]
@@ -629,26 +638,26 @@ def test_a_schema_that_changes_under_the_service_gives_no_wrong_data(
         assert http.get("/items").json()["items"][0]["name"] == "d"
 
 
-def test_every_connection_is_said_goodbye_to(service: Service, place: Place) -> None:
-    with serve(service, place) as server, ThreadPoolExecutor(20) as pool:
-        place.proxy.delay = 0.02  # so that requests need connections at the same time
+def test_every_connection_is_said_goodbye_to(service: Service, proxied: ProxiedDatabase) -> None:
+    with serve_proxied(service, proxied) as server, ThreadPoolExecutor(20) as pool:
+        proxied.proxy.delay = 0.02  # so that requests need connections at the same time
         assert set(pool.map(lambda _: server.client.get("/items").status_code, range(40))) == {200}
         stop(server)
-    assert place.proxy.sessions > 5
-    assert place.proxy.goodbyes == place.proxy.sessions
+    assert proxied.proxy.sessions > 5
+    assert proxied.proxy.goodbyes == proxied.proxy.sessions
 
 
 @pytest.fixture(params=["IPv6", "IPv6 in parts", "socket", "TLS", "verified TLS"])
 def reached(
-    request: pytest.FixtureRequest, empty: Place, tmp_path: Path
+    request: pytest.FixtureRequest, empty: ProxiedDatabase, tmp_path: Path
 ) -> Iterator[dict[str, str]]:
     """Variables that lead to an empty database in another way than the usual."""
     name, password = empty.name, quote(PASSWORD, safe="")
     if request.param == "socket":
-        folder = upstream(empty.server).removesuffix("/.s.PGSQL.5432")
+        folder = empty.server.socket.removesuffix("/.s.PGSQL.5432")
         yield {"DATABASE_URL": f"postgresql://guarded:{password}@/{name}?host={folder}"}
     elif request.param.startswith("IPv6"):
-        with open_proxy(upstream(empty.server), host="::1") as proxy:
+        with open_proxy(empty.server.socket, host="::1") as proxy:
             if request.param == "IPv6":
                 yield {"DATABASE_URL": f"postgresql://guarded:{password}@[::1]:{proxy.port}/{name}"}
             else:
@@ -664,16 +673,16 @@ def reached(
         authority.issue_cert("localhost").configure_cert(tls)
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         mode = "require" if request.param == "TLS" else "verify-full"
-        with open_proxy(upstream(empty.server), tls=tls) as proxy:
+        with open_proxy(empty.server.socket, tls=tls) as proxy:
             url = f"postgresql://guarded:{password}@localhost:{proxy.port}/{name}?sslmode={mode}"
             yield {"DATABASE_URL": url, "PGSSLROOTCERT": str(tmp_path / "ca.pem")}
 
 
 def test_the_service_its_migrations_and_its_tests_reach_the_database_in_every_way(
-    service: Service, empty: Place, reached: dict[str, str]
+    service: Service, empty: ProxiedDatabase, reached: dict[str, str]
 ) -> None:
     service.run(".venv/bin/alembic", "upgrade", "head", variables=reached)
-    with watcher.serve(service, empty.left, **reached) as watched:
+    with watcher.serve_watched(service, empty.left, **reached) as watched:
         server = watched.server
         assert server.client.get("/health/ready").status_code == 200
         assert server.client.post("/items", json={"name": "a"}).status_code == 201
@@ -684,10 +693,10 @@ def test_the_service_its_migrations_and_its_tests_reach_the_database_in_every_wa
 
 
 def test_a_server_without_tls_is_refused_where_tls_is_required(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
-    url = f"{place.url}?sslmode=require"
-    with serve(service, place, DATABASE_URL=url) as server:
+    url = f"{proxied.url}?sslmode=require"
+    with serve_proxied(service, proxied, DATABASE_URL=url) as server:
         assert unavailable(server.client.get("/items"))
         assert "rejected SSL upgrade" in server.log()
     variables = {"DATABASE_URL": url}
@@ -699,63 +708,63 @@ def test_a_server_without_tls_is_refused_where_tls_is_required(
 
 
 def test_a_migration_gives_up_a_lock_before_requests_queue_behind_it(
-    extended: Service, place: Place
+    extended: Service, proxied: ProxiedDatabase
 ) -> None:
-    variables = {"DATABASE_URL": place.url}
-    with place.holding("SELECT * FROM items"):
+    variables = {"DATABASE_URL": proxied.url}
+    with proxied.holding("SELECT * FROM items"):
         downgrade = (".venv/bin/alembic", "downgrade", "base")
         refused = extended.run(*downgrade, variables=variables, check=False)
 
     assert refused.returncode == 1
     assert "canceling statement due to lock timeout" in refused.stdout
     assert "Traceback" not in refused.stdout
-    assert place.number("SELECT count(*) FROM alembic_version") == 1
+    assert proxied.number("SELECT count(*) FROM alembic_version") == 1
 
 
 def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
-    service: Service, place: Place
+    service: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = {
         "DATABASE_CONNECT_TIMEOUT": "1",
         "DATABASE_COMMAND_TIMEOUT": "1",
         "DATABASE_POOL_SIZE": "2",
     }
-    walk = Walk(lambda: serve(service, place, **limits))
+    client = RandomClient(lambda: serve_proxied(service, proxied, **limits))
 
     @contextmanager
     def cut() -> Iterator[None]:
         yield
-        place.proxy.cut()
+        proxied.proxy.cut()
 
     @contextmanager
     def terminated() -> Iterator[None]:
         yield
-        place.terminate()
+        proxied.terminate()
 
     @contextmanager
     def refused() -> Iterator[None]:
-        place.proxy.refuse()
+        proxied.proxy.refuse()
         yield
-        place.proxy.accept()
+        proxied.proxy.accept()
 
     @contextmanager
     def silent() -> Iterator[None]:
-        place.proxy.silent = True
+        proxied.proxy.silent = True
         yield
-        place.proxy.silent = False
+        proxied.proxy.silent = False
 
     @contextmanager
     def locked() -> Iterator[None]:
-        with place.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
+        with proxied.holding("LOCK TABLE items IN EXCLUSIVE MODE"):
             yield
 
     @contextmanager
     def killed() -> Iterator[None]:
         yield
-        walk.restart(signal.SIGKILL)
+        client.restart(signal.SIGKILL)
 
     def stored() -> Iterator[tuple[int, str, str, int]]:
-        printed = place.query("SELECT id, name, description, version FROM items")
+        printed = proxied.query("SELECT id, name, description, version FROM items")
         for line in re.findall(r"^ +\d+ \|.*$", printed, re.MULTILINE):
             key, name, description, version = map(str.strip, line.split("|"))
             yield int(key), name, description, int(version)
@@ -770,14 +779,14 @@ def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
     }
     try:
         for _ in range(10):
-            walk.go(25, faults)
-            walk.check(stored())
+            client.go(25, faults)
+            client.check(stored())
     finally:
-        walk.close()
+        client.close()
 
 
 def test_limits_of_the_role_end_no_migration_that_waits_for_its_turn(
-    service: Service, empty: Place
+    service: Service, empty: ProxiedDatabase
 ) -> None:
     for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
         empty.server.query(f"ALTER DATABASE {empty.name} SET {limit} = '100ms'")
@@ -795,7 +804,7 @@ def test_limits_of_the_role_end_no_migration_that_waits_for_its_turn(
     assert migration.wait(60) == 0
 
 
-def test_migrations_survive_one_that_is_killed(service: Service, empty: Place) -> None:
+def test_migrations_survive_one_that_is_killed(service: Service, empty: ProxiedDatabase) -> None:
     def migrate() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [".venv/bin/alembic", "upgrade", "head"],
@@ -821,5 +830,5 @@ def test_migrations_survive_one_that_is_killed(service: Service, empty: Place) -
     assert [process.wait(60) for process in others] == [0, 0, 0]
     assert empty.connections() == 0
 
-    with serve(service, empty) as server:
+    with serve_proxied(service, empty) as server:
         assert server.client.get("/health/ready").status_code == 200

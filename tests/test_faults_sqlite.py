@@ -16,18 +16,14 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests import watcher
-from tests.services import (
-    Server,
-    Service,
-    SQLiteDatabase,
-    cut_short,
-    replace,
-    unavailable,
-    wait_for,
-)
-from tests.walk import Walk
-from tests.watcher import UVICORN, left_in_sqlite
+from tests.support import watcher
+from tests.support.answers import cut_short, unavailable
+from tests.support.databases import SQLiteDatabase
+from tests.support.processes import wait_for
+from tests.support.random_client import RandomClient
+from tests.support.repository import replace
+from tests.support.services import Server, Service
+from tests.support.watcher import UVICORN, left_in_sqlite
 
 pytestmark = pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
 
@@ -55,10 +51,12 @@ def file(pattern: SQLiteDatabase, tmp_path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def serve(service: Service, file: Path, *command: str, **variables: str) -> Iterator[Server]:
+def serve_file(service: Service, file: Path, *command: str, **variables: str) -> Iterator[Server]:
     """Run the service; whatever happens, it leaves nothing behind."""
     variables = {"DATABASE_URL": f"sqlite:///{file}"} | variables
-    with watcher.serve(service, lambda: left_in_sqlite(file), *command, **variables) as watched:
+    with watcher.serve_watched(
+        service, lambda: left_in_sqlite(file), *command, **variables
+    ) as watched:
         yield watched.server
 
 
@@ -139,7 +137,7 @@ def test_processes_that_change_the_same_row_lose_no_update(
 ) -> None:
     with ExitStack() as stack:
         servers = [
-            stack.enter_context(serve(extended, file, DATABASE_COMMAND_TIMEOUT=timeout))
+            stack.enter_context(serve_file(extended, file, DATABASE_COMMAND_TIMEOUT=timeout))
             for _ in range(3)
         ]
         created = post(servers[0], "counter", "0").json()
@@ -159,7 +157,7 @@ def test_processes_that_change_the_same_row_lose_no_update(
 def test_a_long_write_of_another_process_lets_reads_through_and_ends_writes_in_time(
     service: Service, file: Path
 ) -> None:
-    with serve(service, file, DATABASE_COMMAND_TIMEOUT="0.5") as server:
+    with serve_file(service, file, DATABASE_COMMAND_TIMEOUT="0.5") as server:
         created = post(server, "before").json()
         with writing(file):
             start = time.monotonic()
@@ -176,7 +174,7 @@ def test_a_long_write_of_another_process_lets_reads_through_and_ends_writes_in_t
 
 def test_reads_do_not_queue_behind_writers(service: Service, file: Path) -> None:
     limits = {"DATABASE_COMMAND_TIMEOUT": "2", "DATABASE_POOL_TIMEOUT": "2"}
-    with serve(service, file, **limits) as server, ThreadPoolExecutor(40) as pool:
+    with serve_file(service, file, **limits) as server, ThreadPoolExecutor(40) as pool:
         with writing(file):
             start = time.monotonic()
             waiting = [pool.submit(post, server, f"item {number}") for number in range(40)]
@@ -196,7 +194,7 @@ def test_reads_do_not_queue_behind_writers(service: Service, file: Path) -> None
 
 def test_a_client_that_goes_away_keeps_no_writer_waiting(service: Service, file: Path) -> None:
     limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
-    with serve(service, file, **limits) as server:
+    with serve_file(service, file, **limits) as server:
         address = (server.client.base_url.host, server.client.base_url.port)
         request = (
             b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
@@ -214,7 +212,7 @@ def test_a_client_that_goes_away_keeps_no_writer_waiting(service: Service, file:
 def test_writers_that_wait_do_not_keep_a_server_from_stopping(service: Service, file: Path) -> None:
     limits = {"DATABASE_COMMAND_TIMEOUT": "1", "DATABASE_POOL_TIMEOUT": "1"}
     with (
-        serve(service, file, **limits) as server,
+        serve_file(service, file, **limits) as server,
         ThreadPoolExecutor(20) as pool,
         writing(file),
     ):
@@ -230,7 +228,7 @@ def test_requests_that_outlast_the_graceful_timeout_are_cut_and_rolled_back(
     service: Service, file: Path
 ) -> None:
     with (
-        serve(service, file, *UVICORN[:-1], "1") as server,
+        serve_file(service, file, *UVICORN[:-1], "1") as server,
         ThreadPoolExecutor() as pool,
         writing(file),
     ):
@@ -300,7 +298,7 @@ def test_a_service_that_starts_without_its_file_heals(
 ) -> None:
     with ExitStack() as mended:
         mended.enter_context(fault(file))
-        with serve(service, file, *BOUND, *UVICORN) as server:
+        with serve_file(service, file, *BOUND, *UVICORN) as server:
             http = server.client
             for _ in range(3):
                 assert http.get("/health/live").status_code == 200
@@ -317,7 +315,7 @@ def test_a_service_that_starts_without_its_file_heals(
 def test_a_service_whose_file_is_lost_while_it_runs_heals(
     service: Service, file: Path, fault: Fault
 ) -> None:
-    with serve(service, file) as server, ThreadPoolExecutor(10) as pool:
+    with serve_file(service, file) as server, ThreadPoolExecutor(10) as pool:
         http = server.client
 
         def read(_: int) -> httpx2.Response:
@@ -340,7 +338,7 @@ def test_a_service_whose_file_is_lost_while_it_runs_heals(
 def test_a_file_that_is_deleted_is_not_made_anew_before_it_is_migrated(
     service: Service, file: Path
 ) -> None:
-    with serve(service, file) as server:
+    with serve_file(service, file) as server:
         http = server.client
         assert post(server, "lost").status_code == 201
         for path in file.parent.iterdir():
@@ -366,8 +364,8 @@ def test_a_file_that_becomes_unwritable_goes_on_where_it_is_open_and_is_503_else
     service: Service, file: Path
 ) -> None:
     with (
-        serve(service, file, *BOUND, *UVICORN) as server,
-        serve(service, file, *BOUND, *UVICORN) as other,
+        serve_file(service, file, *BOUND, *UVICORN) as server,
+        serve_file(service, file, *BOUND, *UVICORN) as other,
     ):
         acknowledged = {"before"}
         assert post(server, "before").status_code == 201
@@ -385,7 +383,7 @@ def test_a_backup_that_is_put_in_the_files_place_is_used_at_once(
     service: Service, file: Path
 ) -> None:
     backup = file.with_name("backup.db")
-    with serve(service, file) as server:
+    with serve_file(service, file) as server:
         assert post(server, "stored").status_code == 201
         rows(file, f"VACUUM INTO '{backup}'")
         assert post(server, "too late").status_code == 201
@@ -412,7 +410,7 @@ def test_connections_that_are_opened_wait_for_the_file_side_by_side(
     service: Service, file: Path
 ) -> None:
     with (
-        serve(service, file, DATABASE_COMMAND_TIMEOUT="1") as server,
+        serve_file(service, file, DATABASE_COMMAND_TIMEOUT="1") as server,
         ThreadPoolExecutor(10) as pool,
     ):
 
@@ -489,7 +487,7 @@ def test_a_file_that_comes_back_while_another_is_opened_in_its_place_loses_nothi
     put = {"garbage": b"This is not a database. " * 1000, "nothing": b""}
     put["a copy"] = file.read_bytes()
     script = f"FILE = {str(file)!r}\nCONTENT = {put[content]!r}\n{OPENING}"
-    with serve(service, file) as server:
+    with serve_file(service, file) as server:
         assert post(server, "stored", "as sent").status_code == 201
         assert server.stop(signal.SIGKILL) == -signal.SIGKILL
     done = service.run(
@@ -536,7 +534,7 @@ def test_a_full_disk_is_503_and_loses_nothing(
 ) -> None:
     with small_disk(tmp_path):
         file = Path(shutil.copy(pattern.path, tmp_path / "app.db"))
-        with serve(service, file) as server:
+        with serve_file(service, file) as server:
             http = server.client
             acknowledged = ["before"]
             assert post(server, "before").status_code == 201
@@ -563,7 +561,7 @@ def test_what_was_acknowledged_survives_a_kill_in_the_middle_of_writes(
     acknowledged: set[object] = set()
     for attempt in range(4):
         before = len(acknowledged)
-        with serve(service, file) as server, ThreadPoolExecutor(8) as pool:
+        with serve_file(service, file) as server, ThreadPoolExecutor(8) as pool:
 
             def load(worker: int, server: Server = server, attempt: int = attempt) -> None:
                 for number in range(2000):
@@ -582,17 +580,17 @@ def test_what_was_acknowledged_survives_a_kill_in_the_middle_of_writes(
 def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
     service: Service, file: Path
 ) -> None:
-    walk = Walk(lambda: serve(service, file, DATABASE_COMMAND_TIMEOUT="0.05"))
+    client = RandomClient(lambda: serve_file(service, file, DATABASE_COMMAND_TIMEOUT="0.05"))
 
     @contextmanager
     def killed() -> Iterator[None]:
         yield
-        walk.restart(signal.SIGKILL)
+        client.restart(signal.SIGKILL)
 
     @contextmanager
     def stopped() -> Iterator[None]:
         yield
-        walk.restart(signal.SIGTERM)
+        client.restart(signal.SIGTERM)
 
     def around(fault: Fault) -> Callable[[], AbstractContextManager[None]]:
         return lambda: fault(file)
@@ -600,11 +598,11 @@ def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
     faults = {around(writing): 20, around(missing): 20, around(garbage): 80, killed: 2, stopped: 1}
     try:
         for _ in range(10):
-            walk.go(25, faults)
+            client.go(25, faults)
             stored = rows(file, "SELECT id, name, description, version FROM items")
-            walk.check(stored)  # type: ignore[arg-type]
+            client.check(stored)  # type: ignore[arg-type]
     finally:
-        walk.close()
+        client.close()
 
 
 def test_every_connection_enforces_foreign_keys_and_a_migration_deletes_no_row(
@@ -616,7 +614,7 @@ def test_every_connection_enforces_foreign_keys_and_a_migration_deletes_no_row(
 
     alembic("revision", "--autogenerate", "--message", "create parts")
     alembic("upgrade", "head")
-    with serve(extended, file) as server, ThreadPoolExecutor(20) as pool:
+    with serve_file(extended, file) as server, ThreadPoolExecutor(20) as pool:
         created = post(server, "a").json()
 
         def add(item_id: int) -> int:
@@ -634,6 +632,6 @@ def test_every_connection_enforces_foreign_keys_and_a_migration_deletes_no_row(
 
     assert "VARCHAR(3000)" in str(rows(file, "SELECT sql FROM sqlite_master WHERE name = 'items'"))
     assert rows(file, "SELECT count(*) FROM parts") == [(20,)]
-    with serve(extended, file) as server:
+    with serve_file(extended, file) as server:
         assert server.client.delete(f"/items/{created['id']}").status_code == 204
     assert rows(file, "SELECT count(*) FROM parts") == [(0,)]

@@ -5,34 +5,30 @@ import json
 import os
 import re
 import signal
-import sqlite3
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx2
 import pytest
 import yaml
 
-from tests import watcher
-from tests.services import (
+from tests.support import watcher
+from tests.support.answers import unavailable
+from tests.support.databases import (
     Database,
     PostgreSQLDatabase,
-    Server,
-    Service,
     SQLiteDatabase,
     open_database,
-    unavailable,
-    wait_for,
+    transaction,
 )
-from tests.test_docs import BLOCK, DOCS
-from tests.watcher import left_in
-
-TITLE = re.compile(r'title="([^"]+)"')
+from tests.support.pages import blocks, follow, page_text
+from tests.support.processes import wait_for
+from tests.support.services import Server, Service
+from tests.support.watcher import left_in
 
 
 def check_feature(server: Server) -> None:
@@ -121,48 +117,6 @@ def answering(body: object) -> Iterator[tuple[str, list[str]]]:
         other.shutdown()
 
 
-def page_text(page: str) -> str:
-    return (DOCS / f"how-to/{page}.md").read_text()
-
-
-def apply(
-    page: str,
-    service: Service,
-    variables: dict[str, str],
-    before: Callable[[str], None] = lambda title: None,
-) -> None:
-    """Do to a service what a page says for its database; `before` hears of each block's title."""
-    other = {"sqlite": "PostgreSQL", "postgresql": "SQLite"}[service.database]
-    for language, attributes, text in BLOCK.findall(page_text(page)):
-        [title] = TITLE.findall(attributes) or [""]
-        if title.startswith(other):
-            continue
-        title = title.split(": ")[-1]
-        before(title)
-        if language == "sh":
-            for command in text.replace("\\\n", "").splitlines():
-                type_command(command, service, variables)
-        elif title:
-            file = service.folder / title
-            file.parent.mkdir(exist_ok=True)
-            file.write_text(text)
-
-    service.run(".venv/bin/ruff", "format", "--check")
-    service.run(".venv/bin/ruff", "check")
-    service.run(".venv/bin/python", "engine_rules.py")
-    service.run(".venv/bin/mypy", "app", "migrations")
-
-
-def type_command(command: str, service: Service, variables: dict[str, str]) -> None:
-    if command == "uv add httpx2":
-        return  # it is there, for the tests
-    if command.startswith("uv add"):
-        (service.folder / ".venv").unlink()  # the other services' too
-        service.run("uv", "sync", "--quiet")
-    command = command.replace("uv run", "uv run --no-sync")
-    service.run("sh", "-c", command, variables=variables)
-
-
 @contextmanager
 def writing(http: httpx2.Client) -> Iterator[list[int]]:
     """Create items meanwhile, one after the other; yield the statuses."""
@@ -192,11 +146,11 @@ def test_a_page_works_as_it_stands(
 ) -> None:
     copy = service.copy(tmp_path / "service")
     variables = {**migrated.variables, "DATABASE_ECHO": "true"}
-    apply(page, copy, variables)
+    follow(page, copy, variables)
 
     with (
         answering("sunny") as (url, _),
-        watcher.serve(copy, left_in(migrated), WEATHER_URL=url, **variables) as watched,
+        watcher.serve_watched(copy, left_in(migrated), WEATHER_URL=url, **variables) as watched,
     ):
         PAGES[page](watched.server)
 
@@ -230,7 +184,7 @@ def test_a_websocket_has_a_session_for_each_message(
 ) -> None:
     copy = service.copy(tmp_path / "service")
     variables = migrated.variables | {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
-    apply("websockets", copy, variables)
+    follow("websockets", copy, variables)
 
     def talk(server: Server, process: int, *messages: str) -> list[str]:
         address = str(server.client.base_url).replace("http", "ws") + "/live/items"
@@ -301,14 +255,14 @@ def test_tokens_of_the_provider_open_what_their_scopes_name(
 ) -> None:
     copy = service.copy(tmp_path / "service")
     variables = migrated.variables
-    apply("oidc", copy, variables)
+    follow("oidc", copy, variables)
     made = json.loads(copy.run(".venv/bin/python", "-c", KEYS, "https://issuer.example").stdout)
     tokens: dict[str, str] = made["tokens"]
     provider = {"OIDC_ISSUER": "https://issuer.example"}
 
     with (
         answering(made["keys"]) as (url, asked),
-        watcher.serve(
+        watcher.serve_watched(
             copy, left_in(migrated), OIDC_JWKS_URL=url, **provider, **variables
         ) as watched,
     ):
@@ -338,9 +292,9 @@ def test_tokens_of_the_provider_open_what_their_scopes_name(
     with copy.serve(OIDC_JWKS_URL=url, **provider, **variables) as server:
         assert unavailable(read("/me", tokens["good"]))
 
-    tests = copy.folder / "tests/test_items.py"
-    [fixture] = [text for _, _, text in BLOCK.findall(page_text("oidc")) if "autouse" in text]
-    imports = re.findall(r"`(from [^`]+ import [^`]+)`", page_text("oidc"))
+    tests, page = copy.folder / "tests/test_items.py", page_text("how-to/oidc.md")
+    [fixture] = [it.text for it in blocks(page) if "autouse" in it.text]
+    imports = re.findall(r"`(from [^`]+ import [^`]+)`", page)
     tests.write_text("\n".join([*imports, tests.read_text(), fixture]))
     copy.run("uv", "run", "--no-sync", "pytest", "tests/test_items.py", "tests/test_auth.py")
 
@@ -361,7 +315,7 @@ def test_a_proxy_is_believed_and_nobody_else(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:
     copy = service.copy(tmp_path / "service")
-    apply("proxy", copy, migrated.variables)
+    follow("proxy", copy, migrated.variables)
     copy.extend(routes=CLIENT)
     override = yaml.safe_load((copy.folder / "compose.override.yaml").read_text())
     variables = migrated.variables | override["services"]["app"]["environment"]
@@ -387,30 +341,6 @@ def test_a_proxy_is_believed_and_nobody_else(
             assert http.get("/items", headers=sent | evil).status_code == 400
             assert http.get("/health/live", headers=sent | evil).status_code == 200
             assert "/health" not in server.log()
-
-
-@contextmanager
-def transaction(database: Database, *statements: str) -> Iterator[None]:
-    """Be a transaction that has executed statements, and commits at the end."""
-    if isinstance(database, SQLiteDatabase):
-        with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
-            for statement in ("BEGIN IMMEDIATE", *statements):
-                connection.execute(statement)
-            yield
-            connection.execute("COMMIT")
-        return
-    assert isinstance(database, PostgreSQLDatabase)
-    psql = [str(database.server.bin_path / "psql"), database.server.get_uri(), "--quiet"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(psql, stdin=pipe, stdout=pipe, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write("".join(f"{line};\n" for line in ("BEGIN", *statements)))
-        process.stdin.write("\\echo executed\n")
-        process.stdin.flush()
-        assert "executed\n" in iter(process.stdout.readline, "")
-        yield
-        process.communicate("COMMIT;\n")
 
 
 def test_a_walk_from_the_start_finds_what_was_committed_late(
@@ -464,7 +394,7 @@ def test_a_backup_is_restored_while_items_are_written(
         copy.run(".venv/bin/alembic", "upgrade", "head", variables=variables)
 
         with (
-            watcher.serve(copy, left_in(database), **variables) as watched,
+            watcher.serve_watched(copy, left_in(database), **variables) as watched,
             ExitStack() as meanwhile,
         ):
             http = watched.server.client
@@ -485,7 +415,7 @@ def test_a_backup_is_restored_while_items_are_written(
                 elif title == "after a restore":
                     meanwhile.close()
 
-            apply("backups", copy, variables, before=change)
+            follow("backups", copy, variables, before=change)
 
             assert set(statuses) <= {201, 503}
             assert http.get(kept).json()["name"] == "kept"
@@ -494,7 +424,8 @@ def test_a_backup_is_restored_while_items_are_written(
 
         if isinstance(database, PostgreSQLDatabase):  # all of it or nothing
             database.query("CREATE TABLE newer (item_id bigint REFERENCES items)")
-            [restore] = re.findall(r"^pg_restore(?s:.*?)dump$", page_text("backups"), re.MULTILINE)
+            page = page_text("how-to/backups.md")
+            [restore] = re.findall(r"^pg_restore(?s:.*?)dump$", page, re.MULTILINE)
             refused = copy.run("sh", "-c", restore, variables=variables, check=False)
             assert "other objects depend on it" in refused.stdout
             assert "lost" in database.query("SELECT name FROM items")

@@ -13,11 +13,14 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests import watcher
-from tests.places import Place, open_place, open_server
-from tests.proxy import Action, Trap
-from tests.services import Service, SQLiteDatabase, is_outcome_unknown, wait_for
-from tests.watcher import Left, Watcher, left_in_sqlite
+from tests.support import watcher
+from tests.support.answers import is_outcome_unknown
+from tests.support.databases import SQLiteDatabase
+from tests.support.processes import wait_for
+from tests.support.proxied import ProxiedDatabase, open_guarded_server, open_proxied
+from tests.support.proxy import Action, Trap
+from tests.support.services import Service
+from tests.support.watcher import Left, Watcher, left_in_sqlite
 
 POSTGRESQL = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 SQLITE = pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
@@ -294,7 +297,7 @@ def starter(
 
     @contextmanager
     def serve() -> Iterator[Watcher]:
-        with watcher.serve(extended, left, **LIMITS | variables) as watched:
+        with watcher.serve_watched(extended, left, **LIMITS | variables) as watched:
             watched.settles = 4.0
             yield watched
 
@@ -302,22 +305,24 @@ def starter(
 
 
 @pytest.fixture(scope="module")
-def place(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def proxied(
+    service: Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ProxiedDatabase]:
     with (
-        open_server(service, tmp_path_factory.mktemp("server")) as server,
-        open_place(server, "pattern") as place,
+        open_guarded_server(service, tmp_path_factory.mktemp("server")) as server,
+        open_proxied(server, "pattern") as proxied,
     ):
-        place.query(TABLES)
-        yield place
+        proxied.query(TABLES)
+        yield proxied
 
 
 @pytest.fixture(scope="module")
 def postgresql(
-    service: Service, place: Place, tmp_path_factory: pytest.TempPathFactory
+    service: Service, proxied: ProxiedDatabase, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Arena]:
     folder = tmp_path_factory.mktemp("postgresql")
-    serve = starter(service, place.left, folder, DATABASE_URL=place.url)
-    arena = Arena(serve, place.query, place.terminate)
+    serve = starter(service, proxied.left, folder, DATABASE_URL=proxied.url)
+    arena = Arena(serve, proxied.query, proxied.terminate)
     yield arena
     arena.close()
 
@@ -422,16 +427,22 @@ def test_what_sqlite_or_its_driver_refuses_leaves_nothing_behind(
 
 
 @contextmanager
-def trapped(place: Place, trap: Trap) -> Iterator[Trap]:
-    place.proxy.trap = trap
+def trapped(proxied: ProxiedDatabase, trap: Trap) -> Iterator[Trap]:
+    proxied.proxy.trap = trap
     try:
         yield trap
     finally:
-        place.proxy.trap = None
+        proxied.proxy.trap = None
 
 
 def walk_through(
-    arena: Arena, place: Place, kind: str, action: Action, *, to_server: bool, limit: float | None
+    arena: Arena,
+    proxied: ProxiedDatabase,
+    kind: str,
+    action: Action,
+    *,
+    to_server: bool,
+    limit: float | None,
 ) -> int:
     """Let something happen at each message of a request; return how many there are.
 
@@ -444,7 +455,7 @@ def walk_through(
             name = next(names)
             if prepared:
                 arena.prepare(way, kind, name)
-            with trapped(place, Trap(to_server, number, action, HELD)) as trap:
+            with trapped(proxied, Trap(to_server, number, action, HELD)) as trap:
                 answer = arena.send(way, kind, name, limit=limit)
             if not trap.sprung:
                 arena.conclude(f"{kind}, {way}, {number} messages", [answer], {200, 422})
@@ -461,24 +472,24 @@ def walk_through(
 @pytest.mark.parametrize("to_server", [True, False], ids=["to", "from"])
 @pytest.mark.parametrize("kind", ["write", "32 bits"])
 def test_a_connection_that_is_cut_at_any_message_leaves_nothing_behind(
-    postgresql: Arena, place: Place, kind: str, to_server: bool
+    postgresql: Arena, proxied: ProxiedDatabase, kind: str, to_server: bool
 ) -> None:
-    assert walk_through(postgresql, place, kind, "cut", to_server=to_server, limit=None) > 3
+    assert walk_through(postgresql, proxied, kind, "cut", to_server=to_server, limit=None) > 3
 
 
 @POSTGRESQL
 @pytest.mark.parametrize("to_server", [True, False], ids=["to", "from"])
 @pytest.mark.parametrize("kind", ["write", "integer"])
 def test_a_handler_that_gives_up_at_any_message_leaves_nothing_behind(
-    postgresql: Arena, place: Place, kind: str, to_server: bool
+    postgresql: Arena, proxied: ProxiedDatabase, kind: str, to_server: bool
 ) -> None:
     limit = HELD / 3
-    assert walk_through(postgresql, place, kind, "hold", to_server=to_server, limit=limit) > 3
+    assert walk_through(postgresql, proxied, kind, "hold", to_server=to_server, limit=limit) > 3
 
 
 @POSTGRESQL
 def test_a_network_that_falls_silent_at_any_message_leaves_nothing_behind(
-    postgresql: Arena, place: Place
+    postgresql: Arena, proxied: ProxiedDatabase
 ) -> None:
     for way, to_server, numbers in (
         ("reader", True, count(0, 2)),
@@ -486,7 +497,7 @@ def test_a_network_that_falls_silent_at_any_message_leaves_nothing_behind(
         ("session", False, count(0, 4)),
     ):
         for number in numbers:
-            with trapped(place, Trap(to_server, number, "lose")) as trap:
+            with trapped(proxied, Trap(to_server, number, "lose")) as trap:
                 answer = postgresql.send(way, "sleep", next(names), good=True)
             if not trap.sprung:
                 break
@@ -498,15 +509,15 @@ def test_a_network_that_falls_silent_at_any_message_leaves_nothing_behind(
 @POSTGRESQL
 @pytest.mark.parametrize("action", ["cut", "lose"])
 def test_a_connection_that_fails_while_it_is_made_leaves_nothing_behind(
-    postgresql: Arena, place: Place, action: Action
+    postgresql: Arena, proxied: ProxiedDatabase, action: Action
 ) -> None:
     sprung = 0
     # A silent one takes the whole limit: only those of the login.
     for to_server, numbers in ((True, range(30)), (False, range(0, 60, 3))):
         for number in numbers if action == "cut" else numbers[:3]:
             way = WAYS[number % 3]
-            place.terminate()
-            with trapped(place, Trap(to_server, number, action)) as trap:
+            proxied.terminate()
+            with trapped(proxied, Trap(to_server, number, action)) as trap:
                 answer = postgresql.send(way, "sleep", next(names), good=True)
             if not trap.sprung:
                 break
@@ -517,31 +528,33 @@ def test_a_connection_that_fails_while_it_is_made_leaves_nothing_behind(
     postgresql.verdict()
 
 
-def sleeping(place: Place) -> bool:
+def sleeping(proxied: ProxiedDatabase) -> bool:
     asleep = (
         "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query ~ 'pg_sleep.*n'"
     )
-    return place.number(f"{asleep} AND application_name <> 'psql'") > 0
+    return proxied.number(f"{asleep} AND application_name <> 'psql'") > 0
 
 
 @POSTGRESQL
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("ended", ["pg_terminate_backend", "pg_cancel_backend"])
 def test_a_backend_that_is_ended_or_interrupted_leaves_nothing_behind(
-    postgresql: Arena, place: Place, way: str, ended: str
+    postgresql: Arena, proxied: ProxiedDatabase, way: str, ended: str
 ) -> None:
     with ThreadPoolExecutor() as pool:
         sent = pool.submit(postgresql.send, way, "sleep", next(names))
-        wait_for(lambda: sleeping(place))
-        place.query(f"SELECT {ended}(pid) FROM pg_stat_activity WHERE usename = 'guarded'")
+        wait_for(lambda: sleeping(proxied))
+        proxied.query(f"SELECT {ended}(pid) FROM pg_stat_activity WHERE usename = 'guarded'")
         postgresql.conclude(f"{ended}, {way}", [sent.result()], {503})
     postgresql.verdict()
 
 
 @POSTGRESQL
 @pytest.mark.parametrize("way", WAYS)
-def test_a_lock_that_lasts_leaves_nothing_behind(postgresql: Arena, place: Place, way: str) -> None:
-    with place.holding("LOCK TABLE items, things"):
+def test_a_lock_that_lasts_leaves_nothing_behind(
+    postgresql: Arena, proxied: ProxiedDatabase, way: str
+) -> None:
+    with proxied.holding("LOCK TABLE items, things"):
         for limit in (None, 0.1):
             kind = "integer" if way == "reader" else "write"
             answer = postgresql.send(way, kind, next(names), limit=limit)
@@ -561,28 +574,28 @@ def send_and_leave(arena: Arena, path: str, seconds: float) -> None:
 @POSTGRESQL
 @pytest.mark.parametrize("way", WAYS)
 def test_a_client_that_goes_away_leaves_nothing_behind(
-    postgresql: Arena, place: Place, way: str
+    postgresql: Arena, proxied: ProxiedDatabase, way: str
 ) -> None:
     kind = "sleep" if way == "reader" else "write"
     for number in range(8):
         path = f"/{way}/{kind}?name={next(names)}&good=True"
-        with trapped(place, Trap(number % 2 == 0, number // 2, "hold", HELD)):
+        with trapped(proxied, Trap(number % 2 == 0, number // 2, "hold", HELD)):
             send_and_leave(postgresql, path, HELD / 2)
             postgresql.conclude(f"left at message {number // 2}, {way}", [], set())
     postgresql.verdict()
 
 
 @POSTGRESQL
-def test_what_was_answered_is_what_is_stored(postgresql: Arena, place: Place) -> None:
+def test_what_was_answered_is_what_is_stored(postgresql: Arena, proxied: ProxiedDatabase) -> None:
     """Cut at each message of a transaction: 503 is no success, but where the outcome is unknown."""
     for to_server in (True, False):
         for number in count():
-            before = place.number("SELECT count(*) FROM things")
-            with trapped(place, Trap(to_server, number, "cut")) as trap:
+            before = proxied.number("SELECT count(*) FROM things")
+            with trapped(proxied, Trap(to_server, number, "cut")) as trap:
                 answer = postgresql.send("session", "write", next(names))
             if not trap.sprung:
                 break
-            grown = place.number("SELECT count(*) FROM things") - before
+            grown = proxied.number("SELECT count(*) FROM things") - before
             case = f"cut at message {number}, {to_server=}: {answer.status_code}, {grown} stored"
             if answer.status_code == 200:
                 assert grown == 1, case

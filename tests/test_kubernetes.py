@@ -9,22 +9,22 @@ import kubernetes_validate  # type: ignore[import-untyped]
 import pytest
 import yaml
 
-from tests.containers import instructions
-from tests.services import REPOSITORY, Service, render
-from tests.test_docs import BLOCK, DOCS
+from tests.support.containers import instructions
+from tests.support.pages import block_text, blocks, page_text
+from tests.support.repository import REPOSITORY
+from tests.support.services import Service, render
 
 TEMPLATE = REPOSITORY / "template"
-PAGE = (DOCS / "how-to/kubernetes.md").read_text()
+PAGE = page_text("how-to/kubernetes.md")
 BLOCKS = {"sqlite": ["sqlite"], "postgresql": ["secret", "migrate", "service"]}
 
 
 def manifests(database: str) -> dict[str, Any]:
     """Return what the page has for a database, by kind."""
-    titled = {title: text for _, title, text in BLOCK.findall(PAGE)}
     documents = [
         document
         for name in BLOCKS[database]
-        for document in yaml.safe_load_all(titled[f' title="{name}"'])
+        for document in yaml.safe_load_all(block_text(PAGE, name))
     ]
     return {document["kind"]: document for document in documents}
 
@@ -57,10 +57,10 @@ def constant(module: str, name: str) -> float:
 
 
 def test_every_manifest_has_kubernetes_form() -> None:
-    blocks = [text for language, _, text in BLOCK.findall(PAGE) if language == "yaml"]
-    documents = [document for text in blocks for document in yaml.safe_load_all(text)]
+    shown = [block.text for block in blocks(PAGE) if block.language == "yaml"]
+    documents = [document for text in shown for document in yaml.safe_load_all(text)]
 
-    assert len(blocks) == sum(map(len, BLOCKS.values()))
+    assert len(shown) == sum(map(len, BLOCKS.values()))
     [oldest] = re.findall(r"Kubernetes (1\.\d+) or newer", PAGE)
     for document in documents:
         for version in (oldest, kubernetes_validate.latest_version()):

@@ -13,18 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests import watcher
-from tests.places import Place
-from tests.services import (
-    FIRST,
-    Database,
-    PostgreSQLDatabase,
-    Service,
-    SQLiteDatabase,
-    environment,
-    replace,
-    wait_for,
-)
+from tests.support import watcher
+from tests.support.databases import Database, PostgreSQLDatabase, SQLiteDatabase
+from tests.support.processes import environment, wait_for
+from tests.support.proxied import ProxiedDatabase
+from tests.support.repository import replace
+from tests.support.services import FIRST, Service
 
 postgresql = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 FREED = 5.0  # seconds in which the locks of a migration that was killed are free
@@ -42,7 +36,9 @@ CONCURRENTLY = [
 ]
 
 
-def start(service: Service, url: str, *words: str, **variables: str) -> subprocess.Popen[str]:
+def start_alembic(
+    service: Service, url: str, *words: str, **variables: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [".venv/bin/alembic", *(words or ("upgrade", "head"))],
         cwd=service.folder,
@@ -66,12 +62,12 @@ def finish(*processes: subprocess.Popen[str]) -> list[str]:
 
 
 @pytest.fixture
-def place(place: Place) -> Place:
+def proxied(proxied: ProxiedDatabase) -> ProxiedDatabase:
     """A migrated database with a row."""
-    place.query(
+    proxied.query(
         "INSERT INTO items (name, created_at, updated_at, version) VALUES ('a', now(), now(), 1)"
     )
-    return place
+    return proxied
 
 
 @pytest.fixture
@@ -89,27 +85,27 @@ MIGRATING = (
 @postgresql
 @pytest.mark.parametrize("upgrade", [PLAIN, CONCURRENTLY], ids=["plain", "concurrently"])
 def test_replicas_migrate_at_the_same_time_and_one_is_killed(
-    living: Service, place: Place, upgrade: list[str]
+    living: Service, proxied: ProxiedDatabase, upgrade: list[str]
 ) -> None:
     living.add_revision("more", FIRST, upgrade)
-    finish(*(start(living, place.url, SLOW="1") for _ in range(3)))
-    assert "more" in place.query("SELECT version_num FROM alembic_version")
-    place.query("UPDATE alembic_version SET version_num = 'ff1af746d745'")
-    place.query("ALTER TABLE items DROP COLUMN IF EXISTS note")
+    finish(*(start_alembic(living, proxied.url, SLOW="1") for _ in range(3)))
+    assert "more" in proxied.query("SELECT version_num FROM alembic_version")
+    proxied.query("UPDATE alembic_version SET version_num = 'ff1af746d745'")
+    proxied.query("ALTER TABLE items DROP COLUMN IF EXISTS note")
 
-    killed = start(living, place.url, SLOW="300")
-    wait_for(lambda: place.number(f"{MIGRATING} AND query LIKE '%pg_sleep%'") == 1, 60)
-    others = [start(living, place.url) for _ in range(2)]
+    killed = start_alembic(living, proxied.url, SLOW="300")
+    wait_for(lambda: proxied.number(f"{MIGRATING} AND query LIKE '%pg_sleep%'") == 1, 60)
+    others = [start_alembic(living, proxied.url) for _ in range(2)]
     for other in others:
         read_until_it_waits(other)
     killed.kill()
-    wait_for(lambda: place.number(f"{MIGRATING} AND query LIKE '%pg_sleep%'") == 0, FREED)
+    wait_for(lambda: proxied.number(f"{MIGRATING} AND query LIKE '%pg_sleep%'") == 0, FREED)
     killed.communicate()
     assert killed.returncode == -signal.SIGKILL
 
     finish(*others)
-    assert "more" in place.query("SELECT version_num FROM alembic_version")
-    assert place.number(MIGRATING) == 0
+    assert "more" in proxied.query("SELECT version_num FROM alembic_version")
+    assert proxied.number(MIGRATING) == 0
 
 
 @contextmanager
@@ -134,17 +130,17 @@ def reading(client: object) -> Iterator[list[int]]:
 
 @postgresql
 def test_a_migration_whose_lock_is_not_free_is_tried_again_and_no_request_fails(
-    living: Service, place: Place
+    living: Service, proxied: ProxiedDatabase
 ) -> None:
     living.add_revision("more", FIRST, PLAIN)
-    variables = {"DATABASE_URL": place.url}
+    variables = {"DATABASE_URL": proxied.url}
     with (
-        watcher.serve(living, place.left, **variables) as watched,
+        watcher.serve_watched(living, proxied.left, **variables) as watched,
         reading(watched.server.client) as statuses,
     ):
-        with place.holding("SELECT * FROM items"):
-            migration = start(living, place.url)
-            wait_for(lambda: place.waiting() > 0, 60)
+        with proxied.holding("SELECT * FROM items"):
+            migration = start_alembic(living, proxied.url)
+            wait_for(lambda: proxied.waiting() > 0, 60)
             time.sleep(2)
         [said] = finish(migration)
 
@@ -154,13 +150,13 @@ def test_a_migration_whose_lock_is_not_free_is_tried_again_and_no_request_fails(
 
 @postgresql
 def test_a_migration_that_never_gets_its_lock_says_so_in_one_line(
-    living: Service, place: Place
+    living: Service, proxied: ProxiedDatabase
 ) -> None:
     living.add_revision("early", FIRST, ['op.execute("CREATE TABLE early (id integer)")'])
     living.add_revision("more", "early", PLAIN)
     replace(living.folder / "migrations" / "running.py", "ATTEMPTS = 30", "ATTEMPTS = 2")
-    with place.holding("SELECT * FROM items"):
-        migration = start(living, place.url)
+    with proxied.holding("SELECT * FROM items"):
+        migration = start_alembic(living, proxied.url)
         said, _ = migration.communicate(timeout=60)
 
     assert migration.returncode == 1
@@ -169,29 +165,31 @@ def test_a_migration_that_never_gets_its_lock_says_so_in_one_line(
         assert words in last
     assert "not available" not in said
     assert "Traceback" not in said
-    finish(start(living, place.url))
+    finish(start_alembic(living, proxied.url))
 
 
 @postgresql
 def test_a_relative_downgrade_that_is_tried_again_goes_no_further(
-    living: Service, place: Place
+    living: Service, proxied: ProxiedDatabase
 ) -> None:
     wait = 'op.execute("LOCK TABLE items")'
     for name, after in [("one", FIRST), ("two", "one"), ("three", "two")]:
         living.add_revision(name, after, [], *([wait] if name == "two" else []))
-    finish(start(living, place.url))
-    with place.holding("SELECT * FROM items"):
-        migration = start(living, place.url, "downgrade", "-2")
-        wait_for(lambda: place.waiting() > 0, 60)
+    finish(start_alembic(living, proxied.url))
+    with proxied.holding("SELECT * FROM items"):
+        migration = start_alembic(living, proxied.url, "downgrade", "-2")
+        wait_for(lambda: proxied.waiting() > 0, 60)
         time.sleep(1.5)
     [said] = finish(migration)
 
     assert "attempt 1 of 30" in said
-    assert "one" in place.query("SELECT version_num FROM alembic_version")
+    assert "one" in proxied.query("SELECT version_num FROM alembic_version")
 
 
 @postgresql
-def test_migrations_that_succeed_one_by_one_succeed_together(living: Service, place: Place) -> None:
+def test_migrations_that_succeed_one_by_one_succeed_together(
+    living: Service, proxied: ProxiedDatabase
+) -> None:
     mood = "op.execute(\"CREATE TYPE mood AS ENUM ('calm')\")"
     column = 'op.execute("ALTER TABLE items ADD COLUMN mood mood")'
     label = "op.execute(\"ALTER TYPE mood ADD VALUE 'glad'\")"
@@ -207,20 +205,22 @@ def test_migrations_that_succeed_one_by_one_succeed_together(living: Service, pl
     living.add_revision("filled", "parts", [f'op.execute("{filled}")'])
     living.add_revision("altered", "filled", ['op.execute("ALTER TABLE parts ADD x integer")'])
 
-    finish(start(living, place.url))
+    finish(start_alembic(living, proxied.url))
 
-    assert place.number("SELECT count(*) FROM parts") == 1
+    assert proxied.number("SELECT count(*) FROM parts") == 1
 
 
 @postgresql
-def test_sql_for_others_to_run_has_the_same_limits(living: Service, place: Place) -> None:
+def test_sql_for_others_to_run_has_the_same_limits(
+    living: Service, proxied: ProxiedDatabase
+) -> None:
     living.add_revision("more", FIRST, PLAIN)
     printed = living.run(
         ".venv/bin/alembic",
         "upgrade",
         f"{FIRST}:head",
         "--sql",
-        variables={"DATABASE_URL": place.url},
+        variables={"DATABASE_URL": proxied.url},
     ).stdout
     script = printed[printed.index("SELECT set_config") :]
 
@@ -228,8 +228,8 @@ def test_sql_for_others_to_run_has_the_same_limits(living: Service, place: Place
     for setting in ("statement_timeout", "client_connection_check_interval", "application_name"):
         assert setting in script
     sql = "\n".join(line for line in script.splitlines() if " INFO " not in line)
-    place.query(f"SET ROLE guarded;\n{sql}")
-    assert "more" in place.query("SELECT version_num FROM alembic_version")
+    proxied.query(f"SET ROLE guarded;\n{sql}")
+    assert "more" in proxied.query("SELECT version_num FROM alembic_version")
 
 
 MODELS = """
@@ -367,16 +367,16 @@ def test_a_revision_that_is_written_by_hand_keeps_its_imports(
 
 @postgresql
 def test_a_revision_that_its_column_cannot_hold_is_refused_before_anything_runs(
-    living: Service, place: Place
+    living: Service, proxied: ProxiedDatabase
 ) -> None:
     living.add_revision("early", FIRST, ['op.execute("CREATE TABLE early (id integer)")'])
     living.add_revision("r" * 33, "early", [])
-    migration = start(living, place.url)
+    migration = start_alembic(living, proxied.url)
     said, _ = migration.communicate(timeout=60)
 
     assert migration.returncode != 0
     assert f"{'r' * 33} is longer than 32 characters" in said
-    assert FIRST in place.query("SELECT version_num FROM alembic_version")
+    assert FIRST in proxied.query("SELECT version_num FROM alembic_version")
 
 
 sqlite = pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
@@ -414,10 +414,10 @@ def test_a_table_that_is_made_anew_keeps_what_it_has(living: Service, migrated: 
     rebuild = "with op.batch_alter_table('things') as batch:"
     longer = "    batch.alter_column('name', type_=sa.String(30))"
     living.add_revision("table", FIRST, TABLE)
-    finish(start(living, url))
+    finish(start_alembic(living, url))
     before = objects(migrated)
     living.add_revision("longer", "table", [rebuild, longer, "    batch.drop_index('ix_gone')"])
-    finish(start(living, url))
+    finish(start_alembic(living, url))
 
     after = objects(migrated)
     assert {name: after.get(name) for name in KEPT} == {name: before[name] for name in KEPT}
@@ -456,7 +456,7 @@ def test_a_table_that_would_lose_something_is_refused_by_name(
     before = objects(migrated)
     rebuild = "with op.batch_alter_table('things', recreate='always') as batch:"
     living.add_revision("change", FIRST, [rebuild, f"    {change}"])
-    migration = start(living, migrated.variables["DATABASE_URL"])
+    migration = start_alembic(living, migrated.variables["DATABASE_URL"])
     said, _ = migration.communicate(timeout=60)
 
     assert migration.returncode != 0
@@ -481,7 +481,7 @@ def test_a_copy_keeps_what_reflection_does_not_know(living: Service, migrated: D
         "    batch.alter_column('x', type_=sa.BigInteger(), existing_type=sa.Integer())",
     ]
     living.add_revision("change", FIRST, [rebuild, *change])
-    finish(start(living, migrated.variables["DATABASE_URL"]))
+    finish(start_alembic(living, migrated.variables["DATABASE_URL"]))
 
     made = objects(migrated)["things"]
     for part in ("CHECK (x < 9)", "ON DELETE CASCADE", "type_of_x"):
@@ -491,9 +491,9 @@ def test_a_copy_keeps_what_reflection_does_not_know(living: Service, migrated: D
 
 
 @postgresql
-def test_the_check_of_a_type_follows_its_column(living: Service, place: Place) -> None:
+def test_the_check_of_a_type_follows_its_column(living: Service, proxied: ProxiedDatabase) -> None:
     def checks() -> dict[str, str]:
-        rows = place.query(
+        rows = proxied.query(
             "SELECT 'found=' || json_object_agg(conname, pg_get_constraintdef(oid)) FROM pg_constraint"
             " WHERE conrelid = 'items'::regclass AND conname LIKE 'type_of_%'"
         )
@@ -502,7 +502,7 @@ def test_the_check_of_a_type_follows_its_column(living: Service, place: Place) -
 
     before = checks()
     living.add_revision("add", FIRST, ["op.add_column('items', sa.Column('due', sa.Date))"])
-    finish(start(living, place.url))
+    finish(start_alembic(living, proxied.url))
     added = checks().keys() - before.keys()
     # Rows that are there are not looked at, behind a lock of the whole table.
     assert (added, checks()["type_of_due"][-9:]) == ({"type_of_due"}, "NOT VALID")
@@ -510,13 +510,13 @@ def test_the_check_of_a_type_follows_its_column(living: Service, place: Place) -
     rename = "op.alter_column('items', 'due', new_column_name='deadline')"
     retype = "op.alter_column('items', 'description', type_=sa.Float(), postgresql_using='NULL')"
     living.add_revision("change", "add", [rename, retype])
-    finish(start(living, place.url))
+    finish(start_alembic(living, proxied.url))
     assert checks().keys() - before.keys() == {"type_of_deadline", "type_of_description"}
     assert "NaN" in checks()["type_of_description"]
 
     back = "op.alter_column('items', 'description', type_=sa.String(99), postgresql_using='NULL')"
     living.add_revision("back", "change", [back, "op.drop_column('items', 'deadline')"])
-    finish(start(living, place.url))
+    finish(start_alembic(living, proxied.url))
     assert checks() == before
 
 
@@ -538,9 +538,9 @@ def test_replicas_that_copy_tables_take_turns_and_one_is_killed(
     living.add_revision("slow", "longer", [*outside, *wait])
     living.add_revision("table", "slow", ["op.create_table('made', sa.Column('id', sa.Integer))"])
 
-    killed = start(living, url, SLOW="1")
+    killed = start_alembic(living, url, SLOW="1")
     wait_for(there.exists, 60)
-    others = [start(living, url) for _ in range(2)]
+    others = [start_alembic(living, url) for _ in range(2)]
     for other in others:
         read_until_it_waits(other)
     killed.kill()
@@ -576,10 +576,12 @@ def test_a_release_is_rolled_back_by_its_image_alone(
 
 
 @postgresql
-def test_a_role_that_may_not_read_the_revision_is_told_so(service: Service, place: Place) -> None:
-    place.query("ALTER TABLE alembic_version OWNER TO CURRENT_USER")
-    place.query("REVOKE ALL ON alembic_version FROM guarded")
-    variables = {"DATABASE_URL": place.url}
+def test_a_role_that_may_not_read_the_revision_is_told_so(
+    service: Service, proxied: ProxiedDatabase
+) -> None:
+    proxied.query("ALTER TABLE alembic_version OWNER TO CURRENT_USER")
+    proxied.query("REVOKE ALL ON alembic_version FROM guarded")
+    variables = {"DATABASE_URL": proxied.url}
     denied = "permission denied for table alembic_version"
 
     examined = service.run(".venv/bin/python", "-m", "app.doctor", variables=variables, check=False)
@@ -587,7 +589,7 @@ def test_a_role_that_may_not_read_the_revision_is_told_so(service: Service, plac
     assert denied in examined.stdout
     assert "upgrade head" not in examined.stdout
 
-    with watcher.serve(service, place.left, **variables) as watched:
+    with watcher.serve_watched(service, proxied.left, **variables) as watched:
         assert watched.server.client.get("/health/ready").status_code == 503
         assert f"not ready: {denied}" in watched.server.log()
 

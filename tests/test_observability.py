@@ -18,8 +18,9 @@ from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
-from tests.services import Database, Service
-from tests.test_docs import BLOCK, DOCS, table
+from tests.support.databases import Database
+from tests.support.pages import block_text, page_text, table
+from tests.support.services import Service
 
 PAGE = "how-to/metrics-and-traces.md"
 SECRET = "hunter2"
@@ -105,9 +106,7 @@ def collector() -> Iterator[Collector]:
 
 def variables(title: str, endpoint: str) -> dict[str, str]:
     """Return the variables that the documentation shows, for the collector at `endpoint`."""
-    [text] = [
-        text for _, name, text in BLOCK.findall((DOCS / PAGE).read_text()) if f'"{title}"' in name
-    ]
+    text = block_text(page_text(PAGE), title)
     lines = re.sub(r"http://127.0.0.1:\d+", endpoint, text).splitlines()
     return dict(line.split("=", 1) for line in lines)
 

@@ -1,9 +1,7 @@
 """What the page on operation says: two roles, the past, collations, squashing; a host that is lost."""
 
-import os
 import re
 import sqlite3
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,27 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster import Cluster, Node, binaries, binaries_of, open_cluster
-from tests.services import (
-    FIRST,
-    Database,
-    PostgreSQLDatabase,
-    Service,
-    replace,
-    wait_for,
-)
-from tests.test_docs import BLOCK, DOCS
+from tests.support.cluster import Cluster, Node, binaries, binaries_of, open_cluster
+from tests.support.databases import Database, PostgreSQLDatabase
+from tests.support.pages import Typist, block_text, page_text, tools_first
+from tests.support.processes import wait_for
+from tests.support.repository import REPOSITORY, replace
+from tests.support.services import FIRST, Service
 
 INSTALLED = binaries()
 POSTGRESQL = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 CLUSTER = pytest.mark.skipif(INSTALLED is None, reason="there is no PostgreSQL to set up here")
 
-PAGE = (DOCS / "how-to/operate-the-database.md").read_text()
-
-
-def block(title: str) -> str:
-    [text] = [text for _, found, text in BLOCK.findall(PAGE) if f'"{title}"' in found]
-    return str(text)
+PAGE = page_text("how-to/operate-the-database.md")
 
 
 @pytest.fixture
@@ -49,22 +38,8 @@ def node(cluster: Cluster) -> Node:
 def type_in(node: Node, command: str, folder: Path, said: str = "") -> None:
     """Type a command as the administrator of the server, or in its container."""
     tools = Path(node.cluster.program("psql")).parent
-    done = subprocess.run(
-        ["sh", "-e", "-c", command.replace("docker compose exec -T db ", "")],
-        cwd=folder,
-        env={
-            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
-            "PGHOST": "127.0.0.1",
-            "PGPORT": str(node.port),
-        },
-        input=said,
-        capture_output=True,
-        text=True,
-        check=False,
-        start_new_session=True,  # without a terminal it asks here for passwords
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
+    place = {"PATH": tools_first(tools), "PGHOST": "127.0.0.1", "PGPORT": str(node.port)}
+    Typist(folder, place, {"docker compose exec -T db ": ""}).type(command, said)
 
 
 @POSTGRESQL
@@ -82,13 +57,13 @@ def test_one_role_migrates_and_another_serves(
     node.query("SELECT pg_reload_conf()")
     if lived:
         copy.run(".venv/bin/alembic", "upgrade", "head", variables=place | {"DATABASE_USER": "app"})
-    (copy.folder / "roles.sql").write_text(block("roles.sql"))
-    type_in(node, block("Compose"), copy.folder)
+    (copy.folder / "roles.sql").write_text(block_text(PAGE, "roles.sql"))
+    type_in(node, block_text(PAGE, "Compose"), copy.folder)
     for role in ("app_owner", "app_service"):
         assert f"`\\password {role}`" in PAGE
         command = f"psql --username=app --dbname=app --command='\\password {role}'"
         type_in(node, command, copy.folder, f"{role}'s\n{role}'s\n")
-    override = yaml.safe_load(block("compose.override.yaml"))["services"]
+    override = yaml.safe_load(block_text(PAGE, "compose.override.yaml"))["services"]
     owner, serving = (
         place | override[part]["environment"] | {"DATABASE_PASSWORD": f"{role}'s"}
         for part, role in (("migrate", "app_owner"), ("app", "app_service"))
@@ -209,9 +184,7 @@ def test_a_server_returns_to_the_moment_before_a_mistake(cluster: Cluster, node:
 
 @CLUSTER
 def test_the_order_of_texts_in_composes_database_is_the_servers_own(cluster: Cluster) -> None:
-    compose = yaml.safe_load(
-        (DOCS.parent / "template/variants/postgresql/compose.yaml").read_text()
-    )
+    compose = yaml.safe_load((REPOSITORY / "template/variants/postgresql/compose.yaml").read_text())
     arguments = compose["services"]["db"]["environment"]["POSTGRES_INITDB_ARGS"].split()
     node = cluster.node("compose")
     cluster.run(
@@ -247,7 +220,7 @@ def test_after_the_order_of_texts_has_changed_indexes_are_made_anew(tmp_path: Pa
         before = node.query(index)
 
         # Outside of a transaction, each as it stands.
-        for statement in block("after the C library has changed").strip().splitlines():
+        for statement in block_text(PAGE, "after the C library has changed").strip().splitlines():
             type_in(node, f'psql --username=app --dbname=app --command="{statement}"', tmp_path)
 
         assert node.query(index) != before
@@ -264,10 +237,10 @@ def test_one_migration_stands_for_all(service: Service, database: Database, tmp_
     replace(
         model, version, f'    number: Mapped[int] = mapped_column(server_default="0")\n{version}'
     )
-    service_at = Places(database, tmp_path)
+    databases = NamedDatabases(database, tmp_path)
 
     def alembic(place: str, *words: str) -> str:
-        return copy.run(".venv/bin/alembic", *words, variables=service_at.variables(place)).stdout
+        return copy.run(".venv/bin/alembic", *words, variables=databases.variables(place)).stdout
 
     alembic("lived", "upgrade", "head")
     for file in versions.glob("*.py"):
@@ -276,8 +249,8 @@ def test_one_migration_stands_for_all(service: Service, database: Database, tmp_
     copy.run(
         "sh",
         "-c",
-        block("step 3").strip().replace("uv run", "uv run --no-sync"),
-        variables=service_at.variables("compared") | {"REVISION": "number"},
+        block_text(PAGE, "step 3").strip().replace("uv run", "uv run --no-sync"),
+        variables=databases.variables("compared") | {"REVISION": "number"},
     )
 
     assert len([*versions.glob("*.py")]) == 1
@@ -286,10 +259,10 @@ def test_one_migration_stands_for_all(service: Service, database: Database, tmp_
     for place in ("new", "lived"):
         alembic(place, "check")
         assert "number (head)" in alembic(place, "current")
-    assert service_at.columns("new") == service_at.columns("lived")
+    assert databases.columns("new") == databases.columns("lived")
 
 
-class Places:
+class NamedDatabases:
     """Several databases where there is one, by their names."""
 
     def __init__(self, database: Database, folder: Path) -> None:

@@ -10,16 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.benchmark.measure import used_by
-from tests.proxy import open_proxy
-from tests.services import (
-    Database,
-    PostgreSQLDatabase,
-    Service,
-    free_port,
-    unavailable,
-    wait_for,
-)
-from tests.test_docs import BLOCK, DOCS
+from tests.support.answers import unavailable
+from tests.support.databases import Database, PostgreSQLDatabase
+from tests.support.pages import blocks, page_text
+from tests.support.processes import free_port, wait_for
+from tests.support.proxy import open_proxy
+from tests.support.services import Service
 
 pytestmark = [
     pytest.mark.parametrize("database_name", ["postgresql"], indirect=True),
@@ -33,8 +29,8 @@ def pooler(migrated: Database, tmp_path: Path) -> Iterator[str]:
     assert isinstance(migrated, PostgreSQLDatabase)
     port = str(free_port())
     folder = migrated.socket.removesuffix("/.s.PGSQL.5432")
-    page = (DOCS / "how-to/pgbouncer.md").read_text()
-    [configuration] = [text for _, title, text in BLOCK.findall(page) if "pgbouncer.ini" in title]
+    page = blocks(page_text("how-to/pgbouncer.md"))
+    [configuration] = [block.text for block in page if "pgbouncer.ini" in block.title]
     for old, new in (
         ("shop = host=192.0.2.20", f"shop = host={folder} dbname=postgres user=postgres"),
         ("6432", f"{port}\nunix_socket_dir = {folder}"),

@@ -1,6 +1,7 @@
 """What Copier asks, accepts and refuses; and that an accepted answer comes out whole."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,12 +14,26 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.services import DATABASES, environment, render, text_files
+from tests.support.databases import DATABASES
+from tests.support.processes import environment
+from tests.support.repository import text_files
+from tests.support.services import render
+
+pytestmark = pytest.mark.fast
 
 # Letters, marks, numbers, punctuation, symbols, spaces, and invisible formatting such as U+202E.
 LINE = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1)
 NAME = LINE.map(lambda text: text[:64].strip()).filter(bool)
 DESCRIPTION = LINE.map(lambda text: text[:200].strip()).filter(bool)
+
+
+@pytest.fixture(scope="module")
+def unversioned(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template without its history, of which Copier makes no clone before it renders."""
+    folder = tmp_path_factory.mktemp("unversioned")
+    shutil.copy(template / "copier.yml", folder)
+    shutil.copytree(template / "template", folder / "template")
+    return folder
 
 
 def copy(template: Path, folder: Path, *answers: str) -> subprocess.CompletedProcess[str]:
@@ -87,11 +102,11 @@ def test_nobody_is_asked_to_trust(template: Path) -> None:
     ],
 )
 def test_a_bad_answer_is_refused_by_name_and_nothing_is_written(
-    template: Path, tmp_path: Path, answer: str
+    unversioned: Path, tmp_path: Path, answer: str
 ) -> None:
     folder = tmp_path / "service"
 
-    done = copy(template, folder, answer)
+    done = copy(unversioned, folder, answer)
 
     assert done.returncode != 0
     assert answer.split("=")[0] in done.stderr
@@ -110,8 +125,8 @@ def test_a_bad_answer_is_refused_by_name_and_nothing_is_written(
         (f"{'a' * 41} b", "a" * 41),
     ],
 )
-def test_any_name_makes_a_slug(template: Path, tmp_path: Path, name: str, slug: str) -> None:
-    folder = render(template, tmp_path / "service", project_name=name)
+def test_any_name_makes_a_slug(unversioned: Path, tmp_path: Path, name: str, slug: str) -> None:
+    folder = render(unversioned, tmp_path / "service", project_name=name)
 
     assert tomllib.loads((folder / "pyproject.toml").read_text())["project"]["name"] == slug
 
@@ -163,9 +178,9 @@ def unescape(markdown: str) -> str:
 @example(name="a: b # c", description="%YAML &a *b !c")
 @example(name="\U0001f1f5\U0001f1f1", description="\ue000\U0010fffd")
 def test_an_accepted_answer_comes_out_whole(
-    template: Path, database: str, name: str, description: str
+    unversioned: Path, database: str, name: str, description: str
 ) -> None:
     answers = {"project_name": name, "description": description, "database": database}
 
     with tempfile.TemporaryDirectory() as folder:
-        check_whole(render(template, Path(folder) / "service", **answers), answers)
+        check_whole(render(unversioned, Path(folder) / "service", **answers), answers)

@@ -1,14 +1,17 @@
 """What the files of a fresh service say, and what they do not."""
 
 import json
-import subprocess
 import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.services import DATABASES, Service, render, text_files
+from tests.support.databases import DATABASES
+from tests.support.repository import git, text_files
+from tests.support.services import Service, render
+
+pytestmark = pytest.mark.fast
 
 OTHERS_WORDS = {
     "sqlite": ["postgres", "asyncpg", "pgserver", "psql", "advisory_lock"],
@@ -119,10 +122,13 @@ def test_the_example_environment_names_every_setting(service: Service) -> None:
 
 
 def test_git_ignores_what_running_a_service_leaves_behind(service: Service, tmp_path: Path) -> None:
-    subprocess.run(["git", "init", "--quiet", service.folder], check=True)
-    listed = service.run("git", "status", "--porcelain", "--untracked-files=all").stdout
+    copy = service.copy(tmp_path / "service")
+    copy.leave_shared_environment()
+    copy.run("uv", "run", "python", "-c", "import app.settings")
+    git(copy.folder, "init", "--quiet")
+    listed = git(copy.folder, "status", "--porcelain", "--untracked-files=all")
 
-    (service.folder / ".git").rename(tmp_path / ".git")
     untracked = {line.removeprefix("?? ").strip('"') for line in listed.splitlines()}
+    assert [*copy.folder.glob("app/__pycache__/*")]
     assert not {name for name in untracked if "__pycache__" in name or ".venv" in name}
     assert "uv.lock" in untracked

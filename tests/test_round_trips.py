@@ -8,8 +8,9 @@ import httpx2
 import pytest
 
 from tests.benchmark import measure
-from tests.proxy import Proxy, open_proxy
-from tests.services import Database, PostgreSQLDatabase, Service, SQLiteDatabase
+from tests.support.databases import Database, PostgreSQLDatabase, SQLiteDatabase
+from tests.support.proxy import Proxy, open_proxy
+from tests.support.services import Service
 
 ITEM = {"name": "Spanner"}
 
@@ -21,7 +22,7 @@ def serve_through_a_proxy(
     assert isinstance(database, PostgreSQLDatabase)
     with (
         open_proxy(database.socket) as proxy,
-        measure.serve(service, "service", database, proxy) as server,
+        measure.serve_measured(service, "service", database, proxy) as server,
     ):
         yield server.client, proxy
 

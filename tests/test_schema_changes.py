@@ -17,23 +17,15 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.services import (
-    Database,
-    PostgreSQLDatabase,
-    Server,
-    Service,
-    SQLiteDatabase,
-    environment,
-    replace,
-    wait_for,
-)
-from tests.test_docs import BLOCK, DOCS
-from tests.test_howtos import transaction
-from tests.watcher import Log
+from tests.support.databases import OTHER, Database, PostgreSQLDatabase, SQLiteDatabase, transaction
+from tests.support.pages import BLOCK, LABELS, TITLE, blocks, page_text
+from tests.support.processes import environment, wait_for
+from tests.support.repository import replace
+from tests.support.services import Server, Service
+from tests.support.watcher import Log
 
-PAGE = DOCS / "how-to/schema-changes.md"
+PAGE = page_text("how-to/schema-changes.md")
 STEP = re.compile(rf"(?:{BLOCK.pattern})|^\*\*(Release)\.\*\*", re.DOTALL | re.MULTILINE)
-TITLE = re.compile(r'title="([^"]+)"')
 REVISION = re.compile(r'^revision = "(.*)"', re.MULTILINE)
 DOWN_REVISION = re.compile(r'^down_revision = ".*"', re.MULTILINE)
 RUNNING = re.compile(r"^(\S+ \S+) INFO .*: Running (\w+ \w* -> \w*)", re.MULTILINE)
@@ -47,8 +39,8 @@ ALIVE = 10.0  # seconds, within which each request is answered, however busy the
 
 def steps(database: str) -> Iterator[tuple[str, str, str]]:
     """Yield what the page says to do with this database: the kind of the step, a file, a text."""
-    other = {"sqlite": "PostgreSQL", "postgresql": "SQLite"}[database]
-    for step in STEP.finditer(PAGE.read_text()):
+    other = LABELS[OTHER[database]]
+    for step in STEP.finditer(PAGE):
         language, attributes, text, release = step.groups()
         if release:
             yield release, "", ""
@@ -389,7 +381,7 @@ def test_a_filling_that_is_killed_keeps_what_it_has_filled_and_is_begun_again(
 def test_an_attribute_is_renamed_and_its_column_is_not(service: Service, tmp_path: Path) -> None:
     copy = service.copy(tmp_path / "service")
     model = copy.folder / "app/features/items/models.py"
-    [new] = [text for _, title, text in BLOCK.findall(PAGE.read_text()) if "attribute" in title]
+    [new] = [block.text for block in blocks(PAGE) if "attribute" in block.title]
     [old] = re.findall(r"^    description: .*\n", model.read_text(), re.MULTILINE)
     program = (
         "from app.features.items.models import Item;"

@@ -13,10 +13,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests import watcher
-from tests.services import Database, Server, Service, open_database, unavailable
-from tests.walk import SEED
-from tests.watcher import left_in
+from tests.support import watcher
+from tests.support.answers import unavailable
+from tests.support.databases import Database, open_database
+from tests.support.random_client import SEED
+from tests.support.services import Server, Service
+from tests.support.watcher import left_in
 
 UVICORN = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
 
@@ -73,6 +75,7 @@ def stop_cleanly(server: Server, by: int = signal.SIGTERM) -> None:
     assert "Warning" not in log
 
 
+@pytest.mark.fast
 def test_every_endpoint_answers(service: Service, migrated: Database) -> None:
     with service.serve(PYTHONWARNINGS="default", **migrated.variables) as server:
         http = server.client
@@ -178,7 +181,7 @@ def test_an_upload_that_the_server_cannot_store_is_its_own_error(
 def test_random_requests_get_what_the_openapi_document_promises(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:
-    with watcher.serve(service, left_in(migrated), **migrated.variables) as watched:
+    with watcher.serve_watched(service, left_in(migrated), **migrated.variables) as watched:
         server = watched.server
         tried = subprocess.run(
             [

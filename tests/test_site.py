@@ -13,8 +13,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 from playwright.sync_api import Page
 
-from tests.services import environment
-from tests.test_browser import page  # noqa: F401  (a fixture)
+from tests.support.processes import environment
 
 HOST = "http://127.0.0.1"
 SIZES = {"phone": (390, 844), "desktop": (1440, 900)}
@@ -130,7 +129,7 @@ def test_every_page_fits_the_screen_and_asks_no_other_host(
     site: Path,
     address: str,
     size: str,
-    page: Page,  # noqa: F811
+    page: Page,
 ) -> None:
     width, height = SIZES[size]
     page.set_viewport_size({"width": width, "height": height})

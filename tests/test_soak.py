@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Service
 from tests.soak import soak_postgresql, soak_sqlite
+from tests.support.services import Service
 
 SECONDS = 5
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import Database, Service, SQLiteDatabase, git, open_database, render
-from tests.test_docs import BLOCK, DOCS
+from tests.support.databases import OTHER, Database, SQLiteDatabase, open_database
+from tests.support.pages import LABELS, Typist, blocks, page_text
+from tests.support.repository import commit, git
+from tests.support.services import Service, render, render_repository
 
-PAGE = BLOCK.findall((DOCS / "how-to/switch-databases.md").read_text())
-LABELS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
-OTHER = {"sqlite": "postgresql", "postgresql": "sqlite"}
+PAGE = [*blocks(page_text("how-to/switch-databases.md"))]
 
 NOTES = {
     "app/notes/__init__.py": "",
@@ -79,8 +79,16 @@ async def test_an_unknown_note_is_null(client: AsyncClient) -> None:
 """,
 }
 EDITS = [
-    ("app/features/registration.py", "    app.include_router(items)\n", "    app.include_router(notes)\n"),
-    ("app/features/registration.py", "router as items\n", "from app.notes.routes import router as notes\n"),
+    (
+        "app/features/registration.py",
+        "    app.include_router(items)\n",
+        "    app.include_router(notes)\n",
+    ),
+    (
+        "app/features/registration.py",
+        "router as items\n",
+        "from app.notes.routes import router as notes\n",
+    ),
     ("app/features/settings.py", '`PAYMENT_URL`."""\n', '\n    sender: str = "a@example.com"\n'),
     (".env.example", "#MAX_BODY_SIZE=1048576\n", "\n# Who sends mail.\n#SENDER=a@example.com\n"),
     ("README.md", "## Configure\n", "\nAsk the desk for a sender.\n"),
@@ -142,23 +150,11 @@ def live(folder: Path) -> None:
         (folder / name).write_text(before + found + text + after)
 
 
-def commit(folder: Path) -> None:
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message", "As it is")
-
-
 def files(folder: Path) -> dict[str, str]:
     """Return the text of what git sees, but the lock file."""
     listed = git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     names = set(listed.split("\0")[:-1]) - {"uv.lock"}
     return {name: (folder / name).read_text() for name in sorted(names) if (folder / name).exists()}
-
-
-def start(template: Path, folder: Path, database: str) -> Service:
-    render(template, folder, database=database)
-    git(folder, "init", "--quiet")
-    commit(folder)
-    return Service(folder, database)
 
 
 def update(folder: Path, *answers: str) -> str:
@@ -169,8 +165,8 @@ def update(folder: Path, *answers: str) -> str:
 
 
 @dataclass
-class Typist:
-    """Types the page's blocks one after the other, for one direction."""
+class Follower:
+    """Does what the page says, block by block, for one direction."""
 
     service: Service
     source: Database
@@ -178,39 +174,34 @@ class Typist:
 
     def __post_init__(self) -> None:
         there = f"To {LABELS[OTHER[self.service.database]]}"
-        blocks = [("".join(re.findall('title="(.*)"', title)), text) for _, title, text in PAGE]
         self.blocks = [
-            (title, self.fill(text))
-            for title, text in blocks
-            if not title.startswith("To ") or title == there
+            block for block in PAGE if not block.title.startswith("To ") or block.title == there
         ]
+        source, target = (it.variables["DATABASE_URL"] for it in (self.source, self.target))
+        if self.service.database == "postgresql":
+            source = source.replace("postgresql:", "postgresql+asyncpg:", 1)
+        # The test's databases in the place of the page's.
+        instead = {
+            r"^export SOURCE_DATABASE_URL=.*$": f"export SOURCE_DATABASE_URL='{source}'",
+            r"^export DATABASE_URL=.*$": f"export DATABASE_URL='{target}'",
+        }
+        self.typist = Typist(self.service.folder, instead=instead)
 
-    def fill(self, text: str) -> str:
-        """Put the test's databases in the place of the page's."""
-        text = text.replace("uvx copier", "copier")
-        for name, database in (("SOURCE_DATABASE", self.source), ("DATABASE", self.target)):
-            url = database.variables["DATABASE_URL"]
-            if name == "SOURCE_DATABASE" and self.service.database == "postgresql":
-                url = url.replace("postgresql:", "postgresql+asyncpg:", 1)
-            text = re.sub(
-                rf"^export {name}_URL=.*$", f"export {name}_URL='{url}'", text, flags=re.MULTILINE
-            )
-        return text
-
-    def type(self, begin: str) -> str:
-        """Type the next block, and return what it prints."""
-        title, text = self.blocks.pop(0)
-        assert text.startswith(begin), (text, begin)
-        if title.endswith(".py"):
-            (self.service.folder / title).write_text(text)
+    def go_on(self, begin: str) -> str:
+        """Do what the next block says, and return what is printed."""
+        block = self.blocks.pop(0)
+        assert block.text.startswith(begin), (block.text, begin)
+        if block.title.endswith(".py"):
+            self.typist.write(block.title, block.text)
             return ""
-        return self.service.run("sh", "-e", "-c", text).stdout
+        return self.typist.type(block.text)
 
 
 @pytest.fixture
-def typist(template: Path, database_name: str, tmp_path: Path) -> Iterator[Typist]:
+def follower(template: Path, database_name: str, tmp_path: Path) -> Iterator[Follower]:
     """A living service with rows in its database, and an empty one of the other kind."""
-    service = start(template, tmp_path / "service", database_name)
+    folder = render_repository(template, tmp_path / "service", database=database_name)
+    service = Service(folder, database_name)
     live(service.folder)
     service.run("uv", "sync", "--quiet")
     with (
@@ -226,7 +217,7 @@ def typist(template: Path, database_name: str, tmp_path: Path) -> Iterator[Typis
         if database_name == "sqlite":
             (service.folder / "app.db").touch()
         commit(service.folder)
-        yield Typist(service, source, target)
+        yield Follower(service, source, target)
 
 
 def revise(service: Service, database: Database, message: str) -> None:
@@ -246,21 +237,23 @@ def put_into_a_batch(service: Service, database: Database) -> None:
     service.run("uv", "run", "poe", "fix")
 
 
-def refuse(typist: Typist) -> None:
+def refuse(follower: Follower) -> None:
     """Try to move what SQLite takes and PostgreSQL does not."""
-    [move] = [text for _, text in typist.blocks if text.startswith("export ")]
+    [move] = [block.text for block in follower.blocks if block.text.startswith("export ")]
     for table, column, value in [
         ("notes", "text", "a" * 101),
         ("notes", "text", "a\0b"),
         ("items", "version", 2**40),
     ]:
-        with sqlite3.connect(typist.source.variables["DATABASE_URL"].split("///")[1]) as connection:
+        with sqlite3.connect(
+            follower.source.variables["DATABASE_URL"].split("///")[1]
+        ) as connection:
             connection.execute("PRAGMA ignore_check_constraints = ON")  # as in a table without
             where = f"WHERE id = (SELECT max(id) FROM {table})"
             [[before]] = connection.execute(f"SELECT {column} FROM {table} {where}").fetchall()
             connection.execute(f"UPDATE {table} SET {column} = ? {where}", [value])
             connection.commit()
-            refused = typist.service.run("sh", "-e", "-c", move, check=False)
+            refused = follower.typist.try_typing(move)
             connection.execute(f"UPDATE {table} SET {column} = ? {where}", [before])
         connection.close()
         assert refused.returncode == 1
@@ -271,29 +264,29 @@ def refuse(typist: Typist) -> None:
 
 
 def test_the_other_database_takes_code_edits_migrations_and_rows(
-    template: Path, typist: Typist, tmp_path: Path
+    template: Path, follower: Follower, tmp_path: Path
 ) -> None:
-    service, other = typist.service, OTHER[typist.service.database]
+    service, other = follower.service, OTHER[follower.service.database]
     switched = Service(service.folder, other)
-    fresh = start(template, tmp_path / "fresh", other).folder
+    fresh = render_repository(template, tmp_path / "fresh", database=other)
     live(fresh)
     for path in service.folder.glob("migrations/versions/*_notes.py"):
         shutil.copy(path, fresh / "migrations/versions")
-    shutil.copy(service.folder / "app/notes/models.py", fresh / "app/notes")
+    shutil.copy(service.folder / "app/notes/models.py", fresh / "app/features/notes")
 
-    typist.type("mkdir ../before\n")
-    typist.type("copier update")
+    follower.go_on("mkdir ../before\n")
+    follower.go_on("uvx copier update")
     assert files(service.folder) == files(fresh)
     if other == "sqlite":
-        put_into_a_batch(switched, typist.target)
-    typist.type("git diff --check\n")
-    typist.type('"""Move every row')
+        put_into_a_batch(switched, follower.target)
+    follower.go_on("git diff --check\n")
+    follower.go_on('"""Move every row')
     if other == "postgresql":
-        refuse(typist)
-    moved = typist.type("export ")
+        refuse(follower)
+    moved = follower.go_on("export ")
 
-    assert typist.blocks[0][1].strip() in moved
-    with switched.serve(**typist.target.variables) as server:
+    assert follower.blocks[0].text.strip() in moved
+    with switched.serve(**follower.target.variables) as server:
         assert server.client.get("/health/ready").status_code == 200
         assert server.client.get(f"/items/{2**62}").json()["name"] == "Größe 13 🔧"
         assert server.client.get("/notes/7").json() == {
@@ -327,7 +320,7 @@ def test_rows_are_moved_all_or_none_and_only_into_an_empty_migrated_database(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:
     script = tmp_path / "move_rows.py"
-    script.write_text(next(text for _, title, text in PAGE if "move_rows" in title))
+    script.write_text(next(block.text for block in PAGE if "move_rows" in block.title))
     url = migrated.variables["DATABASE_URL"].replace("postgresql:", "postgresql+asyncpg:", 1)
     (tmp_path / "target").mkdir()
 
@@ -388,7 +381,7 @@ def test_a_line_of_ones_own_stays_wherever_it_stands(
     template: Path, database_name: str, position: float, tmp_path: Path
 ) -> None:
     """Merged, or in a marked conflict that git knows of."""
-    folder = start(template, tmp_path / "service", database_name).folder
+    folder = render_repository(template, tmp_path / "service", database=database_name)
     fresh = files(folder)
     names = fresh.keys() - {".copier-answers.yml"}
     for name in names:
@@ -407,14 +400,14 @@ def test_a_line_of_ones_own_stays_wherever_it_stands(
     unmerged = git(folder, "diff", "--name-only", "--diff-filter=U").split()
     assert marked == set(unmerged)
     assert not [name for name in texts if name.endswith(".rej")]
-    other = files(start(template, tmp_path / "other", OTHER[database_name]).folder)
+    other = files(render_repository(template, tmp_path / "other", database=OTHER[database_name]))
     assert marked <= {name for name in names if other[name] != fresh[name]}
 
 
 def test_an_edit_of_a_line_that_differs_is_a_conflict_that_shows_both(
     template: Path, database_name: str, tmp_path: Path
 ) -> None:
-    folder = start(template, tmp_path / "service", database_name).folder
+    folder = render_repository(template, tmp_path / "service", database=database_name)
     file = folder / "app/database/types.py"
     mine = file.read_text().replace("class BigIntegerKey(", "class BigIntegerKey(Mine, ")
     file.write_text(mine)
@@ -433,7 +426,7 @@ def test_an_edit_of_a_line_that_differs_is_a_conflict_that_shows_both(
 def test_another_name_changes_what_people_read_and_nothing_else(
     template: Path, tmp_path: Path
 ) -> None:
-    folder = start(template, tmp_path / "service", "sqlite").folder
+    folder = render_repository(template, tmp_path / "service", database="sqlite")
     live(folder)
     commit(folder)
     fresh = render(
@@ -445,9 +438,8 @@ def test_another_name_changes_what_people_read_and_nothing_else(
     git(fresh, "init", "--quiet")
     live(fresh)
 
-    (_, _, typed), (_, _, shown) = BLOCK.findall((DOCS / "how-to/change-names.md").read_text())
-    renamed = Service(folder, "sqlite")
-    said = renamed.run("sh", "-e", "-c", typed.replace("uvx copier", "copier")).stdout
+    typed, shown = blocks(page_text("how-to/change-names.md"))
+    said = Typist(folder).type(typed.text)
 
     assert files(folder) == files(fresh)
     changed = git(folder, "diff", "--name-only").split()
@@ -458,12 +450,12 @@ def test_another_name_changes_what_people_read_and_nothing_else(
         "app/__init__.py",
         "pyproject.toml",
     ]
-    assert set(shown.splitlines()) <= set(said.splitlines())
+    assert set(shown.text.splitlines()) <= set(said.splitlines())
     assert 'name = "order-desk"' in (folder / "uv.lock").read_text()
 
 
 def test_a_new_title_alone_keeps_the_slug(template: Path, tmp_path: Path) -> None:
-    folder = start(template, tmp_path / "service", "sqlite").folder
+    folder = render_repository(template, tmp_path / "service", database="sqlite")
 
     update(folder, "project_name=Order Desk")
 

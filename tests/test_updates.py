@@ -14,39 +14,32 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.services import (
-    DATABASES,
-    REPOSITORY,
-    Service,
-    environment,
-    git,
-    open_database,
-    replace,
-    text_files,
-)
-from tests.updates import (
+from tests.support.databases import DATABASES, open_database
+from tests.support.pages import table
+from tests.support.processes import environment
+from tests.support.releases import (
     CONFLICTS,
+    INSERTION_POINTS,
     MOVED,
     NAMES,
     NEXT,
     NOTE,
-    PLACES,
     REWRITTEN,
     SEAMS,
     WORKING_TREE,
     Conflict,
     Edit,
     check_clean,
-    commit,
     conflicts,
     delete_example,
     expect,
     publish,
     releases,
-    start,
     update,
     write,
 )
+from tests.support.repository import REPOSITORY, commit, git, replace, text_files
+from tests.support.services import Service, render_repository
 
 PAIRS = [*((version, WORKING_TREE) for version in releases()), (WORKING_TREE, NEXT)]
 
@@ -106,22 +99,56 @@ def recent_step(
 
 def make_step(versions: tuple[str, str], database: str, templates: Path, folder: Path) -> Step:
     old, new = versions
-    before = start(templates, old, folder / "before", database=database)
+    before = render_repository(templates, folder / "before", release=old, database=database)
     return Step(database, new, before, expect(templates, before, new, folder / "after"))
 
 
-@pytest.mark.parametrize("edit", NAMES, ids=NAMES.values())
+def apart(folder: Path, scratch: Path) -> list[list[Edit]]:
+    """Return all edits in groups: those of a group touch no common file of this service."""
+    groups: list[tuple[list[Edit], set[str]]] = []
+    before = text_files(folder)
+    for number, edit in enumerate(NAMES):
+        copy = Path(shutil.copytree(folder, scratch / str(number)))
+        edit(copy)
+        after = text_files(copy)
+        touched = {name for name in before | after if before.get(name) != after.get(name)}
+        assert touched
+        for edits, files in groups:
+            if files.isdisjoint(touched):
+                edits.append(edit)
+                files |= touched
+                break
+        else:
+            groups.append(([edit], touched))
+    return [edits for edits, _ in groups]
+
+
 def test_an_update_gives_a_fresh_service_with_the_same_edit(
-    recent_step: Step, edit: Edit, tmp_path: Path
+    recent_step: Step, tmp_path: Path
 ) -> None:
-    updated, expected = recent_step.take(edit, tmp_path)
+    """Each file is updated for itself, so edits of different files share an update."""
+    for number, edits in enumerate(apart(recent_step.before, tmp_path)):
 
-    check_clean(updated)
-    assert text_files(updated) == text_files(expected)
+        def edit(folder: Path, edits: list[Edit] = edits) -> None:
+            for each in edits:
+                each(folder)
+
+        updated, expected = recent_step.take(edit, tmp_path / f"group {number}")
+
+        check_clean(updated)
+        assert text_files(updated) == text_files(expected)
 
 
-def test_an_update_brings_no_empty_file_and_leaves_none_behind(step: Step, tmp_path: Path) -> None:
-    updated, expected = step.take(lambda _: None, tmp_path)
+@pytest.fixture(scope="session")
+def unedited(step: Step, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A service that was updated as it was, and what it should be."""
+    return step.take(lambda _: None, tmp_path_factory.mktemp("unedited"))
+
+
+def test_an_update_brings_no_empty_file_and_leaves_none_behind(
+    step: Step, unedited: tuple[Path, Path]
+) -> None:
+    updated, expected = unedited
 
     before, after = text_files(step.before), text_files(updated)
     assert after == text_files(expected)
@@ -129,8 +156,10 @@ def test_an_update_brings_no_empty_file_and_leaves_none_behind(step: Step, tmp_p
     assert all(after[name] for name in after.keys() - before.keys())
 
 
-def test_an_update_keeps_the_answers_and_switches_nothing_on(step: Step, tmp_path: Path) -> None:
-    updated, _ = step.take(lambda _: None, tmp_path)
+def test_an_update_keeps_the_answers_and_switches_nothing_on(
+    step: Step, unedited: tuple[Path, Path]
+) -> None:
+    updated, _ = unedited
 
     before = yaml.safe_load((step.before / ".copier-answers.yml").read_text())
     after = yaml.safe_load((updated / ".copier-answers.yml").read_text())
@@ -184,24 +213,17 @@ def test_a_service_full_of_edits_is_updated_and_serves_its_old_rows(
 # What the template promises ------------------------------------------------------------------------
 
 
-def table(page: str, heading: str) -> dict[str, list[str]]:
-    """Return the rows of the table under a heading, by their first cell."""
-    text = (REPOSITORY / "docs/reference" / page).read_text().partition(f"\n## {heading}\n")[2]
-    section = text.partition("\n## ")[0]
-    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
-    return {cells[0]: cells[1:] for cells in rows[2:]}
-
-
 def test_every_place_of_the_documentation_is_tried() -> None:
-    assert table("files.md", "Where your own things go").keys() == SEAMS.keys()
+    assert table("reference/files.md", "Where your own things go").keys() == SEAMS.keys()
 
 
 def test_every_conflict_of_the_documentation_is_tried() -> None:
-    assert table("updates.md", "What conflicts").keys() == CONFLICTS.keys()
+    assert table("reference/updates.md", "What conflicts").keys() == CONFLICTS.keys()
 
 
 WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=30)
 LINES = st.lists(WORDS.map(lambda words: f"# {words}\n"), max_size=3)
+LINES_OF_AN_UPDATE = 32  # of which few are in the same file
 few = settings(
     deadline=None,
     derandomize=True,
@@ -221,13 +243,17 @@ def rewritten(
 
 
 @few
-@given(texts=st.lists(LINES.map("".join), min_size=len(PLACES), max_size=len(PLACES)))
+@given(
+    texts=st.lists(
+        LINES.map("".join), min_size=len(INSERTION_POINTS), max_size=len(INSERTION_POINTS)
+    )
+)
 def test_whatever_a_release_changes_a_place_that_is_promised_never_conflicts(
     rewritten: Step, tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
     def edit(folder: Path) -> None:
-        for place, text in zip(PLACES, texts, strict=True):
-            place.put(folder, text)
+        for point, text in zip(INSERTION_POINTS, texts, strict=True):
+            point.put(folder, text)
 
     updated, expected = rewritten.take(edit, tmp_path_factory.mktemp("places"))
 
@@ -235,7 +261,7 @@ def test_whatever_a_release_changes_a_place_that_is_promised_never_conflicts(
     assert text_files(updated) == text_files(expected)
 
 
-@few
+@settings(few, max_examples=2)
 @given(data=st.data())
 def test_no_line_and_no_file_is_ever_lost(
     recent_step: Step, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -244,14 +270,14 @@ def test_no_line_and_no_file_is_ever_lost(
     updated = Path(shutil.copytree(recent_step.before, folder / "service"))
     names = st.sampled_from(sorted(text_files(updated).keys() - {".copier-answers.yml"}))
     mine: dict[str, list[str]] = {}
-    for number in range(8):
+    for number in range(LINES_OF_AN_UPDATE):
         name = data.draw(names, "edited")
         lines = (updated / name).read_text().splitlines(keepends=True)
         line = f"# {number} {data.draw(WORDS, 'line')}\n"
         lines.insert(data.draw(st.integers(0, len(lines)), "position"), line)
         (updated / name).write_text("".join(lines))
         mine.setdefault(name, []).append(line)
-    deleted = data.draw(st.sets(names, max_size=2), "deleted")
+    deleted = data.draw(st.sets(names, max_size=8), "deleted")
     for name in deleted:
         (updated / name).unlink()
         mine.pop(name, None)
@@ -275,28 +301,49 @@ def test_no_line_and_no_file_is_ever_lost(
             assert without == (recent_step.after / name).read_text(), name
 
 
+@pytest.fixture(scope="session")
+def newborn(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service of the working tree, to be copied."""
+    folder = tmp_path_factory.mktemp("newborn")
+    return render_repository(templates, folder / "service", release=WORKING_TREE)
+
+
 @pytest.fixture
-def living(templates: Path, tmp_path: Path) -> Path:
+def living(newborn: Path, tmp_path: Path) -> Path:
     """A service of the working tree."""
-    return start(templates, WORKING_TREE, tmp_path / "living")
+    return Path(shutil.copytree(newborn, tmp_path / "living"))
+
+
+@pytest.fixture(scope="module")
+def conflicting(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service with an edit in each of several files, which all conflict with the next release."""
+    service = render_repository(
+        templates, tmp_path_factory.mktemp("conflicting") / "service", release=WORKING_TREE
+    )
+    for conflict in CONFLICTS.values():
+        conflict.edit(service)
+    commit(service, "Edit")
+    update(service, NEXT)
+    return service
+
+
+def test_a_conflict_is_where_both_change_a_line_and_nowhere_else(conflicting: Path) -> None:
+    files = [conflict.file for conflict in CONFLICTS.values()]
+
+    assert len(files) == len(set(files))  # each is updated for itself
+    assert conflicts(conflicting) == set(files)
 
 
 @pytest.mark.parametrize("conflict", CONFLICTS.values(), ids=CONFLICTS)
 def test_where_both_change_a_line_git_marks_the_conflict_and_keeps_both(
-    living: Path, conflict: Conflict
+    conflicting: Path, conflict: Conflict
 ) -> None:
-    conflict.edit(living)
-    commit(living, "Edit")
-
-    update(living, NEXT)
-
-    assert conflicts(living) == {conflict.file}
-    text = (living / conflict.file).read_text()
+    text = (conflicting / conflict.file).read_text()
     mine, theirs = text.split("<<<<<<<", 1)[1].split(">>>>>>>", 1)[0].split("=======", 1)
     assert conflict.mine.splitlines()[-1] in mine
     assert conflict.theirs in theirs
     with pytest.raises(subprocess.CalledProcessError):
-        git(living, "diff", "--check")
+        git(conflicting, "diff", "--check", "--", conflict.file)
 
 
 def test_a_release_brings_no_migration(living: Path) -> None:
@@ -322,12 +369,14 @@ def test_a_file_that_has_moved_leaves_a_note_that_can_be_deleted_for_good(
     update(living, REWRITTEN)
 
     assert not (living / MOVED).exists()
-    fresh = start(templates, NEXT, tmp_path / "fresh")
+    fresh = render_repository(templates, tmp_path / "fresh", release=NEXT)
     assert not (fresh / MOVED).exists()
 
 
 def test_a_renamed_question_keeps_its_answer(templates: Path, tmp_path: Path) -> None:
-    service = start(templates, WORKING_TREE, tmp_path / "service", project_name="Orders")
+    service = render_repository(
+        templates, tmp_path / "service", release=WORKING_TREE, project_name="Orders"
+    )
     template = Path(shutil.copytree(templates, tmp_path / "templates"))
     git(template, "checkout", "--quiet", WORKING_TREE)
     for file in (template / "copier.yml", *(template / "template").rglob("*.jinja")):
@@ -414,7 +463,7 @@ def test_an_update_that_cannot_be_is_refused_and_changes_nothing(
 
 
 def test_every_refusal_is_explained() -> None:
-    explained = {cell.strip("`") for cell in table("updates.md", "When it refuses")}
+    explained = {cell.strip("`") for cell in table("reference/updates.md", "When it refuses")}
 
     assert explained == REFUSED.keys() | {"is required"}
 
@@ -423,7 +472,9 @@ def test_an_answer_that_a_release_no_longer_accepts_is_not_replaced_by_its_defau
     templates: Path, tmp_path: Path
 ) -> None:
     template = Path(shutil.copytree(templates, tmp_path / "templates"))
-    service = start(template, WORKING_TREE, tmp_path / "service", database="sqlite")
+    service = render_repository(
+        template, tmp_path / "service", release=WORKING_TREE, database="sqlite"
+    )
     questions = template / "copier.yml"
     replace(questions, "    SQLite, a file beside the service: sqlite\n", "")
     commit(template, "No SQLite any more")
@@ -441,7 +492,9 @@ def test_a_slug_that_a_release_no_longer_accepts_is_not_replaced_by_another(
     templates: Path, tmp_path: Path
 ) -> None:
     template = Path(shutil.copytree(templates, tmp_path / "templates"))
-    service = start(template, WORKING_TREE, tmp_path / "service", project_name="Valkey")
+    service = render_repository(
+        template, tmp_path / "service", release=WORKING_TREE, project_name="Valkey"
+    )
     replace(template / "copier.yml", "uvicorn, uvloop,", "uvicorn, uvloop, valkey,")
     commit(template, "A new dependency")
     git(template, "tag", "1002.0.0")

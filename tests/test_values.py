@@ -17,25 +17,17 @@ from typing import Any
 
 import pytest
 
-from tests.services import (
-    DATABASES,
-    Database,
-    Server,
-    Service,
-    SQLiteDatabase,
-    open_database,
-    render,
-)
-from tests.test_docs import BLOCK, DOCS
+from tests.support.databases import DATABASES, OTHER, Database, SQLiteDatabase, open_database
+from tests.support.pages import blocks, page_text
+from tests.support.services import Server, Service, render
 
 SEED = 1
-OTHER = {"sqlite": "postgresql", "postgresql": "sqlite"}
 NUMBER = 420  # values of each kind
-HERE = Path(__file__).parent / "values"
+HERE = Path(__file__).parent / "support/values"
 MOVE_ROWS = next(
-    text
-    for _, title, text in BLOCK.findall((DOCS / "how-to/switch-databases.md").read_text())
-    if "move_rows" in title
+    block.text
+    for block in blocks(page_text("how-to/switch-databases.md"))
+    if "move_rows" in block.title
 )
 FOUND_BY_ORDER = {"integer", "big_integer", "amount", "number", "date", "time", "moment"}
 FOUND_BY_VALUE = FOUND_BY_ORDER | {"text", "name", "flag", "key"}
@@ -360,7 +352,7 @@ def test_now_is_a_moment_as_the_service_writes_it(
 
 
 def test_the_reference_names_the_columns_of_each_database(services: dict[str, Running]) -> None:
-    page = (DOCS / "reference/values.md").read_text()
+    page = page_text("reference/values.md")
     rows = re.findall(r"^\| .+? \| `(\w+): .+?` \| `(.+?)` \| `(.+?)` \|", page, re.MULTILINE)
     assert {kind for kind, _, _ in rows} == set(MAKE)
     for place, name in enumerate(("postgresql", "sqlite"), 1):

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.services import DATABASES, Service, environment, git, render
-from tests.test_docs import BLOCK, DOCS, shows
+from tests.support.databases import DATABASES
+from tests.support.pages import Typist, blocks, page_text, shows
+from tests.support.processes import environment
+from tests.support.repository import commit, git
+from tests.support.services import Service, render
 
 CHANGELOG = """\
 # Changelog
@@ -131,13 +134,13 @@ def test_every_text_is_in_order(linted: Path, template: Path) -> None:
 def test_each_action_is_pinned_to_the_same_commit_everywhere(template: Path) -> None:
     pins: dict[str, set[str]] = {}
     for file in template.glob("**/.github/workflows/*.yml"):
-        for action, commit in re.findall(r"uses: (\S+)@(.*)", file.read_text()):
-            pins.setdefault(action, set()).add(commit)
+        for action, pin in re.findall(r"uses: (\S+)@(.*)", file.read_text()):
+            pins.setdefault(action, set()).add(pin)
 
     assert pins
-    for action, commits in pins.items():
-        [commit] = commits
-        assert re.fullmatch(r"[0-9a-f]{40} # v[\d.]+", commit), action
+    for action, found in pins.items():
+        [pin] = found
+        assert re.fullmatch(r"[0-9a-f]{40} # v[\d.]+", pin), action
 
 
 # The steps ----------------------------------------------------------------------------------------
@@ -230,7 +233,7 @@ def released(template: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def start(folder: Path, source: str, release: str) -> Path:
+def make_origin(folder: Path, source: str, release: str) -> Path:
     """Make a service's repository of a release; its tests are few, so that checks are quick."""
     git(folder.parent, "init", "--quiet", "--initial-branch", "main", str(folder))
     service = Service(folder, "sqlite")
@@ -243,15 +246,10 @@ def start(folder: Path, source: str, release: str) -> Path:
     return folder
 
 
-def commit(folder: Path) -> None:
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--message", "As it is")
-
-
 @pytest.fixture
 def origin(released: Path, tmp_path: Path) -> Path:
     """A service's repository, at the first release."""
-    return start(tmp_path / "service", f"file://{released}", "999.0.0")
+    return make_origin(tmp_path / "service", f"file://{released}", "999.0.0")
 
 
 @pytest.fixture
@@ -281,7 +279,7 @@ def test_a_newer_release_becomes_a_pull_request_with_its_notes(
 
 
 def test_the_newest_release_is_left_alone(released: Path, runner: Runner, tmp_path: Path) -> None:
-    runner.origin = start(tmp_path / "newest", f"file://{released}", "1001.0.0")
+    runner.origin = make_origin(tmp_path / "newest", f"file://{released}", "1001.0.0")
 
     assert "There is no newer release." in runner.run("ask")
     assert runner.context["needs.ask.outputs.new"] == ""
@@ -424,8 +422,8 @@ def test_an_audit_fails_on_a_known_vulnerability_or_an_unsafe_workflow(
 
 
 def gitlab_blocks() -> list[str]:
-    page = (DOCS / "how-to/gitlab-ci.md").read_text()
-    return [text for language, _, text in BLOCK.findall(page) if language == "yaml"]
+    page = page_text("how-to/gitlab-ci.md")
+    return [block.text for block in blocks(page) if block.language == "yaml"]
 
 
 def test_gitlab_takes_the_recipe(tmp_path: Path) -> None:
@@ -469,27 +467,21 @@ def test_gitlabs_jobs_pass_in_a_fresh_service(
 # An update by hand --------------------------------------------------------------------------------
 
 
-def type_block(folder: Path, text: str) -> str:
-    return (
-        Service(folder, "sqlite").run("sh", "-e", "-c", text.replace("uvx copier", "copier")).stdout
-    )
-
-
 def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path) -> None:
-    origin = start(tmp_path / "service", str(released), "999.0.0")
-    page, _, rest = (DOCS / "how-to/update.md").read_text().partition("### Conflicts")
+    origin = make_origin(tmp_path / "service", str(released), "999.0.0")
+    page, _, rest = page_text("how-to/update.md").partition("### Conflicts")
     printed = [""]
 
-    for language, _, text in BLOCK.findall(page):
-        if language == "sh":
-            printed.append(type_block(origin, text))
+    for block in blocks(page):
+        if block.language == "sh":
+            printed.append(Typist(origin).type(block.text))
         else:
-            assert shows(printed[-1], text)
+            assert shows(printed[-1], block.text)
 
     assert git(origin, "status", "--porcelain") == ""
-    [move] = [text for language, _, text in BLOCK.findall(rest) if "sed" in text]
-    type_block(origin, re.sub("https://.*?\\.git", f"file://{released}", move))
-    assert "up-to-date" in type_block(origin, "copier check-update")
+    [move] = [block.text for block in blocks(rest) if "sed" in block.text]
+    Typist(origin).type(re.sub("https://.*?\\.git", f"file://{released}", move))
+    assert "up-to-date" in Typist(origin).type("copier check-update")
 
 
 def test_an_update_says_what_it_did_and_how_to_take_it_back(origin: Path) -> None:
@@ -499,36 +491,36 @@ def test_an_update_says_what_it_did_and_how_to_take_it_back(origin: Path) -> Non
     (origin / ".env").write_text("LOG_LEVEL=DEBUG\n")
     fresh = git(origin, "ls-files", "--stage")
 
-    said = type_block(origin, "copier update --defaults --skip-answered")
+    said = Typist(origin).type("copier update --defaults --skip-answered")
     backs_out, *next_steps = re.findall(r"^  (\S.*)", said, re.MULTILINE)
     names, check, sync, poe = [re.split("  +", step)[0] for step in next_steps]
 
     assert "My Service follows release 1001.0.0 now." in said
     assert "CHANGELOG.md of file://" in said
-    printed = type_block(origin, names)
+    printed = Typist(origin).type(names)
     assert "-_commit: 999.0.0\n+_commit: 1001.0.0" in printed
     with pytest.raises(AssertionError, match="app/health.py:.*: leftover conflict marker"):
-        type_block(origin, check)
+        Typist(origin).type(check)
     assert "UU app/health.py" in git(origin, "status", "--short")
-    page = (DOCS / "how-to/update.md").read_text()
-    [markers] = [text for _, _, text in BLOCK.findall(page) if "<<<<" in text]
+    page = page_text("how-to/update.md")
+    [markers] = [block.text for block in blocks(page) if "<<<<" in block.text]
     assert shows(health.read_text(), markers)
     assert (sync, poe) == ("uv sync", "uv run poe check")
 
     (origin / "new.txt").write_text("as a new file of the release")
-    type_block(origin, backs_out)
+    Typist(origin).type(backs_out)
     assert git(origin, "status", "--porcelain") == ""
     assert git(origin, "ls-files", "--stage") == fresh
     assert (origin / ".env").exists()
-    [taken_back] = [text for _, _, text in BLOCK.findall(page) if text.startswith("git reset")]
-    type_block(origin, "copier update --defaults --quiet --skip-answered")
-    type_block(origin, taken_back)
+    [taken_back] = [it.text for it in blocks(page) if it.text.startswith("git reset")]
+    Typist(origin).type("copier update --defaults --quiet --skip-answered")
+    Typist(origin).type(taken_back)
     assert git(origin, "status", "--porcelain") == ""
 
 
 def test_renovates_configuration_has_its_form(tmp_path: Path) -> None:
-    page = (DOCS / "how-to/update.md").read_text()
-    [configuration] = [text for language, _, text in BLOCK.findall(page) if language == "json"]
+    page = page_text("how-to/update.md")
+    [configuration] = [block.text for block in blocks(page) if block.language == "json"]
     (tmp_path / "renovate.json").write_text(configuration)
 
     assert check_schema("renovate", tmp_path / "renovate.json") == ""

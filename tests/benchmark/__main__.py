@@ -15,15 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmark import measure, report
-from tests.services import (
-    DATABASES,
-    PostgreSQLDatabase,
-    Service,
-    SQLiteDatabase,
-    open_database,
-    render,
-    snapshot,
-)
+from tests.support.databases import DATABASES, PostgreSQLDatabase, SQLiteDatabase, open_database
+from tests.support.repository import snapshot
+from tests.support.services import Service, render
 
 
 def benchmark(service: Service, folder: Path, processes: int, rounds: int) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import asyncio
 import itertools
 import json
-import sqlite3
 import time
 from base64 import urlsafe_b64encode
 from collections import defaultdict
@@ -18,8 +17,9 @@ import httpx2
 import psutil
 
 from tests.benchmark.clients import Client, connect, request, send_all
-from tests.proxy import Proxy, open_proxy
-from tests.services import Database, PostgreSQLDatabase, Server, Service, SQLiteDatabase
+from tests.support.databases import Database, PostgreSQLDatabase, SQLiteDatabase, execute
+from tests.support.proxy import Proxy, open_proxy
+from tests.support.services import Server, Service
 
 APPS = Path(__file__).parent / "apps"
 SERVER = (".venv/bin/uvicorn", "measured:app", "--no-access-log", "--timeout-keep-alive", "600")
@@ -56,7 +56,7 @@ def apps(database: str) -> dict[str, tuple[str, dict[str, str]]]:
 
 
 @contextmanager
-def serve(
+def serve_measured(
     service: Service, name: str, database: Database, proxy: Proxy | None = None, **more: str
 ) -> Iterator[Server]:
     app, settings = apps(service.database)[name]
@@ -83,15 +83,6 @@ def post(client: httpx2.Client) -> str:
     """Create an item, and return its path."""
     location: str = client.post("/items", json=new_item()).headers["location"]
     return location
-
-
-def execute(database: Database, statement: str) -> None:
-    if isinstance(database, PostgreSQLDatabase):
-        database.query(statement)
-    elif isinstance(database, SQLiteDatabase):
-        with sqlite3.connect(database.path) as connection:
-            connection.execute(statement)
-        connection.close()
 
 
 @contextmanager
@@ -133,7 +124,7 @@ def cpu(
             if isinstance(database, PostgreSQLDatabase):  # by TCP, as in production
                 proxy = stack.enter_context(open_proxy(database.socket))
             servers = {
-                name: stack.enter_context(serve(service, name, database, proxy))
+                name: stack.enter_context(serve_measured(service, name, database, proxy))
                 for name in apps(service.database)
             }
             clients = {name: runner.run(connect(port_of(it))) for name, it in servers.items()}
@@ -191,7 +182,7 @@ def round_trips(service: Service, database: PostgreSQLDatabase) -> dict[str, dic
         with (
             emptied(database),
             open_proxy(database.socket) as proxy,
-            serve(service, name, database, proxy) as server,
+            serve_measured(service, name, database, proxy) as server,
         ):
             counted[name] = used_by(server.client, partial(getattr, proxy, "round_trips"))
     return counted
@@ -203,7 +194,7 @@ def thread_hops(service: Service, database: SQLiteDatabase) -> dict[str, dict[st
     for name in ("bare", "service", "usual"):
         with (
             emptied(database),
-            serve(service, name, database, MEASURED_THREAD_HOPS="1") as server,
+            serve_measured(service, name, database, MEASURED_THREAD_HOPS="1") as server,
         ):
             counted[name] = used_by(server.client, partial(cost, server, "thread_hops"))
     return counted
@@ -217,7 +208,7 @@ def processes(service: Service, database: Database, rounds: int) -> dict[str, di
         for _ in range(rounds):
             for name in ("bare", "service", "usual"):
                 start = time.perf_counter()
-                with serve(service, name, database) as server:
+                with serve_measured(service, name, database) as server:
                     starts[name].append(time.perf_counter() - start)
                     server.client.get(post(server.client)).raise_for_status()
                     memory[name].append(psutil.Process(server.process.pid).memory_info().rss)
@@ -243,7 +234,7 @@ def far_page(service: Service, database: Database, rounds: int) -> float:
     with emptied(database):
         execute(database, f"INSERT INTO items ({columns}) {series}")
         execute(database, "ANALYZE items")
-        with serve(service, "service", database) as server, asyncio.Runner() as runner:
+        with serve_measured(service, "service", database) as server, asyncio.Runner() as runner:
             client = runner.run(connect(port_of(server)))
             first = json.loads(runner.run(client.send(LIST)))["items"][0]["id"]
 
@@ -274,7 +265,9 @@ def pool_use(service: Service, database: PostgreSQLDatabase) -> dict[str, float]
     with (
         emptied(database),
         open_proxy(database.socket) as proxy,
-        serve(service, "service", database, proxy, MEASURED_CONNECTIONS="1", **settings) as server,
+        serve_measured(
+            service, "service", database, proxy, MEASURED_CONNECTIONS="1", **settings
+        ) as server,
         asyncio.Runner() as runner,
     ):
         message = request("GET", post(server.client))

@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from tests.services import REPOSITORY, Service
+from tests.support.repository import REPOSITORY
+from tests.support.services import Service
 
 FIGURES = REPOSITORY / "docs" / "explanation" / "benchmark.json"
 PAGE = FIGURES.with_name("performance.md")

@@ -6,17 +6,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import quote
 
-from tests.proxy import Proxy, open_proxy
-from tests.services import PostgreSQLDatabase, Service, open_database
-from tests.watcher import left_in_postgresql
+from tests.support.databases import PostgreSQLDatabase, open_database
+from tests.support.proxy import Proxy, open_proxy
+from tests.support.services import Service
+from tests.support.watcher import left_in_postgresql
 
 PASSWORD = "p@ss:w/o#r?d%41&é 'x"
 
 
 @dataclass
-class Place:
+class ProxiedDatabase:
     """A database of its own for one test, reached through a proxy."""
 
     server: PostgreSQLDatabase
@@ -73,13 +74,8 @@ class Place:
                 psql.stdin.close()  # psql ends, and its transaction with it
 
 
-def upstream(server: PostgreSQLDatabase) -> str:
-    [folder] = parse_qs(urlsplit(server.server.get_uri()).query)["host"]
-    return f"{folder}/.s.PGSQL.5432"
-
-
 @contextmanager
-def open_server(service: Service, folder: Path) -> Iterator[PostgreSQLDatabase]:
+def open_guarded_server(service: Service, folder: Path) -> Iterator[PostgreSQLDatabase]:
     """Start a PostgreSQL that asks for a password, with a migrated database to clone."""
     with open_database("postgresql", folder) as server:
         assert isinstance(server, PostgreSQLDatabase)
@@ -90,10 +86,10 @@ def open_server(service: Service, folder: Path) -> Iterator[PostgreSQLDatabase]:
             f"SELECT pg_reload_conf(); CREATE ROLE guarded LOGIN CREATEDB PASSWORD '{quoted}'"
         )
         server.query("CREATE DATABASE pattern OWNER guarded")
-        with open_proxy(upstream(server)) as proxy:
-            place = Place(server, "pattern", proxy)
+        with open_proxy(server.socket) as proxy:
+            proxied = ProxiedDatabase(server, "pattern", proxy)
             service.run(
-                ".venv/bin/alembic", "upgrade", "head", variables={"DATABASE_URL": place.url}
+                ".venv/bin/alembic", "upgrade", "head", variables={"DATABASE_URL": proxied.url}
             )
         yield server
 
@@ -102,8 +98,8 @@ numbers = count()
 
 
 @contextmanager
-def open_place(server: PostgreSQLDatabase, template: str) -> Iterator[Place]:
-    name = f"place_{next(numbers)}"
+def open_proxied(server: PostgreSQLDatabase, template: str) -> Iterator[ProxiedDatabase]:
+    name = f"proxied_{next(numbers)}"
     server.query(f"CREATE DATABASE {name} TEMPLATE {template} OWNER guarded")
-    with open_proxy(upstream(server)) as proxy:
-        yield Place(server, name, proxy)
+    with open_proxy(server.socket) as proxy:
+        yield ProxiedDatabase(server, name, proxy)

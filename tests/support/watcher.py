@@ -11,14 +11,9 @@ from pathlib import Path
 import httpx2
 import psutil
 
-from tests.services import (
-    Database,
-    PostgreSQLDatabase,
-    Server,
-    Service,
-    SQLiteDatabase,
-    is_outcome_unknown,
-)
+from tests.support.answers import is_outcome_unknown
+from tests.support.databases import Database, PostgreSQLDatabase, SQLiteDatabase
+from tests.support.services import Server, Service
 
 SETTLES = 10.0  # seconds; longer than any limit after which something is given up
 APP = Path(__file__).parent / "watched"
@@ -268,7 +263,7 @@ def left_in(database: Database) -> Left:
 
 
 @contextmanager
-def serve(
+def serve_watched(
     service: Service,
     left: Left,
     *command: str,

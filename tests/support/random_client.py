@@ -11,10 +11,11 @@ from typing import Any
 
 import httpx2
 
-from tests.services import Server, unavailable
+from tests.support.answers import unavailable
+from tests.support.services import Server
 
 SEED = int(os.environ.get("SEED", "1"))
-STEPS = 6  # of a sequence; a fault happens amid one of them
+REQUESTS = 6  # of a sequence; a fault happens amid one of them
 DELAYS = (0, 0.002, 0.005, 0.02)  # seconds from a request to the end of a fault
 
 State = tuple[str, int] | None  # the description and the version of an item that is stored
@@ -22,7 +23,7 @@ Fault = Callable[[], AbstractContextManager[None]]
 
 
 @dataclass
-class Step:
+class Request:
     """A request, its answer if all goes well, and the item that is stored then."""
 
     method: str
@@ -33,7 +34,7 @@ class Step:
     options: dict[str, Any]
 
 
-class Walk:
+class RandomClient:
     """A client of one service, which knows what its answers promise."""
 
     def __init__(self, start: Callable[[], AbstractContextManager[Server]]) -> None:
@@ -58,14 +59,14 @@ class Walk:
         """Send sequences of requests, each with one of the weighted faults amid it."""
         kinds, weights = [*faults], [*faults.values()]
         for _ in range(sequences):
-            disturbed = self._random.randrange(STEPS)
-            for number in range(STEPS):
-                step = self._choose()
+            disturbed = self._random.randrange(REQUESTS)
+            for number in range(REQUESTS):
+                planned = self._choose()
                 if number == disturbed:
                     [fault] = self._random.choices(kinds, weights)
-                    self._disturb(step, fault)
+                    self._disturb(planned, fault)
                 else:
-                    self._conclude(step, self._send(step))
+                    self._conclude(planned, self._send(planned))
 
     def check(self, rows: Iterable[tuple[int, str, str, int]]) -> None:
         """See that these rows are what was acknowledged."""
@@ -78,7 +79,7 @@ class Walk:
             assert stored.get(name) in states, name
             self._possible[name] = {stored.get(name)}
 
-    def _choose(self) -> Step:
+    def _choose(self) -> Request:
         known = [
             (name, state)
             for name, states in self._possible.items()
@@ -92,50 +93,52 @@ class Walk:
             name = f"item {self._made}"
             self._possible[name] = {None}
             sent = {"json": {"name": name, "description": text}}
-            return Step("POST", "/items", 201, name, (text, 1), sent)
+            return Request("POST", "/items", 201, name, (text, 1), sent)
         name, state = self._random.choice(known)
         path, version = f"/items/{self._ids[name]}", state[1]
         if kind == "repeat":
-            return Step("POST", "/items", 409, name, state, {"json": {"name": name}})
+            return Request("POST", "/items", 409, name, state, {"json": {"name": name}})
         if kind == "read":
-            return Step("GET", path, 200, name, state, {})
+            return Request("GET", path, 200, name, state, {})
         if kind == "delete":
-            return Step("DELETE", path, 204, name, None, {})
+            return Request("DELETE", path, 204, name, None, {})
         tag = version if kind == "change" else version + 1
         sent = {"json": {"description": text}, "headers": {"If-Match": f'"{tag}"'}}
         if kind == "change":
-            return Step("PATCH", path, 200, name, (text, version + 1), sent)
-        return Step("PATCH", path, 412, name, state, sent)
+            return Request("PATCH", path, 200, name, (text, version + 1), sent)
+        return Request("PATCH", path, 412, name, state, sent)
 
-    def _send(self, step: Step) -> httpx2.Response | None:
+    def _send(self, planned: Request) -> httpx2.Response | None:
         try:
-            return self.server.client.request(step.method, step.path, **step.options)
+            return self.server.client.request(planned.method, planned.path, **planned.options)
         except httpx2.TransportError:
             return None
 
-    def _disturb(self, step: Step, fault: Fault) -> None:
+    def _disturb(self, planned: Request, fault: Fault) -> None:
         with ThreadPoolExecutor() as pool:
             with fault():
-                sent = pool.submit(self._send, step)
+                sent = pool.submit(self._send, planned)
                 time.sleep(self._random.choice(DELAYS))
             answer = sent.result()
         status = answer.status_code if answer is not None else None
-        if status == step.status:
-            self._conclude(step, answer)
+        if status == planned.status:
+            self._conclude(planned, answer)
             return
-        assert answer is None or unavailable(answer), (fault, step, answer)
+        assert answer is None or unavailable(answer), (fault, planned, answer)
         if answer is None or answer.json()["type"] == "/problems/outcome-unknown":
-            self._possible[step.name].add(step.after)  # stored or not; all other refusals are not
+            self._possible[planned.name].add(
+                planned.after
+            )  # stored or not; all other refusals are not
         else:
-            assert status == 503, (fault, step)
+            assert status == 503, (fault, planned)
 
-    def _conclude(self, step: Step, answer: httpx2.Response | None) -> None:
-        assert answer is not None, step
+    def _conclude(self, planned: Request, answer: httpx2.Response | None) -> None:
+        assert answer is not None, planned
         log = self.server.log().splitlines()[-5:]
-        assert answer.status_code == step.status, (step, answer.text, *log)
+        assert answer.status_code == planned.status, (planned, answer.text, *log)
         if answer.status_code in (200, 201):
             body = answer.json()
-            self._ids[step.name] = body["id"]
+            self._ids[planned.name] = body["id"]
             found = (body["description"], int(answer.headers["etag"].strip('"')))
-            assert found == step.after, step
-        self._possible[step.name] = {step.after}
+            assert found == planned.after, planned
+        self._possible[planned.name] = {planned.after}

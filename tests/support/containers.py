@@ -18,7 +18,8 @@ import httpx2
 import psutil
 from docker.utils.build import exclude_paths
 
-from tests.services import START_TIMEOUT, Server, environment, free_port, wait_until_served
+from tests.support.processes import START_TIMEOUT, environment, free_port, wait_until_served
+from tests.support.services import Server
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # a base image's
 PYTHON = Path(sys.executable).resolve()

@@ -1,6 +1,6 @@
 """The picture of the README: a service is made, called, robbed of its database, and called again.
 
-    uv run python -m tests.pictures
+    uv run python -m tests.support.pictures
 
 types the session and draws what it prints, for light and for dark pages.
 """
@@ -15,7 +15,8 @@ from pathlib import Path
 
 import httpx2
 
-from tests.services import REPOSITORY, environment, free_port, wait_until_served
+from tests.support.processes import environment, free_port, wait_until_served
+from tests.support.repository import REPOSITORY
 
 FOLDER = REPOSITORY / "docs/pictures"
 COLUMNS = 100

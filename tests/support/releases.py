@@ -10,7 +10,9 @@ from pathlib import Path
 import copier
 import yaml
 
-from tests.services import REPOSITORY, environment, git, replace, text_files
+from tests.support.processes import environment
+from tests.support.repository import REPOSITORY, git, replace, text_files
+from tests.support.services import render_repository
 
 WORKING_TREE = "999.0.0"  # the tag of a snapshot
 NEXT = "1000.0.0"  # changes all that a release is likely to change, and works
@@ -168,7 +170,7 @@ def write_next_container(template: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Place:
+class InsertionPoint:
     """Where the template promises not to change a line: between `before` and `after`."""
 
     file: str
@@ -181,31 +183,35 @@ class Place:
 
 OWN = "# The service's own:\n"
 
-PACKAGES = Place("pyproject.toml", f"    {OWN}", "]\n\n[project.optional-dependencies]\n")
-DEVELOPMENT_PACKAGES = Place("pyproject.toml", f"    {OWN}", "]\n\n[tool.uv]\n")
-STEPS_OF_CHECK = Place("pyproject.toml", '    { cmd = "pytest" },\n', "]\n")
-MYPY_FILES = Place("pyproject.toml", '    "tests",\n', "]\n")
-MYPY_OPTIONS = Place("pyproject.toml", "explicit_package_bases = true\n", "\n[tool.pytest]\n")
-PYTEST_WORDS = Place("pyproject.toml", '    "-ra",\n', "]\n")
-PYTEST_WARNINGS = Place("pyproject.toml", '    "error",\n', "]\n")
-PYTEST_OPTIONS = Place("pyproject.toml", 'anyio_mode = "auto"\n', "\n[tool.ruff]\n")
-RUFF_RULES = Place("pyproject.toml", '    "TID251",\n', "]\n")
-RUFF_EXCEPTIONS = Place(
+PACKAGES = InsertionPoint("pyproject.toml", f"    {OWN}", "]\n\n[project.optional-dependencies]\n")
+DEVELOPMENT_PACKAGES = InsertionPoint("pyproject.toml", f"    {OWN}", "]\n\n[tool.uv]\n")
+STEPS_OF_CHECK = InsertionPoint("pyproject.toml", '    { cmd = "pytest" },\n', "]\n")
+MYPY_FILES = InsertionPoint("pyproject.toml", '    "tests",\n', "]\n")
+MYPY_OPTIONS = InsertionPoint(
+    "pyproject.toml", "explicit_package_bases = true\n", "\n[tool.pytest]\n"
+)
+PYTEST_WORDS = InsertionPoint("pyproject.toml", '    "-ra",\n', "]\n")
+PYTEST_WARNINGS = InsertionPoint("pyproject.toml", '    "error",\n', "]\n")
+PYTEST_OPTIONS = InsertionPoint("pyproject.toml", 'anyio_mode = "auto"\n', "\n[tool.ruff]\n")
+RUFF_RULES = InsertionPoint("pyproject.toml", '    "TID251",\n', "]\n")
+RUFF_EXCEPTIONS = InsertionPoint(
     "pyproject.toml",
     '"app/**/{base,models}.py" = ["RUF012"]  # SQLAlchemy\'s class attributes are declarations\n',
     "\n",
 )
-TABLES = Place("pyproject.toml", f"\n{OWN}")
-VARIABLES = Place(".env.example", f"\n{OWN}")
-FIXTURES = Place("tests/conftest.py", "        yield client\n")
-IMAGE = Place("Dockerfile", "COPY app app\n", "\n")
-BUILT_FROM = Place(".dockerignore", "**/__pycache__/\n")
-IGNORED = Place(".gitignore", ".ruff_cache/\n")
-STEPS_OF_CI = Place(".github/workflows/ci.yml", "      - run: uv run poe check\n", "\n  image:\n")
-SECTIONS = Place("README.md", "\n", "## Update\n")
-RULES = Place("AGENTS.md", "What holds for this service only stands below this line.\n")
+TABLES = InsertionPoint("pyproject.toml", f"\n{OWN}")
+VARIABLES = InsertionPoint(".env.example", f"\n{OWN}")
+FIXTURES = InsertionPoint("tests/conftest.py", "        yield client\n")
+IMAGE = InsertionPoint("Dockerfile", "COPY app app\n", "\n")
+BUILT_FROM = InsertionPoint(".dockerignore", "**/__pycache__/\n")
+IGNORED = InsertionPoint(".gitignore", ".ruff_cache/\n")
+STEPS_OF_CI = InsertionPoint(
+    ".github/workflows/ci.yml", "      - run: uv run poe check\n", "\n  image:\n"
+)
+SECTIONS = InsertionPoint("README.md", "\n", "## Update\n")
+RULES = InsertionPoint("AGENTS.md", "What holds for this service only stands below this line.\n")
 
-PLACES = [
+INSERTION_POINTS = [
     PACKAGES,
     DEVELOPMENT_PACKAGES,
     STEPS_OF_CHECK,
@@ -236,9 +242,9 @@ def rewrite(repository: Path) -> None:
             name = re.sub(r"^variants/\w+/", "", str(file.relative_to(template)))
             kept = {
                 line
-                for place in PLACES
-                if place.file == name.removesuffix(".jinja")
-                for line in (place.before + place.after).splitlines()
+                for point in INSERTION_POINTS
+                if point.file == name.removesuffix(".jinja")
+                for line in (point.before + point.after).splitlines()
             }
             lines = [
                 line if not line or line in kept or "{{" in line or "{%" in line else f"{line} new"
@@ -248,21 +254,6 @@ def rewrite(repository: Path) -> None:
 
 
 # Services -----------------------------------------------------------------------------------------
-
-
-def commit(folder: Path, message: str) -> None:
-    git(folder, "add", "--all")
-    git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
-
-
-def start(templates: Path, version: str, folder: Path, **answers: str) -> Path:
-    """Render a release and put the service under version control."""
-    copier.run_copy(
-        str(templates), folder, data=answers, defaults=True, quiet=True, vcs_ref=version
-    )
-    git(folder, "init", "--quiet")
-    commit(folder, "Start from the template")
-    return folder
 
 
 def update(folder: Path, version: str) -> None:
@@ -299,7 +290,7 @@ def is_copied_once(name: str) -> bool:
 def expect(templates: Path, old: Path, version: str, folder: Path) -> Path:
     """Render a release as a service of an older one should be after its update."""
     database = yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
-    start(templates, version, folder, database=database)
+    render_repository(templates, folder, release=version, database=database)
     fresh, before = text_files(folder), text_files(old)
     for name in filter(is_copied_once, fresh):
         (folder / name).unlink()
@@ -503,16 +494,25 @@ def rename_example(folder: Path) -> None:
     """Call items the units of an inventory, and let them grow."""
     (folder / "app/features/items").rename(folder / "app/features/inventory")
     (folder / "tests/test_items.py").rename(folder / "tests/test_inventory.py")
-    for file in (*(folder / "app/features/inventory").glob("*.py"), folder / "app/features/registration.py"):
+    for file in (
+        *(folder / "app/features/inventory").glob("*.py"),
+        folder / "app/features/registration.py",
+    ):
         text = file.read_text().replace("app.features.items", "app.features.inventory")
         file.write_text(re.sub(r"\bItem\b", "Unit", text))
-    replace(folder / "app/features/inventory/routes.py", "MAX_LIMIT = 100", "MAX_LIMIT = 100\nMORE = True")
+    replace(
+        folder / "app/features/inventory/routes.py",
+        "MAX_LIMIT = 100",
+        "MAX_LIMIT = 100\nMORE = True",
+    )
 
 
 def open_resource_in_lifespan(folder: Path) -> None:
     write(folder, "app/cache.py", "def close_cache() -> None: ...\n")
     lifespan = folder / "app/lifespan.py"
-    insert(lifespan, "\n", "from app.database.dialect import", "from app.cache import close_cache\n")
+    insert(
+        lifespan, "\n", "from app.database.dialect import", "from app.cache import close_cache\n"
+    )
     insert(lifespan, "\n", "        yield\n", "        stack.callback(close_cache)\n\n")
 
 

@@ -9,8 +9,8 @@ from sqlalchemy import bindparam, func, insert, select
 from sqlalchemy.exc import StatementError
 
 from app.dependencies import ReaderDep, SessionDep
-from app.fields import BigInteger, Date, DateTime, Integer, Json, Normalized, Text, Time
 from app.features.more.models import Value
+from app.fields import BigInteger, Date, DateTime, Integer, Json, Normalized, Text, Time
 
 router = APIRouter(prefix="/values")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.services import free_port, wait_for
+from tests.support.processes import free_port, wait_for
 
 USER, PASSWORD, NAME = "shop", "secret", "shop"  # whose the service is, and of its database
 SETTINGS = {

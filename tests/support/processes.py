@@ -1,0 +1,74 @@
+"""What it takes to run a process and to wait for it."""
+
+import atexit
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import httpx2
+
+START_TIMEOUT = 90.0  # seconds, on a busy machine that installs packages first
+
+# A person's own environment must not reach what is tested.
+FOREIGN = (
+    "DATABASE_",
+    "TEST_DATABASE_URL",
+    "UV_PROJECT",
+    "VIRTUAL_ENV",
+    "PYTHONDONTWRITE",
+    "MYPY_",
+    "PYTEST_",
+)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
+    folder = services_temporary_folder()
+    own = {"PYTEST_DEBUG_TEMPROOT": folder, "MYPY_CACHE_DIR": f"{folder}/mypy"}
+    return kept | own | changes
+
+
+@cache
+def services_temporary_folder() -> str:
+    """Return where the services' own tests put their files, and mypy what it remembers.
+
+    mypy looks at the content of files, so services have most of what it remembers in common.
+    Not where these tests put theirs: each pytest takes its root away from other users, and a
+    PostgreSQL that root starts runs as one.
+    """
+    folder = tempfile.mkdtemp(prefix="services-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def wait_until_served(client: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            client.get("/health/live")
+        except httpx2.TransportError:
+            time.sleep(0.02)
+        else:
+            return
+    process.kill()
+    raise AssertionError(f"the service did not start:\n{log.read_text(encoding='utf-8')}")
+
+
+def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)

@@ -1,0 +1,60 @@
+"""The template's repository, and those that the tests make of it."""
+
+import re
+import subprocess
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def snapshot(folder: Path) -> Path:
+    """Clone the repository with its uncommitted changes, as a release that is newer than all."""
+    git(REPOSITORY, "clone", "--quiet", str(REPOSITORY), str(folder))
+    for name in git(REPOSITORY, "ls-files", "-z", "--deleted").split("\0")[:-1]:
+        (folder / name).unlink(missing_ok=True)
+    listed = git(REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in listed.split("\0")[:-1]:
+        source = REPOSITORY / name
+        if source.is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(source.read_bytes())
+            (folder / name).chmod(source.stat().st_mode)
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", "The working tree")
+    git(folder, "tag", "999.0.0")
+    return folder
+
+
+def commit(folder: Path, message: str = "As it is") -> None:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--allow-empty", "--message", message)
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) == 1, f"{file.name} has {old!r} {text.count(old)} times"
+    file.write_text(text.replace(old, new))
+
+
+def names_of_tests() -> set[str]:
+    """Return the names of all tests, the template's and the services'."""
+    files = [
+        *(REPOSITORY / "tests").rglob("test_*.py"),
+        *(REPOSITORY / "template").rglob("test_*.py"),
+    ]
+    return {name for file in files for name in re.findall(r"def (test_\w+)\(", file.read_text())}
+
+
+def text_files(folder: Path) -> dict[str, str]:
+    """Return the text of each file that a service holds, by its path; not git's."""
+    return {
+        str(path.relative_to(folder)): path.read_text(encoding="utf-8")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and ".git" not in path.relative_to(folder).parts
+    }

@@ -1,0 +1,196 @@
+"""Services rendered from the template, as processes: what the tests drive."""
+
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import copier
+import httpx2
+
+from tests.support.databases import Database
+from tests.support.processes import (
+    START_TIMEOUT,
+    environment,
+    free_port,
+    wait_for,
+    wait_until_served,
+)
+from tests.support.repository import commit, git, replace
+
+
+def render(template: Path, folder: Path, *, release: str | None = None, **answers: Any) -> Path:
+    """Answer the questions of a release, by default the newest."""
+    copier.run_copy(str(template), folder, data=answers, defaults=True, quiet=True, vcs_ref=release)
+    return folder
+
+
+def render_repository(
+    template: Path, folder: Path, *, release: str | None = None, **answers: Any
+) -> Path:
+    """Render a service, and put it under version control."""
+    render(template, folder, release=release, **answers)
+    git(folder, "init", "--quiet")
+    commit(folder, "Start from the template")
+    return folder
+
+
+@dataclass
+class Server:
+    """A running service."""
+
+    process: subprocess.Popen[bytes]
+    client: httpx2.Client
+    log_file: Path
+    answers: list[httpx2.Response] = field(default_factory=list)  # errors that the client got
+
+    def __post_init__(self) -> None:
+        self.client.event_hooks["response"].append(self._keep)
+
+    def _keep(self, answer: httpx2.Response) -> None:
+        if answer.is_error:
+            answer.read()
+            self.answers.append(answer)
+
+    def log(self) -> str:
+        return self.log_file.read_text(encoding="utf-8")
+
+    def stop(self, signal: int) -> int:
+        """Send a signal, and return the exit code."""
+        self.process.send_signal(signal)
+        return self.process.wait(START_TIMEOUT)
+
+
+FIRST = "ff1af746d745"  # the revision of a fresh service
+REVISION = '''\
+"""{name}"""
+
+import os
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{name}"
+down_revision = "{after}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+{upgrade}
+
+
+def downgrade() -> None:
+{downgrade}
+'''
+
+
+@dataclass
+class Service:
+    """A rendered service with its environment installed."""
+
+    folder: Path
+    database: str
+
+    def copy(self, folder: Path) -> "Service":
+        """Copy the service for a test that changes its files; the environment is shared."""
+        ignored = shutil.ignore_patterns(".venv", "__pycache__", ".postgres", "app.db*", ".*cache")
+        shutil.copytree(self.folder, folder, ignore=ignored)
+        (folder / ".venv").symlink_to((self.folder / ".venv").resolve())
+        return Service(folder, self.database)
+
+    def share_environment(self, shared: Path) -> None:
+        """Have an environment in common with all services of this kind; the first installs it."""
+        lock = shared.with_suffix(".lock")
+        try:
+            shared.with_suffix(".begun").mkdir()
+        except FileExistsError:
+            wait_for(lock.exists, START_TIMEOUT)
+            shutil.copy(lock, self.folder / "uv.lock")
+        else:
+            place = {"UV_PROJECT_ENVIRONMENT": str(shared)}
+            self.run("uv", "sync", "--quiet", "--compile-bytecode", variables=place)
+            shutil.copy(self.folder / "uv.lock", shared.with_suffix(".part"))
+            shared.with_suffix(".part").rename(lock)
+        (self.folder / ".venv").symlink_to(shared)
+
+    def leave_shared_environment(self) -> None:
+        """Have an environment of one's own, to which packages may be added."""
+        (self.folder / ".venv").unlink()
+        self.run("uv", "sync", "--quiet")
+
+    def extend(self, **modules: str) -> None:
+        """Give the service a package `app.features.more` of these modules; `routes` has a router."""
+        package = self.folder / "app" / "features" / "more"
+        package.mkdir()
+        for name, text in {"__init__": "", **modules}.items():
+            (package / f"{name}.py").write_text(text)
+        features = self.folder / "app" / "features" / "registration.py"
+        imported = "import router as items\n"
+        replace(
+            features, imported, f"{imported}from app.features.more.routes import router as more\n"
+        )
+        included = "    app.include_router(items)\n"
+        replace(features, included, f"{included}    app.include_router(more)\n")
+
+    def add_revision(self, name: str, after: str, upgrade: Sequence[str], *downgrade: str) -> None:
+        """Give the service a migration of these statements."""
+
+        def body(lines: Sequence[str]) -> str:
+            return "\n".join(f"    {line}" for line in lines or ["pass"])
+
+        (self.folder / "migrations" / "versions" / f"{name}.py").write_text(
+            REVISION.format(
+                name=name, after=after, upgrade=body(upgrade), downgrade=body(downgrade)
+            )
+        )
+
+    def migrate(self, database: Database) -> None:
+        self.run(
+            "uv", "run", "--no-sync", "alembic", "upgrade", "head", variables=database.variables
+        )
+
+    def run(
+        self, *command: str, variables: dict[str, str] | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command as its user would type it; print what it says when it fails."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=environment(**(variables or {})),
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        assert not check or done.returncode == 0, done.stdout
+        return done
+
+    @contextmanager
+    def serve(self, *command: str, **variables: str) -> Iterator[Server]:
+        """Start a server, by default as the image does, and wait for its first answer."""
+        port = free_port()
+        log_file = self.folder.parent / f"{self.folder.name}-{port}.log"
+        command = command or ("uv", "run", "--no-sync", "uvicorn", "app.main:app")
+        with (
+            log_file.open("wb") as log,
+            httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_TIMEOUT) as client,
+            subprocess.Popen(
+                [*command, "--port", str(port)],
+                cwd=self.folder,
+                env=environment(**variables),
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            ) as process,
+        ):
+            try:
+                wait_until_served(client, process, log_file)
+                yield Server(process, client, log_file)
+            finally:
+                if process.poll() is None:
+                    process.terminate()
