@@ -1,4 +1,4 @@
-"""The rules of the engine that ruff has no words for; `poe check` runs this after `ruff check`.
+"""The rules of the engine that ruff cannot express; `poe check` runs this after `ruff check`.
 
 Each finding is a line such as `app/features/items/routes.py:12:4: E8 …`. AGENTS.md lists the rules.
 """
@@ -53,7 +53,7 @@ def check_module(path: str, tree: ast.Module) -> Iterator[Finding]:
             case ast.Attribute(attr=name) | ast.keyword(arg=name) | ast.Constant(value=name) if (
                 name in EVENTS
             ):
-                yield node, "E5 start and end belong into the lifespan, on its AsyncExitStack"
+                yield node, "E5 startup and shutdown belong in the lifespan, on its AsyncExitStack"
             case (
                 ast.Attribute(attr="lifespan_context", ctx=ast.Store())
                 | ast.Constant(value="lifespan_context")
@@ -209,7 +209,7 @@ def check_lifespan(tree: ast.Module) -> Iterator[Finding]:
         yield tree, "E7 the engine is reached as app.state.engine"
     for node in inside:
         if name_of(node, {}) == "dispose":
-            yield node, "E8 the engine is disposed of by the stack, at the end"
+            yield node, "E8 the stack disposes of the engine, at shutdown"
 
 
 def pushes(statement: ast.stmt, made: ast.Assign | ast.AnnAssign) -> bool:

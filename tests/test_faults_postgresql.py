@@ -288,7 +288,7 @@ def test_a_slow_network_works(service: Service, proxied: ProxiedDatabase) -> Non
         assert http.post("/items", json={"name": "a"}).status_code == 201
         assert len(http.get("/items").json()["items"]) == 1
         stop(server)
-    assert proxied.proxy.goodbyes == proxied.proxy.sessions
+    assert proxied.proxy.graceful_closes == proxied.proxy.sessions
 
 
 def test_a_full_pool_is_503_within_its_timeout_and_loses_no_connection(
@@ -338,7 +338,7 @@ def test_a_server_without_room_for_the_pool_is_503_for_what_it_refuses(
 
 
 @pytest.mark.parametrize(
-    ("fault", "mended", "cause"),
+    ("fault", "fixed", "cause"),
     [
         (
             "ALTER ROLE guarded CONNECTION LIMIT 0",
@@ -362,12 +362,12 @@ def test_a_server_without_room_for_the_pool_is_503_for_what_it_refuses(
     ids=["full", "locked out", "role missing", "password", "database missing", "read-only"],
 )
 def test_the_log_says_once_why_the_database_is_refused(
-    service: Service, proxied: ProxiedDatabase, fault: str, mended: str, cause: str
+    service: Service, proxied: ProxiedDatabase, fault: str, fixed: str, cause: str
 ) -> None:
     quoted = PASSWORD.replace("'", "''")
-    mended = mended or f"ALTER ROLE guarded PASSWORD '{quoted}'"
+    fixed = fixed or f"ALTER ROLE guarded PASSWORD '{quoted}'"
     if "RENAME TO other" in fault and "ROLE" in fault:
-        mended = f"ALTER ROLE other RENAME TO guarded; {mended}"
+        fixed = f"ALTER ROLE other RENAME TO guarded; {fixed}"
     with serve_proxied(service, proxied) as server:
         http = server.client
         assert http.post("/items", json={"name": "a"}).status_code == 201
@@ -376,7 +376,7 @@ def test_the_log_says_once_why_the_database_is_refused(
         try:
             assert unavailable(http.post("/items", json={"name": "b"}))
         finally:
-            proxied.server.query(mended.format(proxied.name))
+            proxied.server.query(fixed.format(proxied.name))
         [line] = [line for line in server.log().splitlines() if "unavailable: " in line]
         assert cause.format(proxied.name) in line
         proxied.terminate()
@@ -638,13 +638,13 @@ def test_a_schema_that_changes_under_the_service_gives_no_wrong_data(
         assert http.get("/items").json()["items"][0]["name"] == "d"
 
 
-def test_every_connection_is_said_goodbye_to(service: Service, proxied: ProxiedDatabase) -> None:
+def test_every_connection_is_closed_gracefully(service: Service, proxied: ProxiedDatabase) -> None:
     with serve_proxied(service, proxied) as server, ThreadPoolExecutor(20) as pool:
         proxied.proxy.delay = 0.02  # so that requests need connections at the same time
         assert set(pool.map(lambda _: server.client.get("/items").status_code, range(40))) == {200}
         stop(server)
     assert proxied.proxy.sessions > 5
-    assert proxied.proxy.goodbyes == proxied.proxy.sessions
+    assert proxied.proxy.graceful_closes == proxied.proxy.sessions
 
 
 @pytest.fixture(params=["IPv6", "IPv6 in parts", "socket", "TLS", "verified TLS"])

@@ -127,7 +127,7 @@ async def query():
 runner.run(query())
 child = os.fork()
 if child == 0:
-    # Kept, or the driver may say goodbye on its parent's sockets when it is collected.
+    # Kept, or the driver may close its parent's sockets gracefully when it is collected.
     inherited = engine.pool
     async def use():
         await engine.dispose(close=False)

@@ -66,7 +66,7 @@ class Proxy:
     def __init__(self, upstream: str, host: str, tls: ssl.SSLContext | None) -> None:
         self.sessions = 0  # connections of clients, without those that only cancel a statement
         self.round_trips = 0
-        self.goodbyes = 0  # sessions that the client ended as the protocol asks for
+        self.graceful_closes = 0  # sessions that the client ended as the protocol asks for
         self.delay = 0.0  # seconds, on the way to the server
         self.silent = False  # sockets stay open, and nothing gets through
         self.trap: Trap | None = None  # for the message that comes next
@@ -174,7 +174,7 @@ class Proxy:
             while data := await reader.read(65536):
                 if to_server:
                     self.sessions += data[4:8] == PROTOCOL
-                    self.goodbyes += data.endswith(TERMINATE)
+                    self.graceful_closes += data.endswith(TERMINATE)
                     self.round_trips += not state["asked"]
                     state["cancels"] = data[4:8] == CANCEL
                     await asyncio.sleep(self.delay)
