@@ -92,7 +92,7 @@ def write_next_release(repository: Path) -> None:
         *(template / "app/features/items").glob("*.py"),
         *(template / "app/features").glob("*.py"),
         *(template / "migrations/versions").glob("*.py"),
-        template / "tests/test_items.py",
+        *(template / "tests/features").glob("*.py"),
     ):
         file.write_text(f"{file.read_text()}\nNEW = True\n")
     (template / "app/features/items/new.py").write_text("NEW = True\n")
@@ -109,7 +109,7 @@ def write_next_release(repository: Path) -> None:
 
 def write_next_packages(pyproject: Path) -> None:
     text = re.sub(r'(    "[a-z0-9\[\]-]+>=[0-9.]+)', r"\1.0", pyproject.read_text())
-    text = re.sub(r'    "(httptools|pytest-xdist)>=.*\n', "", text)
+    text = re.sub(r'    "(httptools)>=.*\n', "", text)
     own = "    # The service's own:\n"
     text = text.replace(own, f'    "typing-extensions>=4.12",\n{own}', 1)
     pyproject.write_text(
@@ -135,7 +135,7 @@ def write_next_app(app: Path) -> None:
     replace(lifespan, "DISPOSE_TIMEOUT = 5.0", "DISPOSE_TIMEOUT = 6.0")
     insert(lifespan, "import logging\n", "", "import time\n")
     insert(lifespan, "app.state.settings\n", "", "        app.state.started = time.monotonic()\n")
-    main = app / "main.py"
+    main = app / "factory.py"
     cors = "from starlette.middleware.cors import CORSMiddleware\n"
     insert(main, cors, "", "from starlette.middleware.gzip import GZipMiddleware\n")
     gzip = "    app.add_middleware(GZipMiddleware, minimum_size=100_000)\n\n"
@@ -197,7 +197,6 @@ RUFF_EXCEPTIONS = Place(
 )
 TABLES = Place("pyproject.toml", f"\n{OWN}")
 VARIABLES = Place(".env.example", f"\n{OWN}")
-FIXTURES = Place("tests/conftest.py", "        yield client\n")
 IMAGE = Place("Dockerfile", "COPY app app\n", "\n")
 BUILT_FROM = Place(".dockerignore", "**/__pycache__/\n")
 IGNORED = Place(".gitignore", ".ruff_cache/\n")
@@ -218,7 +217,6 @@ PLACES = [
     RUFF_EXCEPTIONS,
     TABLES,
     VARIABLES,
-    FIXTURES,
     IMAGE,
     BUILT_FROM,
     IGNORED,
@@ -287,11 +285,9 @@ def check_clean(folder: Path) -> None:
 def is_copied_once(name: str) -> bool:
     return name.startswith(
         (
-            "app/features/items/",
-            "app/features/settings.py",
-            "app/features/registration.py",
+            "app/features/",
             "migrations/versions/",
-            "tests/test_items.py",
+            "tests/features/",
         )
     )
 
@@ -423,7 +419,7 @@ def add_feature(folder: Path) -> None:
     write(folder, "app/notes/models.py", NOTES_MODELS)
     write(folder, "app/notes/routes.py", NOTES_ROUTES)
     write(folder, "migrations/versions/2026_12_01_000000000001_create_notes.py", NOTES_MIGRATION)
-    write(folder, "tests/test_notes.py", NOTES_TEST)
+    write(folder, "tests/features/test_notes.py", NOTES_TEST)
 
     features = folder / "app/features/registration.py"
     insert(features, "\n\n", "from fastapi import", "import logging\n\n")
@@ -468,8 +464,12 @@ SEAMS: dict[str, Edit] = {
     "a step of `poe check`": lambda folder: STEPS_OF_CHECK.put(
         folder, '    { cmd = "python -V" },\n'
     ),
-    "a fixture": lambda folder: FIXTURES.put(
-        folder, '\n\n@pytest.fixture\ndef note() -> str:\n    return "Call back"\n'
+    "a test": add_feature,
+    "a fixture of the tests, a value for a required setting": lambda folder: insert(
+        folder / "tests/features/conftest.py",
+        "        yield app\n",
+        "",
+        '\n\n@pytest.fixture\ndef note() -> str:\n    return "Call back"\n',
     ),
     "a system package or a further file of the image": lambda folder: IMAGE.put(
         folder, "COPY data data\n"
@@ -491,7 +491,7 @@ SEAMS: dict[str, Edit] = {
 
 def delete_example(folder: Path) -> None:
     shutil.rmtree(folder / "app/features/items")
-    (folder / "tests/test_items.py").unlink()
+    (folder / "tests/features/test_items.py").unlink()
     for migration in (folder / "migrations/versions").glob("*_create_items.py"):
         migration.unlink()
     features = folder / "app/features/registration.py"
@@ -502,7 +502,7 @@ def delete_example(folder: Path) -> None:
 def rename_example(folder: Path) -> None:
     """Call items the units of an inventory, and let them grow."""
     (folder / "app/features/items").rename(folder / "app/features/inventory")
-    (folder / "tests/test_items.py").rename(folder / "tests/test_inventory.py")
+    (folder / "tests/features/test_items.py").rename(folder / "tests/features/test_inventory.py")
     for file in (*(folder / "app/features/inventory").glob("*.py"), folder / "app/features/registration.py"):
         text = file.read_text().replace("app.features.items", "app.features.inventory")
         file.write_text(re.sub(r"\bItem\b", "Unit", text))
@@ -562,7 +562,7 @@ CONFLICTS = {
         "pyproject.toml", '"uvloop>=0.22;', '"uvloop==0.22.1;', '"uvloop>=0.22.0;'
     ),
     "an import stands beside one that a release adds or changes": Conflict(
-        "app/main.py",
+        "app/factory.py",
         "import CORSMiddleware\n",
         "import CORSMiddleware\nfrom starlette.middleware.sessions import SessionMiddleware\n",
         "GZipMiddleware\n",

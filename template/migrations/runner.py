@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app.database.errors import explain
-from app.settings import Settings
+from app.settings import ServiceSettings
 
 ATTEMPTS = 30  # at each migration
 PAUSE = 1.0  # seconds between two, in which the requests that queued behind one are answered
@@ -119,7 +119,7 @@ def run(connection: Connection, /, **options: Any) -> None:
 
 
 @contextmanager
-def exits(settings: Settings) -> Iterator[None]:
+def exits(settings: ServiceSettings) -> Iterator[None]:
     """End the process with one line where a traceback would tell nothing more."""
     try:
         yield

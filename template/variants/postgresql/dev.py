@@ -17,7 +17,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import ServiceSettings, Settings, load_settings
 
 DATA = Path(__file__).parent / ".postgres"
 
@@ -38,7 +38,7 @@ def start_postgres(data: Path, cleanup_mode: str = "stop") -> str:
 def database_is_missing() -> bool:
     """Say whether neither the environment nor `.env` names a database."""
     try:
-        Settings()
+        ServiceSettings()
     except ValidationError as error:
         return "database_missing" in [problem["type"] for problem in error.errors()]
     return False
@@ -63,6 +63,7 @@ def doctor() -> None:
 
 if __name__ == "__main__":
     find_database()
+    load_settings(Settings)  # or the reloader would wait for a file that mends a wrong variable
     try:
         command.upgrade(Config(toml_file="pyproject.toml"), "head")
     except CommandError as error:  # another branch's revision, or two newest ones

@@ -10,19 +10,19 @@ import pytest
 from alembic import command
 from alembic.config import Config
 
-from app.settings import Settings
+from app.settings import ServiceSettings
 
 
 def start() -> None:
     """Nothing needs to run for the tests' files."""
 
 
-def settings_for(path: Path) -> Settings:
-    url = Settings().driver_url.set(database=str(path))
-    return Settings(database_url=url.render_as_string())
+def settings_for(path: Path) -> ServiceSettings:
+    url = ServiceSettings().driver_url.set(database=str(path))
+    return ServiceSettings(database_url=url.render_as_string())
 
 
-def alembic(settings: Settings) -> Config:
+def alembic(settings: ServiceSettings) -> Config:
     """Return an Alembic configuration for the database of `settings`."""
     return Config(toml_file="pyproject.toml", attributes={"settings": settings})
 
@@ -36,14 +36,14 @@ async def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(migrated: Path, tmp_path: Path) -> Settings:
-    """Settings with a migrated database that no other test sees."""
+def settings(migrated: Path, tmp_path: Path) -> ServiceSettings:
+    """ServiceSettings with a migrated database that no other test sees."""
     return settings_for(Path(shutil.copy(migrated, tmp_path / "test.db")))
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> Settings:
-    """Settings with a database that has no schema yet."""
+def unmigrated_settings(tmp_path: Path) -> ServiceSettings:
+    """ServiceSettings with a database that has no schema yet."""
     path = tmp_path / "empty.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("VACUUM")  # makes a database of it
@@ -51,6 +51,6 @@ def empty(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def away(tmp_path: Path) -> Settings:
-    """Settings with a database that can't be reached: its folder is not there."""
+def unreachable_settings(tmp_path: Path) -> ServiceSettings:
+    """ServiceSettings with a database that can't be reached: its folder is not there."""
     return settings_for(tmp_path / "missing" / "test.db")

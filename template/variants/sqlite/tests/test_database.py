@@ -15,9 +15,9 @@ from app.database import UTCDateTime
 from app.database.connections import set_up
 from app.database.errors import explain
 from app.dependencies import Reader
+from app.factory import create_app
 from app.health import VERSIONS
-from app.main import create_app
-from app.settings import Settings
+from app.settings import ServiceSettings
 from tests.database import alembic
 
 METADATA = MetaData()
@@ -33,7 +33,7 @@ COUNTERS = Table("counters", METADATA, Column("value", Integer))
     ],
 )
 def test_a_url_is_normalised_to_aiosqlites(given: str, driver_url: str) -> None:
-    assert Settings(database_url=given).driver_url.render_as_string() == driver_url
+    assert ServiceSettings(database_url=given).driver_url.render_as_string() == driver_url
 
 
 @pytest.mark.parametrize(
@@ -49,10 +49,12 @@ def test_a_url_is_normalised_to_aiosqlites(given: str, driver_url: str) -> None:
 )
 def test_what_names_no_file_is_refused(wrong: str) -> None:
     with pytest.raises(ValidationError):
-        Settings(database_url=wrong)
+        ServiceSettings(database_url=wrong)
 
 
-async def test_each_upgrade_counts_what_an_index_finds(app: FastAPI, settings: Settings) -> None:
+async def test_each_upgrade_counts_what_an_index_finds(
+    app: FastAPI, settings: ServiceSettings
+) -> None:
     engine = app.state.engine
 
     async def plan() -> str:
@@ -139,9 +141,11 @@ async def test_a_commit_that_fails_leaves_no_transaction_open(app: FastAPI) -> N
                 await session.commit()
 
 
-async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(empty: Settings) -> None:
-    app = create_app(empty)
-    path = empty.driver_url.database
+async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(
+    unmigrated_settings: ServiceSettings,
+) -> None:
+    app = create_app(unmigrated_settings)
+    path = unmigrated_settings.driver_url.database
     assert path is not None
     Path(path).unlink()
 
@@ -154,7 +158,7 @@ async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(empty:
 
 
 async def test_a_file_that_is_replaced_while_it_is_opened_takes_no_commit(
-    app: FastAPI, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = Path(str(settings.driver_url.database))
 
@@ -174,7 +178,7 @@ async def test_a_file_that_is_replaced_while_it_is_opened_takes_no_commit(
 
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 async def test_a_file_that_is_replaced_during_a_transaction_takes_no_commit(
-    app: FastAPI, settings: Settings, suffix: str
+    app: FastAPI, settings: ServiceSettings, suffix: str
 ) -> None:
     file = Path(f"{settings.driver_url.database}{suffix}")
 
@@ -187,7 +191,9 @@ async def test_a_file_that_is_replaced_during_a_transaction_takes_no_commit(
     assert explain(failed.value) == (503, "unreachable")
 
 
-async def test_reads_go_on_during_another_process_write(app: FastAPI, settings: Settings) -> None:
+async def test_reads_go_on_during_another_process_write(
+    app: FastAPI, settings: ServiceSettings
+) -> None:
     reader: Reader = app.state.reader
     path = settings.driver_url.database
     assert path is not None
@@ -201,7 +207,7 @@ async def test_reads_go_on_during_another_process_write(app: FastAPI, settings: 
         writer.close()
 
 
-async def test_a_file_that_stays_locked_is_unavailability(settings: Settings) -> None:
+async def test_a_file_that_stays_locked_is_unavailability(settings: ServiceSettings) -> None:
     app = create_app(settings.model_copy(update={"database_command_timeout": 0.01}))
     path = settings.driver_url.database
     assert path is not None

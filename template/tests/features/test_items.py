@@ -1,3 +1,5 @@
+"""The tests of the example. Yours: an update leaves it alone."""
+
 import asyncio
 import json
 from typing import Any
