@@ -22,6 +22,11 @@ from app.settings import ServiceSettings, load_settings
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 
+@pytest.fixture
+def settings(shared_settings: ServiceSettings) -> ServiceSettings:
+    return shared_settings
+
+
 class Login(BaseModel):
     password: int
 

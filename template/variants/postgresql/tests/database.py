@@ -62,7 +62,7 @@ async def server() -> AsyncGenerator[AsyncConnection]:
 
 
 @pytest.fixture(scope="session")
-async def migrated(server: AsyncConnection) -> AsyncGenerator[str]:
+async def migrated_database(server: AsyncConnection) -> AsyncGenerator[str]:
     """A database with the newest schema, made once and cloned by each test."""
     async with database(server, "template0") as name:
         await asyncio.to_thread(command.upgrade, alembic(settings_for(name)), "head")
@@ -70,21 +70,32 @@ async def migrated(server: AsyncConnection) -> AsyncGenerator[str]:
 
 
 @pytest.fixture
-async def settings(server: AsyncConnection, migrated: str) -> AsyncGenerator[ServiceSettings]:
-    """ServiceSettings with a migrated database that no other test sees."""
-    async with database(server, migrated) as name:
+async def settings(
+    server: AsyncConnection, migrated_database: str
+) -> AsyncGenerator[ServiceSettings]:
+    """Settings with a migrated database that no other test sees."""
+    async with database(server, migrated_database) as name:
+        yield settings_for(name)
+
+
+@pytest.fixture(scope="session")
+async def shared_settings(
+    server: AsyncConnection, migrated_database: str
+) -> AsyncGenerator[ServiceSettings]:
+    """Settings with a migrated database for all tests that write nothing."""
+    async with database(server, migrated_database) as name:
         yield settings_for(name)
 
 
 @pytest.fixture
 async def unmigrated_settings(server: AsyncConnection) -> AsyncGenerator[ServiceSettings]:
-    """ServiceSettings with a database that has no schema yet."""
+    """Settings with a database that has no schema yet."""
     async with database(server, "template0") as name:
         yield settings_for(name)
 
 
 @pytest.fixture
 def unreachable_settings() -> ServiceSettings:
-    """ServiceSettings with a server that can't be reached: nothing listens on port 1."""
+    """Settings with a server that can't be reached: nothing listens on port 1."""
     url = ServiceSettings().driver_url.set(host="127.0.0.1", port=1, query={})
     return ServiceSettings(database_url=SecretStr(url.render_as_string(hide_password=False)))

@@ -28,7 +28,7 @@ def alembic(settings: ServiceSettings) -> Config:
 
 
 @pytest.fixture(scope="session")
-async def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+async def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file with the newest schema, made once and copied by each test."""
     path = tmp_path_factory.mktemp("database") / "migrated.db"
     await asyncio.to_thread(command.upgrade, alembic(settings_for(path)), "head")
@@ -36,14 +36,20 @@ async def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def settings(migrated: Path, tmp_path: Path) -> ServiceSettings:
-    """ServiceSettings with a migrated database that no other test sees."""
-    return settings_for(Path(shutil.copy(migrated, tmp_path / "test.db")))
+def settings(migrated_file: Path, tmp_path: Path) -> ServiceSettings:
+    """Settings with a migrated database that no other test sees."""
+    return settings_for(Path(shutil.copy(migrated_file, tmp_path / "test.db")))
+
+
+@pytest.fixture(scope="session")
+def shared_settings(migrated_file: Path) -> ServiceSettings:
+    """Settings with a migrated database for all tests that write nothing."""
+    return settings_for(Path(shutil.copy(migrated_file, migrated_file.with_name("shared.db"))))
 
 
 @pytest.fixture
 def unmigrated_settings(tmp_path: Path) -> ServiceSettings:
-    """ServiceSettings with a database that has no schema yet."""
+    """Settings with a database that has no schema yet."""
     path = tmp_path / "empty.db"
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("VACUUM")  # makes a database of it
@@ -52,5 +58,5 @@ def unmigrated_settings(tmp_path: Path) -> ServiceSettings:
 
 @pytest.fixture
 def unreachable_settings(tmp_path: Path) -> ServiceSettings:
-    """ServiceSettings with a database that can't be reached: its folder is not there."""
+    """Settings with a database that can't be reached: its folder is not there."""
     return settings_for(tmp_path / "missing" / "test.db")

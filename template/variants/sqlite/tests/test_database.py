@@ -21,8 +21,8 @@ from app.settings import ServiceSettings
 from tests.database import alembic
 
 METADATA = MetaData()
-MOMENTS = Table("moments", METADATA, Column("moment", UTCDateTime))
-COUNTERS = Table("counters", METADATA, Column("value", Integer))
+MOMENTS = Table("tested_moments", METADATA, Column("moment", UTCDateTime))
+COUNTERS = Table("tested_counters", METADATA, Column("value", Integer))
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ async def test_each_upgrade_counts_what_an_index_finds(
     async def plan() -> str:
         await engine.dispose()  # a connection keeps the statistics with which it was opened
         async with engine.connect() as connection:
-            query = "EXPLAIN QUERY PLAN SELECT * FROM pairs WHERE one = 0 AND two = 0"
+            query = "EXPLAIN QUERY PLAN SELECT * FROM tested_pairs WHERE one = 0 AND two = 0"
             return str((await connection.execute(text(query))).one().detail)
 
     async with engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE pairs (one INTEGER, two INTEGER)"))
-        await connection.execute(text("CREATE INDEX by_one ON pairs (one)"))
-        await connection.execute(text("CREATE INDEX by_two ON pairs (two)"))
+        await connection.execute(text("CREATE TABLE tested_pairs (one INTEGER, two INTEGER)"))
+        await connection.execute(text("CREATE INDEX by_one ON tested_pairs (one)"))
+        await connection.execute(text("CREATE INDEX by_two ON tested_pairs (two)"))
     guess, better = ("by_one", "by_two") if "by_one" in await plan() else ("by_two", "by_one")
     row = "0, number" if guess == "by_one" else "number, 0"
     async with engine.begin() as connection:
@@ -74,7 +74,7 @@ async def test_each_upgrade_counts_what_an_index_finds(
             text(
                 "WITH RECURSIVE numbers (number) AS"
                 " (SELECT 1 UNION ALL SELECT number + 1 FROM numbers LIMIT 10000)"
-                f" INSERT INTO pairs SELECT {row} FROM numbers"
+                f" INSERT INTO tested_pairs SELECT {row} FROM numbers"
             )
         )
 
@@ -85,15 +85,15 @@ async def test_each_upgrade_counts_what_an_index_finds(
 
 async def test_every_connection_enforces_foreign_keys(app: FastAPI) -> None:
     async with app.state.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        await connection.execute(text("CREATE TABLE tested_parents (id INTEGER PRIMARY KEY)"))
         await connection.execute(
-            text("CREATE TABLE children (parent_id INTEGER REFERENCES parents (id))")
+            text("CREATE TABLE tested_children (parent_id INTEGER REFERENCES tested_parents (id))")
         )
 
     for _ in range(3):
         with pytest.raises(IntegrityError):
             async with app.state.engine.begin() as connection:
-                await connection.execute(text("INSERT INTO children VALUES (1)"))
+                await connection.execute(text("INSERT INTO tested_children VALUES (1)"))
 
 
 async def test_a_commit_is_on_the_disk_when_it_returns(app: FastAPI) -> None:
@@ -127,16 +127,17 @@ async def test_a_transaction_without_a_statement_keeps_no_other_waiting(app: Fas
 
 async def test_a_commit_that_fails_leaves_no_transaction_open(app: FastAPI) -> None:
     async with app.state.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        await connection.execute(text("CREATE TABLE tested_parents (id INTEGER PRIMARY KEY)"))
         await connection.execute(
             text(
-                "CREATE TABLE children (id INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED)"
+                "CREATE TABLE tested_children"
+                " (id INTEGER REFERENCES tested_parents DEFERRABLE INITIALLY DEFERRED)"
             )
         )
 
     for _ in range(2):  # the second time on the same connection
         async with app.state.sessionmaker() as session:
-            await session.execute(text("INSERT INTO children VALUES (1)"))
+            await session.execute(text("INSERT INTO tested_children VALUES (1)"))
             with pytest.raises(IntegrityError):
                 await session.commit()
 
