@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.services import Database, Service, replace
+from tests.services import FIRST, Database, Service, replace
 
 SECRET = "JWT_SECRET"
 AUTH = '''\
@@ -63,6 +63,25 @@ async def login(request: Request) -> int:
 async def read() -> str:
     return "mine"
 '''
+MODELS = """\
+from sqlalchemy import Identity
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, BigIntegerKey
+
+
+class Parent(Base):
+    __tablename__ = "parents"
+
+    id: Mapped[int] = mapped_column(BigIntegerKey, Identity(), primary_key=True)
+"""
+CREATE = """\
+op.create_table(
+    "parents",
+    sa.Column("id", database.BigIntegerKey(), sa.Identity(), nullable=False),
+    sa.PrimaryKeyConstraint("id", name=op.f("pk_parents")),
+)
+"""
 REGISTRATION = '''\
 """What the service is for, feature by feature. Yours: an update leaves it alone."""
 
@@ -123,6 +142,11 @@ def test_an_owner_may_have_tokens_handlers_paths_and_secrets_of_his_own(owned: S
     (features / "auth.py").write_text(AUTH)
     (features / "registration.py").write_text(REGISTRATION)
     (tests / "test_auth.py").write_text(TESTS)
+    (features / "families").mkdir()
+    (features / "families/__init__.py").touch()
+    (features / "families/models.py").write_text(MODELS)
+    lines = ["from app import database", *CREATE.splitlines()]
+    owned.add_revision("parents", FIRST, lines, 'op.drop_table("parents")')
     conftest = tests / "conftest.py"
     given = "database_url=settings.database_url"
     replace(conftest, given, f'{given}, jwt_secret=SecretStr("hunter2")')

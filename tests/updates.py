@@ -116,7 +116,7 @@ def write_next_packages(pyproject: Path) -> None:
         text.replace(f"{own}]\n\n[tool.uv]", f'    "pyyaml>=6",\n{own}]\n\n[tool.uv]')
     )
     replace(pyproject, 'requires-python = ">=3.11"', 'requires-python = ">=3.11.0"')
-    insert(pyproject, "", '    { cmd = "pytest" },\n', '    { cmd = "ruff --version" },\n')
+    insert(pyproject, "", PYTEST, '    { cmd = "ruff --version" },\n')
     insert(pyproject, "", 'anyio_mode = "auto"\n', 'junit_family = "xunit2"\n')
     insert(pyproject, "", '    "-ra",\n', '    "--tb=short",\n')
     insert(pyproject, "", '    "TID251",\n', '    "T10",\n')
@@ -183,7 +183,8 @@ OWN = "# The service's own:\n"
 
 PACKAGES = Place("pyproject.toml", f"    {OWN}", "]\n\n[project.optional-dependencies]\n")
 DEVELOPMENT_PACKAGES = Place("pyproject.toml", f"    {OWN}", "]\n\n[tool.uv]\n")
-STEPS_OF_CHECK = Place("pyproject.toml", '    { cmd = "pytest" },\n', "]\n")
+PYTEST = '    { cmd = "pytest --numprocesses logical --maxprocesses 4" },\n'
+STEPS_OF_CHECK = Place("pyproject.toml", PYTEST, "]\n")
 MYPY_FILES = Place("pyproject.toml", '    "tests",\n', "]\n")
 MYPY_OPTIONS = Place("pyproject.toml", "explicit_package_bases = true\n", "\n[tool.pytest]\n")
 PYTEST_WORDS = Place("pyproject.toml", '    "-ra",\n', "]\n")
