@@ -14,7 +14,7 @@ from pathlib import Path
 from app.database.url import DRIVER
 
 LIFESPAN = "app/lifespan.py"
-MAIN = "app/main.py"
+FACTORY = "app/factory.py"
 DIALECT = "app/database/dialect.py"
 SETTINGS = (
     "app/settings.py",
@@ -58,7 +58,7 @@ def check_module(path: str, tree: ast.Module) -> Iterator[Finding]:
                 ast.Attribute(attr="lifespan_context", ctx=ast.Store())
                 | ast.Constant(value="lifespan_context")
             ):
-                yield node, "E5 the lifespan is given to FastAPI, in app/main.py"
+                yield node, "E5 the lifespan is given to FastAPI, in app/factory.py"
             case ast.Attribute(attr="dispose") if in_app and id(node) not in leaves_alone:
                 if path != LIFESPAN:
                     yield node, "E8 only the lifespan disposes of the engine; delete the call"
@@ -243,7 +243,7 @@ def check_all() -> Iterator[str]:
             findings = [*check_module(path, tree)]
             if path == LIFESPAN:
                 findings += check_lifespan(tree)
-            if path == MAIN:
+            if path == FACTORY:
                 findings += check_main(tree)
             for node, message in findings:
                 line, column = getattr(node, "lineno", 1), getattr(node, "col_offset", 0) + 1

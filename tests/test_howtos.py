@@ -292,11 +292,11 @@ def test_tokens_of_the_provider_open_what_their_scopes_name(
     with copy.serve(OIDC_JWKS_URL=url, **provider, **variables) as server:
         assert unavailable(read("/me", tokens["good"]))
 
-    tests, page = copy.folder / "tests/test_items.py", page_text("how-to/oidc.md")
+    tests, page = copy.folder / "tests/features/test_items.py", page_text("how-to/oidc.md")
     [fixture] = [it.text for it in blocks(page) if "autouse" in it.text]
     imports = re.findall(r"`(from [^`]+ import [^`]+)`", page)
     tests.write_text("\n".join([*imports, tests.read_text(), fixture]))
-    copy.run("uv", "run", "--no-sync", "pytest", "tests/test_items.py", "tests/test_auth.py")
+    copy.run("uv", "run", "--no-sync", "pytest", "tests/features/test_items.py", "tests/features/test_auth.py")
 
 
 CLIENT = """

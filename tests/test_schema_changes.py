@@ -303,11 +303,11 @@ from sqlalchemy import Enum, select, text, type_coerce
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.features.items.models import Item, STATES
-from app.settings import load_settings
+from app.settings import ServiceSettings, load_settings
 
 
 async def read() -> None:
-    async with create_async_engine(load_settings().driver_url).begin() as connection:
+    async with create_async_engine(load_settings(ServiceSettings).driver_url).begin() as connection:
         await connection.execute(text("UPDATE items SET state = 'lost' WHERE id = 1"))
         connection = await connection.execution_options(compiled_cache=None)
         for labels in STATES, STATES[:-1]:

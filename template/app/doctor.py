@@ -17,7 +17,7 @@ from app.database.errors import explain
 from app.database.server import SERVER, describe_server
 from app.health import examine as examine_database
 from app.lifespan import lifespan
-from app.settings import Settings, load_settings
+from app.settings import ServiceSettings, Settings, load_settings
 
 SCHEMA = {
     "behind": "behind; run alembic upgrade head",
@@ -32,7 +32,7 @@ class Finding(NamedTuple):
     wrong: bool = False
 
 
-async def examine(settings: Settings, processes: int) -> list[Finding]:
+async def examine(settings: ServiceSettings, processes: int) -> list[Finding]:
     """Examine the settings, the database and its schema, as far as they can be reached."""
     findings = [Finding("setting", text) for text in explicit_settings(settings)]
     answers = ANSWERS.read_text() if ANSWERS.exists() else ""
@@ -67,7 +67,7 @@ async def examine(settings: Settings, processes: int) -> list[Finding]:
         return [*findings, Finding("schema", SCHEMA.get(schema, schema), schema == "behind")]
 
 
-def explicit_settings(settings: Settings) -> Iterator[str]:
+def explicit_settings(settings: ServiceSettings) -> Iterator[str]:
     """Yield each setting that is set explicitly, and where; a `SecretStr` is masked."""
     environment = {name.upper() for name, value in os.environ.items() if value}
     values = settings.model_dump(mode="json", include=settings.model_fields_set)
@@ -92,7 +92,7 @@ def main() -> None:
     )
     processes = parser.parse_args().processes
     # A command of its own may start an event loop (E14).
-    findings = asyncio.run(examine(load_settings(), processes))  # noqa: TID251
+    findings = asyncio.run(examine(load_settings(Settings), processes))  # noqa: TID251
     for subject, text, wrong in findings:
         print("WRONG" if wrong else "ok   ", f"{subject:9}", text)
     sys.exit(any(finding.wrong for finding in findings))

@@ -13,7 +13,7 @@ from app.database.dialect import Dialect
 from app.database.sessions import Sessionmaker
 from app.dependencies import Reader
 from app.instrumentation import watch_statements
-from app.settings import Settings
+from app.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     released in reverse order.
     """
     async with AsyncExitStack() as stack:
-        settings: Settings = app.state.settings
+        settings: ServiceSettings = app.state.settings
         engine = create_async_engine(settings.driver_url, **settings.engine_options)
         stack.push_async_callback(dispose, engine)
         watch_statements(engine, settings.database_slow_statement)

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from opentelemetry import trace
 from opentelemetry.trace import format_span_id, format_trace_id
 
-from app.settings import Settings
+from app.settings import ServiceSettings
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
@@ -24,7 +24,7 @@ TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
 
 
-def configure_logging(settings: Settings) -> None:
+def configure_logging(settings: ServiceSettings) -> None:
     """Send the records of all loggers to stderr, uvicorn's too, a line each."""
     handler = logging.StreamHandler()
     handler.name = "service"

@@ -3,7 +3,7 @@
 import re
 import sys
 from importlib.util import find_spec
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -56,8 +56,11 @@ Hosts = Annotated[
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
-class Settings(FeatureSettings, DatabaseSettings):
-    """The environment, typed; `.env.example` explains each variable."""
+class ServiceSettings(DatabaseSettings):
+    """The template's variables, typed; `.env.example` explains each.
+
+    They are enough for a migration, and for whatever else needs no feature.
+    """
 
     model_config = SettingsConfigDict(
         env_file=".env",
@@ -112,10 +115,17 @@ class Settings(FeatureSettings, DatabaseSettings):
         }
 
 
-def load_settings() -> Settings:
+class Settings(FeatureSettings, ServiceSettings):
+    """All variables: those of the features and those of the template."""
+
+
+AnySettings = TypeVar("AnySettings", bound=ServiceSettings)
+
+
+def load_settings(kind: type[AnySettings]) -> AnySettings:
     """Read the environment and `.env`, or end the process with a message that shows no value."""
     try:
-        return Settings()
+        return kind()
     except ValidationError as error:
         problems = [
             f"  {'_'.join(map(str, problem['loc'])).upper() or 'DATABASE_URL'}: "

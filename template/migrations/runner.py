@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app.database.errors import explain
-from app.settings import Settings
+from app.settings import ServiceSettings
 
 ATTEMPTS = 30  # at each migration
 PAUSE = 1.0  # seconds between two attempts, in which queued requests are answered
@@ -119,7 +119,7 @@ def run(connection: Connection, /, **options: Any) -> None:
 
 
 @contextmanager
-def exits(settings: Settings) -> Iterator[None]:
+def exits(settings: ServiceSettings) -> Iterator[None]:
     """Exit with one line where a traceback would say nothing more."""
     try:
         yield

@@ -1,4 +1,7 @@
-"""Fixtures that behave like production: a real database, the lifespan run, every commit real."""
+"""Fixtures that behave like production: a real database, the lifespan run, every commit real.
+
+The template's tests run without the features, whose own tests stand below `features/`.
+"""
 
 import os
 from collections.abc import AsyncGenerator
@@ -7,16 +10,18 @@ import pytest
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 
-from app.settings import Settings
+from app.factory import create_app
+from app.settings import ServiceSettings, Settings
 
 pytest_plugins = ["tests.database"]
 
 
 def pytest_configure() -> None:
     """Hide the developer's own settings: no test may depend on them, or reach that database."""
-    Settings.model_config["env_file"] = None
-    for name in Settings.model_fields:
-        os.environ.pop(name.upper(), None)
+    for kind in (ServiceSettings, Settings):
+        kind.model_config["env_file"] = None
+        for name in kind.model_fields:
+            os.environ.pop(name.upper(), None)
 
     from tests.database import start
 
@@ -29,10 +34,8 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-async def app(settings: Settings) -> AsyncGenerator[FastAPI]:
-    """The running service, with a migrated database that no other test sees."""
-    from app.main import create_app
-
+async def app(settings: ServiceSettings) -> AsyncGenerator[FastAPI]:
+    """The running service without features, on a migrated database that no other test sees."""
     app = create_app(settings)
     async with app.router.lifespan_context(app):
         yield app

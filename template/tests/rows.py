@@ -25,7 +25,7 @@ from sqlalchemy.exc import StatementError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from app.settings import Settings
+from app.settings import ServiceSettings
 from migrations.autogenerate import SCHEMAS
 from migrations.metadata import metadata
 
@@ -42,18 +42,18 @@ EXAMPLES: dict[type, Any] = {
 }
 
 
-async def fill(settings: Settings) -> None:
+async def fill(settings: ServiceSettings) -> None:
     """Put two rows into each table without any; the second lacks what it may lack."""
     await call(settings, fill_tables)
 
 
-async def names(settings: Settings) -> set[str]:
+async def names(settings: ServiceSettings) -> set[str]:
     """Return the names of all tables and types."""
     found: set[str] = await call(settings, find_names)
     return found
 
 
-async def call(settings: Settings, function: Any) -> Any:
+async def call(settings: ServiceSettings, function: Any) -> Any:
     # One connection: no pool (E13).
     engine = create_async_engine(settings.driver_url, poolclass=NullPool)
     try:

@@ -1,37 +1,39 @@
 import pytest
 
 from app.doctor import examine
-from app.settings import Settings, load_settings
+from app.settings import ServiceSettings, load_settings
 
 
-async def test_a_migrated_database_is_well(settings: Settings) -> None:
+async def test_a_migrated_database_is_well(settings: ServiceSettings) -> None:
     findings = await examine(settings, processes=1)
 
     assert [finding for finding in findings if finding.wrong] == []
     assert {"database", "server", "schema"} <= {finding.subject for finding in findings}
 
 
-async def test_a_schema_that_is_behind_is_wrong_and_the_command_is_named(empty: Settings) -> None:
-    *_, schema = await examine(empty, processes=1)
+async def test_a_schema_that_is_behind_is_wrong_and_the_command_is_named(
+    unmigrated_settings: ServiceSettings,
+) -> None:
+    *_, schema = await examine(unmigrated_settings, processes=1)
 
     assert (schema.subject, schema.wrong) == ("schema", True)
     assert "alembic upgrade head" in schema.text
 
 
-async def test_a_database_that_is_away_is_wrong(away: Settings) -> None:
-    *_, database = await examine(away, processes=1)
+async def test_a_database_that_is_away_is_wrong(unreachable_settings: ServiceSettings) -> None:
+    *_, database = await examine(unreachable_settings, processes=1)
 
     assert (database.subject, database.wrong) == ("database", True)
 
 
 async def test_each_setting_that_is_given_is_told_with_its_source(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", settings.driver_url.render_as_string(hide_password=False))
     monkeypatch.setenv("DATABASE_POOL_SIZE", "7")
     monkeypatch.setenv("LOG_LEVEL", "")
 
-    told = [finding.text for finding in await examine(load_settings(), processes=1)]
+    told = [finding.text for finding in await examine(load_settings(ServiceSettings), processes=1)]
 
     assert "DATABASE_POOL_SIZE=7 from the environment" in told
     assert not any(text.startswith("LOG_LEVEL") for text in told)

@@ -15,11 +15,16 @@ from starlette.requests import ClientDisconnect
 
 from app.database import BigIntegerKey, UTCDateTime
 from app.dependencies import ReaderDep
+from app.factory import create_app
 from app.health import VERSIONS
-from app.main import create_app
-from app.settings import Settings
+from app.settings import ServiceSettings, load_settings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.fixture
+def settings(shared_settings: ServiceSettings) -> ServiceSettings:
+    return shared_settings
 
 
 class Login(BaseModel):
@@ -212,7 +217,7 @@ async def test_a_body_that_the_server_cannot_read_is_its_own_error_and_logged(
 
 
 async def test_a_body_over_the_limit_is_refused_when_it_is_announced(
-    client: AsyncClient, settings: Settings
+    client: AsyncClient, settings: ServiceSettings
 ) -> None:
     headers = {"Content-Length": str(settings.max_body_size + 1)}
 
@@ -222,7 +227,7 @@ async def test_a_body_over_the_limit_is_refused_when_it_is_announced(
 
 
 async def test_a_body_over_the_limit_is_refused_when_it_comes_in_chunks(
-    client: AsyncClient, settings: Settings
+    client: AsyncClient, settings: ServiceSettings
 ) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(settings.max_body_size // 1000 + 1):
@@ -257,7 +262,7 @@ async def test_a_timeout_is_unavailability(
     assert response.headers["retry-after"] == "1"
 
 
-async def test_an_exhausted_pool_is_unavailability(settings: Settings) -> None:
+async def test_an_exhausted_pool_is_unavailability(settings: ServiceSettings) -> None:
     app = create_app(
         settings.model_copy(
             update={
@@ -307,11 +312,11 @@ async def test_the_schema_of_a_problem_is_documented_once(app: FastAPI) -> None:
     ],
 )
 async def test_only_allowed_hosts_are_served_but_for_probes(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, host: str, status: int
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, host: str, status: int
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", settings.driver_url.render_as_string(hide_password=False))
     monkeypatch.setenv("ALLOWED_HOSTS", "*.Example.com, Shop.test")
-    app = create_app()
+    app = create_app(load_settings(ServiceSettings))
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
         response = await client.get("/openapi.json", headers={"Host": host})
         other = await client.get("/healthy", headers={"Host": host})
@@ -324,7 +329,7 @@ async def test_only_allowed_hosts_are_served_but_for_probes(
     assert probe.status_code == 200
 
 
-async def test_a_websocket_of_another_host_is_refused(settings: Settings) -> None:
+async def test_a_websocket_of_another_host_is_refused(settings: ServiceSettings) -> None:
     app = create_app(settings.model_copy(update={"allowed_hosts": ("api.example.com",)}))
     scope: dict[str, Any] = {"type": "websocket", "path": "/", "headers": [(b"host", b"evil")]}
     scope |= {"scheme": "ws", "extensions": {"websocket.http.response": {}}}
@@ -339,7 +344,7 @@ async def test_a_websocket_of_another_host_is_refused(settings: Settings) -> Non
 
 
 async def test_statements_are_logged_once_and_without_values_when_asked(
-    settings: Settings, capsys: pytest.CaptureFixture[str]
+    settings: ServiceSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     app = create_app(settings.model_copy(update={"database_echo": True}))
     statement = select(literal("hunter2"))
@@ -355,7 +360,7 @@ async def test_statements_are_logged_once_and_without_values_when_asked(
     assert "hunter2" not in log
 
 
-async def test_browsers_may_call_from_the_origins_that_are_named(settings: Settings) -> None:
+async def test_browsers_may_call_from_the_origins_that_are_named(settings: ServiceSettings) -> None:
     origin = "https://app.example"
     app = create_app(settings.model_copy(update={"cors_origins": (origin,)}))
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
@@ -366,7 +371,7 @@ async def test_browsers_may_call_from_the_origins_that_are_named(settings: Setti
     assert "access-control-allow-origin" not in other.headers
 
 
-async def test_the_documentation_can_be_turned_off(settings: Settings) -> None:
+async def test_the_documentation_can_be_turned_off(settings: ServiceSettings) -> None:
     app = create_app(settings.model_copy(update={"docs_enabled": False}))
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
         for path in ("/docs", "/openapi.json"):
@@ -425,7 +430,7 @@ async def test_each_request_but_a_probe_is_one_line_without_its_query(
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 async def test_each_line_carries_the_request_id(
-    settings: Settings, log_format: str, capsys: pytest.CaptureFixture[str]
+    settings: ServiceSettings, log_format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     app = create_app(settings.model_copy(update={"log_format": log_format}))
     async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:

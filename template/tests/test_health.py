@@ -7,12 +7,12 @@ from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import text
 
-from app.main import create_app
-from app.settings import Settings
+from app.factory import create_app
+from app.settings import ServiceSettings
 from tests.database import alembic
 
 
-async def serve(settings: Settings) -> AsyncGenerator[AsyncClient]:
+async def serve(settings: ServiceSettings) -> AsyncGenerator[AsyncClient]:
     app = create_app(settings)
     async with (
         app.router.lifespan_context(app),
@@ -22,14 +22,14 @@ async def serve(settings: Settings) -> AsyncGenerator[AsyncClient]:
 
 
 @pytest.fixture
-async def unmigrated(empty: Settings) -> AsyncGenerator[AsyncClient]:
-    async for client in serve(empty):
+async def unmigrated(unmigrated_settings: ServiceSettings) -> AsyncGenerator[AsyncClient]:
+    async for client in serve(unmigrated_settings):
         yield client
 
 
 @pytest.fixture
-async def cut_off(away: Settings) -> AsyncGenerator[AsyncClient]:
-    async for client in serve(away):
+async def cut_off(unreachable_settings: ServiceSettings) -> AsyncGenerator[AsyncClient]:
+    async for client in serve(unreachable_settings):
         yield client
 
 
@@ -39,11 +39,11 @@ async def test_a_migrated_service_is_live_and_ready(client: AsyncClient) -> None
 
 
 async def test_a_service_is_not_ready_before_its_migrations(
-    unmigrated: AsyncClient, empty: Settings
+    unmigrated: AsyncClient, unmigrated_settings: ServiceSettings
 ) -> None:
     assert (await unmigrated.get("/health/ready")).status_code == 503
 
-    await asyncio.to_thread(command.upgrade, alembic(empty), "head")
+    await asyncio.to_thread(command.upgrade, alembic(unmigrated_settings), "head")
 
     assert (await unmigrated.get("/health/ready")).status_code == 200
 
@@ -76,7 +76,7 @@ async def test_a_readiness_that_fails_says_why(
 
 
 async def test_an_exhausted_pool_is_load_and_not_unreadiness(
-    app: FastAPI, client: AsyncClient, settings: Settings
+    app: FastAPI, client: AsyncClient, settings: ServiceSettings
 ) -> None:
     connections = [await app.state.engine.connect() for _ in range(settings.database_capacity)]
 

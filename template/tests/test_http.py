@@ -10,6 +10,8 @@ from fastapi.responses import StreamingResponse
 from httpx2 import AsyncClient
 from starlette.routing import Mount, Router
 
+from app.settings import ServiceSettings
+
 OPTIONAL = {
     "raw_path": b"/health/live",
     "root_path": "",
@@ -19,6 +21,11 @@ OPTIONAL = {
     "extensions": {},
     "state": {},
 }
+
+
+@pytest.fixture
+def settings(shared_settings: ServiceSettings) -> ServiceSettings:
+    return shared_settings
 
 
 @pytest.fixture

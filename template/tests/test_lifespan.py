@@ -13,9 +13,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.database.pool import FairPool
+from app.factory import create_app
 from app.lifespan import lifespan
-from app.main import create_app
-from app.settings import Settings
+from app.settings import ServiceSettings
+
+
+@pytest.fixture
+def settings(shared_settings: ServiceSettings) -> ServiceSettings:
+    return shared_settings
 
 
 def watch(engine: AsyncEngine) -> list[str]:
@@ -27,7 +32,7 @@ def watch(engine: AsyncEngine) -> list[str]:
 
 
 async def test_the_engine_is_disposed_of_when_the_service_ends(
-    settings: Settings, caplog: pytest.LogCaptureFixture
+    settings: ServiceSettings, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     app = create_app(settings)
@@ -42,7 +47,7 @@ async def test_the_engine_is_disposed_of_when_the_service_ends(
     assert "engine disposed of" in caplog.messages
 
 
-async def test_the_engine_is_disposed_of_when_the_service_fails(settings: Settings) -> None:
+async def test_the_engine_is_disposed_of_when_the_service_fails(settings: ServiceSettings) -> None:
     app = FastAPI()
     app.state.settings = settings
     seen: list[str] = []
@@ -58,7 +63,7 @@ async def test_the_engine_is_disposed_of_when_the_service_fails(settings: Settin
 
 
 async def test_the_engine_is_disposed_of_when_the_start_fails(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setitem(sys.modules, "app.telemetry", None)  # as if its packages were missing
@@ -72,7 +77,7 @@ async def test_the_engine_is_disposed_of_when_the_start_fails(
     assert "engine disposed of" in caplog.messages
 
 
-async def test_one_engine_serves_every_request(settings: Settings) -> None:
+async def test_one_engine_serves_every_request(settings: ServiceSettings) -> None:
     app = create_app(settings)
     assert not hasattr(app.state, "engine")
     pools: set[int] = set()
@@ -91,7 +96,7 @@ async def test_one_engine_serves_every_request(settings: Settings) -> None:
     event.remove(Engine, "engine_connect", note)
 
 
-async def test_the_settings_reach_the_pool(settings: Settings) -> None:
+async def test_the_settings_reach_the_pool(settings: ServiceSettings) -> None:
     changes: dict[str, Any] = {"database_pool_size": 1, "database_max_overflow": 1}
     app = create_app(settings.model_copy(update=changes | {"database_pool_timeout": 0.05}))
 
@@ -104,16 +109,18 @@ async def test_the_settings_reach_the_pool(settings: Settings) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not fork")
-async def test_a_forked_child_leaves_its_parents_connections_alone(settings: Settings) -> None:
+async def test_a_forked_child_leaves_its_parents_connections_alone(
+    settings: ServiceSettings,
+) -> None:
     program = """
 import asyncio, os
 from fastapi import FastAPI
 from sqlalchemy import event, text
 from app.lifespan import lifespan
-from app.settings import load_settings
+from app.settings import ServiceSettings, load_settings
 
 app, opened = FastAPI(), []
-app.state.settings = load_settings()
+app.state.settings = load_settings(ServiceSettings)
 runner = asyncio.Runner()
 context = lifespan(app)
 runner.run(context.__aenter__())
@@ -148,11 +155,13 @@ runner.run(context.__aexit__(None, None, None))
     assert await process.wait() == 0
 
 
-def test_importing_the_service_opens_nothing() -> None:
+def test_creating_the_service_opens_nothing() -> None:
     program = (
         "import sys\n"
         "sys.addaudithook(lambda name, _: name.endswith('.connect') and sys.exit(name))\n"
-        "import app.main\n"
+        "from app.factory import create_app\n"
+        "from app.settings import ServiceSettings, load_settings\n"
+        "create_app(load_settings(ServiceSettings))\n"
     )
 
     subprocess.run([sys.executable, "-c", program], check=True)

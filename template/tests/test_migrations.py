@@ -9,53 +9,55 @@ import pytest
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from app.settings import Settings
+from app.settings import ServiceSettings
 from tests.database import alembic
 from tests.rows import fill, names
 
 
-async def run(operation: Callable[..., Any], settings: Settings, *arguments: str) -> None:
+async def run(operation: Callable[..., Any], settings: ServiceSettings, *arguments: str) -> None:
     await asyncio.to_thread(operation, alembic(settings), *arguments)
 
 
-async def test_the_models_have_no_change_without_a_migration(settings: Settings) -> None:
+async def test_the_models_have_no_change_without_a_migration(settings: ServiceSettings) -> None:
     await run(command.check, settings)
 
 
-async def test_every_migration_can_be_taken_back_and_made_again(empty: Settings) -> None:
-    await run(command.upgrade, empty, "head")
-    await run(command.downgrade, empty, "base")
-    await run(command.upgrade, empty, "head")
-    await run(command.check, empty)
+async def test_every_migration_can_be_taken_back_and_made_again(
+    unmigrated_settings: ServiceSettings,
+) -> None:
+    await run(command.upgrade, unmigrated_settings, "head")
+    await run(command.downgrade, unmigrated_settings, "base")
+    await run(command.upgrade, unmigrated_settings, "head")
+    await run(command.check, unmigrated_settings)
 
 
 async def test_every_migration_is_made_and_taken_back_with_rows_in_the_tables(
-    empty: Settings,
+    unmigrated_settings: ServiceSettings,
 ) -> None:
-    scripts = ScriptDirectory.from_config(alembic(empty))
+    scripts = ScriptDirectory.from_config(alembic(unmigrated_settings))
     for script in reversed(list(scripts.walk_revisions())):
-        before = await names(empty)
-        await run(command.upgrade, empty, script.revision)
-        await fill(empty)
+        before = await names(unmigrated_settings)
+        await run(command.upgrade, unmigrated_settings, script.revision)
+        await fill(unmigrated_settings)
         if not script.is_merge_point:
-            await run(command.downgrade, empty, str(script.down_revision or "base"))
-            for name in sorted(await names(empty) - before):
+            await run(command.downgrade, unmigrated_settings, str(script.down_revision or "base"))
+            for name in sorted(await names(unmigrated_settings) - before):
                 pytest.fail(
                     f"{script.path}: downgrade() leaves {name} behind, and upgrade() will fail."
                     f' Add: op.execute("DROP {name}")'
                 )
-            await run(command.upgrade, empty, script.revision)
-            await fill(empty)
+            await run(command.upgrade, unmigrated_settings, script.revision)
+            await fill(unmigrated_settings)
 
 
-async def test_there_is_one_newest_migration(empty: Settings) -> None:
-    heads = ScriptDirectory.from_config(alembic(empty)).get_heads()
+async def test_there_is_one_newest_migration(unmigrated_settings: ServiceSettings) -> None:
+    heads = ScriptDirectory.from_config(alembic(unmigrated_settings)).get_heads()
 
     assert len(heads) <= 1, f"join them: alembic merge --message '…' {' '.join(heads)}"
 
 
-async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:
-    url = empty.driver_url.render_as_string(hide_password=False)
+async def test_replicas_may_migrate_at_the_same_time(unmigrated_settings: ServiceSettings) -> None:
+    url = unmigrated_settings.driver_url.render_as_string(hide_password=False)
 
     processes = [
         await asyncio.create_subprocess_exec(
@@ -66,11 +68,13 @@ async def test_replicas_may_migrate_at_the_same_time(empty: Settings) -> None:
     codes = [await process.wait() for process in processes]
 
     assert codes == [0] * 4
-    await run(command.check, empty)
+    await run(command.check, unmigrated_settings)
 
 
-async def test_an_unreachable_database_ends_a_migration_in_one_line(away: Settings) -> None:
-    url = away.driver_url.render_as_string(hide_password=False)
+async def test_an_unreachable_database_ends_a_migration_in_one_line(
+    unreachable_settings: ServiceSettings,
+) -> None:
+    url = unreachable_settings.driver_url.render_as_string(hide_password=False)
 
     process = await asyncio.create_subprocess_exec(
         "alembic", "upgrade", "head", env=os.environ | {"DATABASE_URL": url}, stderr=PIPE

@@ -12,14 +12,19 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from sqlalchemy import literal, select
 
 from app.dependencies import ReaderDep
-from app.main import create_app
-from app.settings import Settings
+from app.factory import create_app
+from app.settings import ServiceSettings
 
 SECRET = "hunter2"
 
 
+@pytest.fixture
+def settings(shared_settings: ServiceSettings) -> ServiceSettings:
+    return shared_settings
+
+
 @asynccontextmanager
-async def serve(settings: Settings, **changes: Any) -> AsyncGenerator[AsyncClient]:
+async def serve(settings: ServiceSettings, **changes: Any) -> AsyncGenerator[AsyncClient]:
     """A client of the service with one more route, whose statement holds a secret."""
     app = create_app(settings.model_copy(update=changes))
 
@@ -37,7 +42,7 @@ async def serve(settings: Settings, **changes: Any) -> AsyncGenerator[AsyncClien
 
 @pytest.mark.parametrize(("slow", "count"), [(0.000001, 1), (60, 0), (0, 0)])
 async def test_a_slow_statement_is_logged_without_its_values(
-    settings: Settings, caplog: pytest.LogCaptureFixture, slow: float, count: int
+    settings: ServiceSettings, caplog: pytest.LogCaptureFixture, slow: float, count: int
 ) -> None:
     async with serve(settings, database_slow_statement=slow) as client:
         await client.get("/secret/1")
@@ -52,7 +57,7 @@ async def test_a_slow_statement_is_logged_without_its_values(
 
 
 async def test_a_request_its_statement_and_its_line_in_the_log_share_a_trace(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("OTEL_METRICS_EXPORTER", "none")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")  # nobody is there

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from app.settings import Settings, load_settings
+from app.settings import ServiceSettings, load_settings
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_a_wrong_value_is_named_and_not_shown(
     monkeypatch.setenv(name, value)
 
     with pytest.raises(SystemExit) as stopped:
-        load_settings()
+        load_settings(ServiceSettings)
 
     message = capsys.readouterr().err
     assert stopped.value.code == 1
@@ -42,8 +42,12 @@ def test_a_wrong_value_is_named_and_not_shown(
 
 
 def test_a_wrong_value_ends_the_start_without_a_traceback() -> None:
+    program = (
+        "from app.settings import ServiceSettings, load_settings; load_settings(ServiceSettings)"
+    )
+
     done = subprocess.run(
-        [sys.executable, "-c", "import app.main"],
+        [sys.executable, "-c", program],
         env=os.environ | {"LOG_LEVEL": "loud"},
         capture_output=True,
         text=True,
@@ -58,16 +62,16 @@ def test_a_wrong_value_ends_the_start_without_a_traceback() -> None:
 def test_an_unknown_name_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOMETHING_ELSE", "1")
 
-    load_settings()
+    load_settings(ServiceSettings)
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://B.example,")
 
-    assert Settings().cors_origins == ("https://a.example", "https://b.example")
+    assert ServiceSettings().cors_origins == ("https://a.example", "https://b.example")
 
 
 def test_an_empty_value_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOG_LEVEL", "")
 
-    assert Settings().log_level == "INFO"
+    assert ServiceSettings().log_level == "INFO"

@@ -25,19 +25,19 @@ from app.database import Base
 from app.dependencies import ReaderDep, SessionDep
 from app.problems import violated_columns
 
-PARENTS = table("parents", column("id"))
-CHILDREN = table("children", column("parent_id"))
+PARENTS = table("tested_parents", column("id"))
+CHILDREN = table("tested_children", column("parent_id"))
 
 
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     """A client of the service with two more tables, and routes that write to them."""
     async with app.state.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        await connection.execute(text("CREATE TABLE tested_parents (id INTEGER PRIMARY KEY)"))
         await connection.execute(
             text(
-                "CREATE TABLE children (parent_id INTEGER NOT NULL REFERENCES parents (id)"
-                " DEFERRABLE INITIALLY DEFERRED)"
+                "CREATE TABLE tested_children (parent_id INTEGER NOT NULL"
+                " REFERENCES tested_parents (id) DEFERRABLE INITIALLY DEFERRED)"
             )
         )
 
@@ -133,7 +133,7 @@ async def test_a_row_is_stored_before_the_response_is_sent(
     async def observing(scope: Any, receive: Any, send: Any) -> None:
         async def observe(message: Any) -> None:
             if message["type"] == "http.response.start":
-                seen.append(await count(app, "parents"))
+                seen.append(await count(app, "tested_parents"))
             await send(message)
 
         await app(scope, receive, observe)
@@ -149,7 +149,7 @@ async def test_a_commit_that_fails_is_never_a_success(app: FastAPI, client: Asyn
     response = await client.post("/orphans")
 
     assert response.status_code == 409
-    assert await count(app, "children") == 0
+    assert await count(app, "tested_children") == 0
 
 
 @pytest.mark.parametrize(("path", "status"), [("/refused", 418), ("/broken", 500)])
@@ -159,7 +159,7 @@ async def test_a_handler_that_fails_after_a_write_stores_nothing(
     response = await client.post(path)
 
     assert response.status_code == status
-    assert await count(app, "parents") == 0
+    assert await count(app, "tested_parents") == 0
 
 
 async def test_no_request_keeps_a_connection(app: FastAPI, client: AsyncClient) -> None:

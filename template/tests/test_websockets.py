@@ -11,7 +11,7 @@ from sqlalchemy import column, insert, literal, select, table, text
 
 from app.dependencies import ReaderDep, SessionDep
 
-NOTES = table("socket_rows", column("id"))
+NOTES = table("tested_notes", column("id"))
 DENIAL = {"websocket.http.response": dict[str, str]()}
 GONE = {"type": "websocket.disconnect", "code": 1001, "reason": ""}
 
@@ -20,7 +20,7 @@ GONE = {"type": "websocket.disconnect", "code": 1001, "reason": ""}
 async def app(app: FastAPI) -> AsyncIterator[FastAPI]:
     """The service with WebSockets, and a table."""
     async with app.state.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE socket_rows (id INTEGER PRIMARY KEY)"))
+        await connection.execute(text("CREATE TABLE tested_notes (id INTEGER PRIMARY KEY)"))
 
     @app.websocket("/read")
     async def read(socket: WebSocket, reader: ReaderDep, number: int = 1) -> None:

@@ -93,7 +93,7 @@ def write_next_release(repository: Path) -> None:
         *(template / "app/features/items").glob("*.py"),
         *(template / "app/features").glob("*.py"),
         *(template / "migrations/versions").glob("*.py"),
-        template / "tests/test_items.py",
+        *(template / "tests/features").glob("*.py"),
     ):
         file.write_text(f"{file.read_text()}\nNEW = True\n")
     (template / "app/features/items/new.py").write_text("NEW = True\n")
@@ -110,14 +110,14 @@ def write_next_release(repository: Path) -> None:
 
 def write_next_packages(pyproject: Path) -> None:
     text = re.sub(r'(    "[a-z0-9\[\]-]+>=[0-9.]+)', r"\1.0", pyproject.read_text())
-    text = re.sub(r'    "(httptools|pytest-xdist)>=.*\n', "", text)
+    text = re.sub(r'    "(httptools)>=.*\n', "", text)
     own = "    # The service's own:\n"
     text = text.replace(own, f'    "typing-extensions>=4.12",\n{own}', 1)
     pyproject.write_text(
         text.replace(f"{own}]\n\n[tool.uv]", f'    "pyyaml>=6",\n{own}]\n\n[tool.uv]')
     )
     replace(pyproject, 'requires-python = ">=3.11"', 'requires-python = ">=3.11.0"')
-    insert(pyproject, "", '    { cmd = "pytest" },\n', '    { cmd = "ruff --version" },\n')
+    insert(pyproject, "", PYTEST, '    { cmd = "ruff --version" },\n')
     insert(pyproject, "", 'anyio_mode = "auto"\n', 'junit_family = "xunit2"\n')
     insert(pyproject, "", '    "-ra",\n', '    "--tb=short",\n')
     insert(pyproject, "", '    "TID251",\n', '    "T10",\n')
@@ -136,7 +136,7 @@ def write_next_app(app: Path) -> None:
     replace(lifespan, "DISPOSE_TIMEOUT = 5.0", "DISPOSE_TIMEOUT = 6.0")
     insert(lifespan, "import logging\n", "", "import time\n")
     insert(lifespan, "app.state.settings\n", "", "        app.state.started = time.monotonic()\n")
-    main = app / "main.py"
+    main = app / "factory.py"
     cors = "from starlette.middleware.cors import CORSMiddleware\n"
     insert(main, cors, "", "from starlette.middleware.gzip import GZipMiddleware\n")
     gzip = "    app.add_middleware(GZipMiddleware, minimum_size=100_000)\n\n"
@@ -185,7 +185,8 @@ OWN = "# The service's own:\n"
 
 PACKAGES = InsertionPoint("pyproject.toml", f"    {OWN}", "]\n\n[project.optional-dependencies]\n")
 DEVELOPMENT_PACKAGES = InsertionPoint("pyproject.toml", f"    {OWN}", "]\n\n[tool.uv]\n")
-STEPS_OF_CHECK = InsertionPoint("pyproject.toml", '    { cmd = "pytest" },\n', "]\n")
+PYTEST = '    { cmd = "pytest --numprocesses logical --maxprocesses 4" },\n'
+STEPS_OF_CHECK = InsertionPoint("pyproject.toml", PYTEST, "]\n")
 MYPY_FILES = InsertionPoint("pyproject.toml", '    "tests",\n', "]\n")
 MYPY_OPTIONS = InsertionPoint(
     "pyproject.toml", "explicit_package_bases = true\n", "\n[tool.pytest]\n"
@@ -201,7 +202,6 @@ RUFF_EXCEPTIONS = InsertionPoint(
 )
 TABLES = InsertionPoint("pyproject.toml", f"\n{OWN}")
 VARIABLES = InsertionPoint(".env.example", f"\n{OWN}")
-FIXTURES = InsertionPoint("tests/conftest.py", "        yield client\n")
 IMAGE = InsertionPoint("Dockerfile", "COPY app app\n", "\n")
 BUILT_FROM = InsertionPoint(".dockerignore", "**/__pycache__/\n")
 IGNORED = InsertionPoint(".gitignore", ".ruff_cache/\n")
@@ -224,7 +224,6 @@ INSERTION_POINTS = [
     RUFF_EXCEPTIONS,
     TABLES,
     VARIABLES,
-    FIXTURES,
     IMAGE,
     BUILT_FROM,
     IGNORED,
@@ -278,11 +277,9 @@ def check_clean(folder: Path) -> None:
 def is_copied_once(name: str) -> bool:
     return name.startswith(
         (
-            "app/features/items/",
-            "app/features/settings.py",
-            "app/features/registration.py",
+            "app/features/",
             "migrations/versions/",
-            "tests/test_items.py",
+            "tests/features/",
         )
     )
 
@@ -414,7 +411,7 @@ def add_feature(folder: Path) -> None:
     write(folder, "app/notes/models.py", NOTES_MODELS)
     write(folder, "app/notes/routes.py", NOTES_ROUTES)
     write(folder, "migrations/versions/2026_12_01_000000000001_create_notes.py", NOTES_MIGRATION)
-    write(folder, "tests/test_notes.py", NOTES_TEST)
+    write(folder, "tests/features/test_notes.py", NOTES_TEST)
 
     features = folder / "app/features/registration.py"
     insert(features, "\n\n", "from fastapi import", "import logging\n\n")
@@ -459,8 +456,12 @@ SEAMS: dict[str, Edit] = {
     "a step of `poe check`": lambda folder: STEPS_OF_CHECK.put(
         folder, '    { cmd = "python -V" },\n'
     ),
-    "a fixture": lambda folder: FIXTURES.put(
-        folder, '\n\n@pytest.fixture\ndef note() -> str:\n    return "Call back"\n'
+    "a test": add_feature,
+    "a fixture of the tests, a value for a required setting": lambda folder: insert(
+        folder / "tests/features/conftest.py",
+        "        yield app\n",
+        "",
+        '\n\n@pytest.fixture\ndef note() -> str:\n    return "Call back"\n',
     ),
     "a system package or a further file of the image": lambda folder: IMAGE.put(
         folder, "COPY data data\n"
@@ -482,7 +483,7 @@ SEAMS: dict[str, Edit] = {
 
 def delete_example(folder: Path) -> None:
     shutil.rmtree(folder / "app/features/items")
-    (folder / "tests/test_items.py").unlink()
+    (folder / "tests/features/test_items.py").unlink()
     for migration in (folder / "migrations/versions").glob("*_create_items.py"):
         migration.unlink()
     features = folder / "app/features/registration.py"
@@ -493,7 +494,7 @@ def delete_example(folder: Path) -> None:
 def rename_example(folder: Path) -> None:
     """Call items the units of an inventory, and let them grow."""
     (folder / "app/features/items").rename(folder / "app/features/inventory")
-    (folder / "tests/test_items.py").rename(folder / "tests/test_inventory.py")
+    (folder / "tests/features/test_items.py").rename(folder / "tests/features/test_inventory.py")
     for file in (
         *(folder / "app/features/inventory").glob("*.py"),
         folder / "app/features/registration.py",
@@ -562,7 +563,7 @@ CONFLICTS = {
         "pyproject.toml", '"uvloop>=0.22;', '"uvloop==0.22.1;', '"uvloop>=0.22.0;'
     ),
     "an import stands beside one that a release adds or changes": Conflict(
-        "app/main.py",
+        "app/factory.py",
         "import CORSMiddleware\n",
         "import CORSMiddleware\nfrom starlette.middleware.sessions import SessionMiddleware\n",
         "GZipMiddleware\n",

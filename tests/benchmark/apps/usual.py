@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from app.features.items.models import Item
 from app.features.items.schemas import ItemCreate, ItemPage, ItemRead
-from app.settings import load_settings
+from app.settings import ServiceSettings, load_settings
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from sqlalchemy import select
 from sqlalchemy.dialects import registry
@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    url = load_settings().driver_url
+    url = load_settings(ServiceSettings).driver_url
     registry.deregister(url.drivername.replace("+", "."))  # the service's dialect
     engine = create_async_engine(url, pool_pre_ping=True)
     app.state.sessionmaker = async_sessionmaker(engine, expire_on_commit=False)

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from app.database.dialect import Dialect
 from app.logging import configure_logging
-from app.settings import Settings, load_settings
+from app.settings import ServiceSettings, load_settings
 from migrations.autogenerate import OPTIONS
 from migrations.dialect import NO_LIMITS, PARAMETERS, limit_locks
 from migrations.runner import POLL, exits, run
@@ -23,14 +23,14 @@ MAX_REVISION = 32  # characters, of the column in which Alembic keeps it
 logger = logging.getLogger("migrations")
 
 
-def get_settings() -> Settings:
-    settings: Settings | None = context.config.attributes.get("settings")
+def get_settings() -> ServiceSettings:
+    settings: ServiceSettings | None = context.config.attributes.get("settings")
     if settings is None:  # called from the command line
         if Path(".postgres").is_dir():  # a checkout in which `poe dev` has run
             from dev import find_database
 
             find_database()
-        settings = load_settings()
+        settings = load_settings(ServiceSettings)
         if settings.database_pooler:  # it would keep the lock below for ever
             sys.exit("Migrate on PostgreSQL itself: set its own URL, and DATABASE_POOLER=false.")
         configure_logging(settings)
@@ -61,7 +61,7 @@ async def take_lock(connection: AsyncConnection) -> None:
     await connection.execution_options(isolation_level="READ COMMITTED")
 
 
-async def run_online(settings: Settings) -> None:
+async def run_online(settings: ServiceSettings) -> None:
     # One connection, used once, needs no pool (E13). The service's timeouts don't apply: an index
     # on a large table takes its time.
     engine = create_async_engine(
@@ -80,7 +80,7 @@ async def run_online(settings: Settings) -> None:
         await connection.run_sync(run, **OPTIONS)
 
 
-def run_offline(settings: Settings) -> None:
+def run_offline(settings: ServiceSettings) -> None:
     context.configure(
         url=settings.driver_url,
         literal_binds=True,

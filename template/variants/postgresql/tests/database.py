@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
-from app.settings import Settings
+from app.settings import ServiceSettings
 from dev import start_postgres
 
 
@@ -31,12 +31,12 @@ def start() -> None:
     os.environ["DATABASE_URL"] = os.environ["TEST_DATABASE_URL"]
 
 
-def settings_for(name: str) -> Settings:
-    url = Settings().driver_url.set(database=name)
-    return Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))
+def settings_for(name: str) -> ServiceSettings:
+    url = ServiceSettings().driver_url.set(database=name)
+    return ServiceSettings(database_url=SecretStr(url.render_as_string(hide_password=False)))
 
 
-def alembic(settings: Settings) -> Config:
+def alembic(settings: ServiceSettings) -> Config:
     """Return an Alembic configuration for the database of `settings`."""
     return Config(toml_file="pyproject.toml", attributes={"settings": settings})
 
@@ -55,14 +55,14 @@ async def database(server: AsyncConnection, template: str) -> AsyncGenerator[str
 async def server() -> AsyncGenerator[AsyncConnection]:
     # One connection: no pool (E13).
     engine = create_async_engine(
-        Settings().driver_url, isolation_level="AUTOCOMMIT", poolclass=NullPool
+        ServiceSettings().driver_url, isolation_level="AUTOCOMMIT", poolclass=NullPool
     )
     async with engine.connect() as connection:
         yield connection
 
 
 @pytest.fixture(scope="session")
-async def migrated(server: AsyncConnection) -> AsyncGenerator[str]:
+async def migrated_database(server: AsyncConnection) -> AsyncGenerator[str]:
     """A database with the newest schema, made once and cloned by each test."""
     async with database(server, "template0") as name:
         await asyncio.to_thread(command.upgrade, alembic(settings_for(name)), "head")
@@ -70,21 +70,32 @@ async def migrated(server: AsyncConnection) -> AsyncGenerator[str]:
 
 
 @pytest.fixture
-async def settings(server: AsyncConnection, migrated: str) -> AsyncGenerator[Settings]:
+async def settings(
+    server: AsyncConnection, migrated_database: str
+) -> AsyncGenerator[ServiceSettings]:
     """Settings with a migrated database that no other test sees."""
-    async with database(server, migrated) as name:
+    async with database(server, migrated_database) as name:
+        yield settings_for(name)
+
+
+@pytest.fixture(scope="session")
+async def shared_settings(
+    server: AsyncConnection, migrated_database: str
+) -> AsyncGenerator[ServiceSettings]:
+    """Settings with a migrated database for all tests that write nothing."""
+    async with database(server, migrated_database) as name:
         yield settings_for(name)
 
 
 @pytest.fixture
-async def empty(server: AsyncConnection) -> AsyncGenerator[Settings]:
+async def unmigrated_settings(server: AsyncConnection) -> AsyncGenerator[ServiceSettings]:
     """Settings with a database that has no schema yet."""
     async with database(server, "template0") as name:
         yield settings_for(name)
 
 
 @pytest.fixture
-def away() -> Settings:
+def unreachable_settings() -> ServiceSettings:
     """Settings with a server that can't be reached: nothing listens on port 1."""
-    url = Settings().driver_url.set(host="127.0.0.1", port=1, query={})
-    return Settings(database_url=SecretStr(url.render_as_string(hide_password=False)))
+    url = ServiceSettings().driver_url.set(host="127.0.0.1", port=1, query={})
+    return ServiceSettings(database_url=SecretStr(url.render_as_string(hide_password=False)))

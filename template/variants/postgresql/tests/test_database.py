@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from app.database import UTCDateTime
 from app.database.errors import explain
 from app.doctor import examine
-from app.settings import Settings
+from app.settings import ServiceSettings
 from tests.database import alembic
 
 SEVERAL = "postgresql+asyncpg://u:p@/d?host={}&port={}"
@@ -43,7 +43,7 @@ def no_url(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_url_is_normalised_to_asyncpgs(given: str, driver_url: str) -> None:
-    settings = Settings(database_url=SecretStr(given))
+    settings = ServiceSettings(database_url=SecretStr(given))
 
     assert settings.driver_url.render_as_string(hide_password=False) == driver_url
 
@@ -60,7 +60,7 @@ def test_a_url_is_normalised_to_asyncpgs(given: str, driver_url: str) -> None:
     ],
 )
 def test_the_parts_make_a_url_whatever_the_password(host: str, expected: str | None) -> None:
-    url = Settings(
+    url = ServiceSettings(
         database_host=host,
         database_user="user",
         database_password=SecretStr(PASSWORD),
@@ -96,14 +96,14 @@ def test_the_parts_make_a_url_whatever_the_password(host: str, expected: str | N
 )
 def test_what_names_no_server_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as refused:
-        Settings(**wrong)
+        ServiceSettings(**wrong)
 
     assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.usefixtures("no_url")
 def test_no_password_shows() -> None:
-    settings = Settings(database_url=SecretStr("postgresql://u:hunter2@h/d"))
+    settings = ServiceSettings(database_url=SecretStr("postgresql://u:hunter2@h/d"))
 
     assert "hunter2" not in f"{settings!r} {settings} {settings.driver_url!r} {settings.driver_url}"
 
@@ -158,14 +158,16 @@ async def test_an_error_has_a_status_and_a_503_its_reason(
 def test_a_service_that_asks_for_a_standby_wants_no_writes() -> None:
     url = "postgresql://u:p@h/d?target_session_attrs={}"
     wanted = {
-        attributes: Settings(database_url=SecretStr(url.format(attributes))).database_writes
+        attributes: ServiceSettings(database_url=SecretStr(url.format(attributes))).database_writes
         for attributes in ("any", "read-write", "primary", "standby", "prefer-standby", "read-only")
     }
 
     assert [name for name, writes in wanted.items() if writes] == ["any", "read-write", "primary"]
 
 
-async def test_the_doctor_counts_what_the_database_allows(app: FastAPI, settings: Settings) -> None:
+async def test_the_doctor_counts_what_the_database_allows(
+    app: FastAPI, settings: ServiceSettings
+) -> None:
     async with app.state.engine.begin() as connection:
         name = settings.driver_url.database
         await connection.execute(text(f"ALTER DATABASE {name} CONNECTION LIMIT 5"))
@@ -177,7 +179,7 @@ async def test_the_doctor_counts_what_the_database_allows(app: FastAPI, settings
     assert (server.wrong, server.text[:11]) == (True, "15 of its 5")
 
 
-async def test_a_stricter_limit_of_the_role_stays(app: FastAPI, settings: Settings) -> None:
+async def test_a_stricter_limit_of_the_role_stays(app: FastAPI, settings: ServiceSettings) -> None:
     async with app.state.engine.begin() as connection:
         name = settings.driver_url.database
         await connection.execute(text(f"ALTER DATABASE {name} SET statement_timeout = '2s'"))
@@ -195,7 +197,7 @@ async def test_a_stricter_limit_of_the_role_stays(app: FastAPI, settings: Settin
 
 
 async def test_a_day_begins_at_midnight_utc_whatever_the_server_is_set_to(
-    app: FastAPI, settings: Settings
+    app: FastAPI, settings: ServiceSettings
 ) -> None:
     async with app.state.engine.begin() as connection:
         name = settings.driver_url.database
@@ -238,9 +240,9 @@ async def test_a_moment_is_stored_in_utc_and_needs_a_time_zone(app: FastAPI) -> 
 
 
 async def test_the_migrations_can_be_written_out_as_sql(
-    empty: Settings, capsys: pytest.CaptureFixture[str]
+    unmigrated_settings: ServiceSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await asyncio.to_thread(command.upgrade, alembic(empty), "head", sql=True)
+    await asyncio.to_thread(command.upgrade, alembic(unmigrated_settings), "head", sql=True)
 
     written = capsys.readouterr().out
     assert "SET " in written

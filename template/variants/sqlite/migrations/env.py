@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from app.database.dialect import Dialect
 from app.logging import configure_logging
-from app.settings import Settings, load_settings
+from app.settings import ServiceSettings, load_settings
 from migrations.autogenerate import OPTIONS
 from migrations.dialect import analyze, check_rows, migration_lock
 from migrations.runner import exits, run
@@ -24,15 +24,15 @@ OPTIONS |= {
 }
 
 
-def get_settings() -> Settings:
-    settings: Settings | None = context.config.attributes.get("settings")
+def get_settings() -> ServiceSettings:
+    settings: ServiceSettings | None = context.config.attributes.get("settings")
     if settings is None:  # called from the command line
-        settings = load_settings()
+        settings = load_settings(ServiceSettings)
         configure_logging(settings)
     return settings
 
 
-async def run_online(settings: Settings) -> None:
+async def run_online(settings: ServiceSettings) -> None:
     # Only migrations create the file: the service opens an existing one.
     with closing(sqlite3.connect(str(settings.driver_url.database))) as file:
         # Persistent in the file: readers and the writer do not block each other.
@@ -60,7 +60,7 @@ async def run_online(settings: Settings) -> None:
             await connection.run_sync(analyze)
 
 
-def run_offline(settings: Settings) -> None:
+def run_offline(settings: ServiceSettings) -> None:
     context.configure(
         url=settings.driver_url,
         literal_binds=True,

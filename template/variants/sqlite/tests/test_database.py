@@ -15,14 +15,14 @@ from app.database import UTCDateTime
 from app.database.connections import set_up
 from app.database.errors import explain
 from app.dependencies import Reader
+from app.factory import create_app
 from app.health import VERSIONS
-from app.main import create_app
-from app.settings import Settings
+from app.settings import ServiceSettings
 from tests.database import alembic
 
 METADATA = MetaData()
-MOMENTS = Table("moments", METADATA, Column("moment", UTCDateTime))
-COUNTERS = Table("counters", METADATA, Column("value", Integer))
+MOMENTS = Table("tested_moments", METADATA, Column("moment", UTCDateTime))
+COUNTERS = Table("tested_counters", METADATA, Column("value", Integer))
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ COUNTERS = Table("counters", METADATA, Column("value", Integer))
     ],
 )
 def test_a_url_is_normalised_to_aiosqlites(given: str, driver_url: str) -> None:
-    assert Settings(database_url=given).driver_url.render_as_string() == driver_url
+    assert ServiceSettings(database_url=given).driver_url.render_as_string() == driver_url
 
 
 @pytest.mark.parametrize(
@@ -49,22 +49,24 @@ def test_a_url_is_normalised_to_aiosqlites(given: str, driver_url: str) -> None:
 )
 def test_what_names_no_file_is_refused(wrong: str) -> None:
     with pytest.raises(ValidationError):
-        Settings(database_url=wrong)
+        ServiceSettings(database_url=wrong)
 
 
-async def test_each_upgrade_counts_what_an_index_finds(app: FastAPI, settings: Settings) -> None:
+async def test_each_upgrade_counts_what_an_index_finds(
+    app: FastAPI, settings: ServiceSettings
+) -> None:
     engine = app.state.engine
 
     async def plan() -> str:
         await engine.dispose()  # a connection keeps the statistics with which it was opened
         async with engine.connect() as connection:
-            query = "EXPLAIN QUERY PLAN SELECT * FROM pairs WHERE one = 0 AND two = 0"
+            query = "EXPLAIN QUERY PLAN SELECT * FROM tested_pairs WHERE one = 0 AND two = 0"
             return str((await connection.execute(text(query))).one().detail)
 
     async with engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE pairs (one INTEGER, two INTEGER)"))
-        await connection.execute(text("CREATE INDEX by_one ON pairs (one)"))
-        await connection.execute(text("CREATE INDEX by_two ON pairs (two)"))
+        await connection.execute(text("CREATE TABLE tested_pairs (one INTEGER, two INTEGER)"))
+        await connection.execute(text("CREATE INDEX by_one ON tested_pairs (one)"))
+        await connection.execute(text("CREATE INDEX by_two ON tested_pairs (two)"))
     guess, better = ("by_one", "by_two") if "by_one" in await plan() else ("by_two", "by_one")
     row = "0, number" if guess == "by_one" else "number, 0"
     async with engine.begin() as connection:
@@ -72,7 +74,7 @@ async def test_each_upgrade_counts_what_an_index_finds(app: FastAPI, settings: S
             text(
                 "WITH RECURSIVE numbers (number) AS"
                 " (SELECT 1 UNION ALL SELECT number + 1 FROM numbers LIMIT 10000)"
-                f" INSERT INTO pairs SELECT {row} FROM numbers"
+                f" INSERT INTO tested_pairs SELECT {row} FROM numbers"
             )
         )
 
@@ -83,15 +85,15 @@ async def test_each_upgrade_counts_what_an_index_finds(app: FastAPI, settings: S
 
 async def test_every_connection_enforces_foreign_keys(app: FastAPI) -> None:
     async with app.state.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        await connection.execute(text("CREATE TABLE tested_parents (id INTEGER PRIMARY KEY)"))
         await connection.execute(
-            text("CREATE TABLE children (parent_id INTEGER REFERENCES parents (id))")
+            text("CREATE TABLE tested_children (parent_id INTEGER REFERENCES tested_parents (id))")
         )
 
     for _ in range(3):
         with pytest.raises(IntegrityError):
             async with app.state.engine.begin() as connection:
-                await connection.execute(text("INSERT INTO children VALUES (1)"))
+                await connection.execute(text("INSERT INTO tested_children VALUES (1)"))
 
 
 async def test_a_commit_is_on_the_disk_when_it_returns(app: FastAPI) -> None:
@@ -125,23 +127,26 @@ async def test_a_transaction_without_a_statement_keeps_no_other_waiting(app: Fas
 
 async def test_a_commit_that_fails_leaves_no_transaction_open(app: FastAPI) -> None:
     async with app.state.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE parents (id INTEGER PRIMARY KEY)"))
+        await connection.execute(text("CREATE TABLE tested_parents (id INTEGER PRIMARY KEY)"))
         await connection.execute(
             text(
-                "CREATE TABLE children (id INTEGER REFERENCES parents DEFERRABLE INITIALLY DEFERRED)"
+                "CREATE TABLE tested_children"
+                " (id INTEGER REFERENCES tested_parents DEFERRABLE INITIALLY DEFERRED)"
             )
         )
 
     for _ in range(2):  # the second time on the same connection
         async with app.state.sessionmaker() as session:
-            await session.execute(text("INSERT INTO children VALUES (1)"))
+            await session.execute(text("INSERT INTO tested_children VALUES (1)"))
             with pytest.raises(IntegrityError):
                 await session.commit()
 
 
-async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(empty: Settings) -> None:
-    app = create_app(empty)
-    path = empty.driver_url.database
+async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(
+    unmigrated_settings: ServiceSettings,
+) -> None:
+    app = create_app(unmigrated_settings)
+    path = unmigrated_settings.driver_url.database
     assert path is not None
     Path(path).unlink()
 
@@ -154,7 +159,7 @@ async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(empty:
 
 
 async def test_a_file_that_is_replaced_while_it_is_opened_takes_no_commit(
-    app: FastAPI, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    app: FastAPI, settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = Path(str(settings.driver_url.database))
 
@@ -174,7 +179,7 @@ async def test_a_file_that_is_replaced_while_it_is_opened_takes_no_commit(
 
 @pytest.mark.parametrize("suffix", ["", "-wal"])
 async def test_a_file_that_is_replaced_during_a_transaction_takes_no_commit(
-    app: FastAPI, settings: Settings, suffix: str
+    app: FastAPI, settings: ServiceSettings, suffix: str
 ) -> None:
     file = Path(f"{settings.driver_url.database}{suffix}")
 
@@ -187,7 +192,9 @@ async def test_a_file_that_is_replaced_during_a_transaction_takes_no_commit(
     assert explain(failed.value) == (503, "unreachable")
 
 
-async def test_reads_go_on_during_another_process_write(app: FastAPI, settings: Settings) -> None:
+async def test_reads_go_on_during_another_process_write(
+    app: FastAPI, settings: ServiceSettings
+) -> None:
     reader: Reader = app.state.reader
     path = settings.driver_url.database
     assert path is not None
@@ -201,7 +208,7 @@ async def test_reads_go_on_during_another_process_write(app: FastAPI, settings: 
         writer.close()
 
 
-async def test_a_file_that_stays_locked_is_unavailability(settings: Settings) -> None:
+async def test_a_file_that_stays_locked_is_unavailability(settings: ServiceSettings) -> None:
     app = create_app(settings.model_copy(update={"database_command_timeout": 0.01}))
     path = settings.driver_url.database
     assert path is not None

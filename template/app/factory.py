@@ -1,0 +1,64 @@
+"""The service, put together: read it from top to bottom."""
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, status
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
+
+from app import DESCRIPTION, TITLE
+from app.error_handlers import add_error_handlers
+from app.health import is_probe
+from app.health import router as health
+from app.instrumentation import request_telemetry
+from app.lifespan import lifespan
+from app.logging import configure_logging
+from app.middleware import answer_head, check_hosts, limit_bodies, trace_requests
+from app.problems import problems
+from app.settings import ServiceSettings
+from app.websockets import close_websockets
+
+
+def create_app(
+    settings: ServiceSettings, add_features: Callable[[FastAPI], None] | None = None
+) -> FastAPI:
+    """Build the service from its settings, and with its features, if any. Opens nothing."""
+    configure_logging(settings)
+
+    # With its own copy of Swagger UI: the pages of the documentation ask no foreign host.
+    create: Callable[..., FastAPI] = FastAPIOffline if settings.docs_enabled else FastAPI
+    app = create(
+        title=TITLE,
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        responses=problems(status.HTTP_400_BAD_REQUEST),
+        openapi_url="/openapi.json" if settings.docs_enabled else None,
+        redoc_url=None,
+        telemetry=request_telemetry(settings.telemetry_enabled, exclude=is_probe),
+    )
+    app.state.settings = settings
+
+    # The last one added is the first to see a request.
+    app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
+    if settings.allowed_hosts != ("*",):
+        app.add_middleware(check_hosts, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(answer_head)
+    app.add_middleware(trace_requests)
+    app.add_middleware(close_websockets)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("*",),
+            allow_headers=("*",),
+            expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
+        )
+
+    add_error_handlers(app)
+
+    if add_features is not None:
+        add_features(app)
+
+    app.include_router(health)
+
+    return app

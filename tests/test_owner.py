@@ -1,0 +1,196 @@
+"""The service stays whole whatever its owner does in the places that are the owner's."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.services import FIRST, Database, Service, replace
+
+SECRET = "JWT_SECRET"
+AUTH = '''\
+"""Who may call: all but the probes and the login ask for a token."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+OPEN = ("/health/live", "/health/ready", "/login")
+
+
+def ask_for_token(app: ASGIApp) -> ASGIApp:
+    async def check(scope: Scope, receive: Receive, send: Send) -> None:
+        given = dict(scope.get("headers", ()))
+        if scope["type"] == "lifespan" or scope["path"] in OPEN or b"authorization" in given:
+            await app(scope, receive, send)
+        else:
+            await JSONResponse({"error": "who are you?"}, 401)(scope, receive, send)
+
+    return check
+
+
+async def refuse(request: Request, error: Any) -> JSONResponse:
+    return JSONResponse({"error": "not like that"}, 422)
+
+
+async def fail(request: Request, error: Any) -> JSONResponse:
+    return JSONResponse({"error": "our fault"}, 500)
+
+
+@asynccontextmanager
+async def client(app: FastAPI) -> AsyncGenerator[None]:
+    app.state.secret = app.state.settings.jwt_secret.get_secret_value()
+    yield
+
+
+router = APIRouter(lifespan=client)
+
+
+@router.post("/login")
+async def login(request: Request) -> int:
+    return len(request.app.state.secret)
+
+
+@router.get("/")
+@router.get("/broken")
+@router.get("/slow")
+@router.get("/secret/{number}")
+async def read() -> str:
+    return "mine"
+'''
+MODELS = """\
+from sqlalchemy import Identity
+from sqlalchemy.orm import Mapped, mapped_column
+
+from app.database import Base, BigIntegerKey
+
+
+class Parent(Base):
+    __tablename__ = "parents"
+
+    id: Mapped[int] = mapped_column(BigIntegerKey, Identity(), primary_key=True)
+"""
+CREATE = """\
+op.create_table(
+    "parents",
+    sa.Column("id", database.BigIntegerKey(), sa.Identity(), nullable=False),
+    sa.PrimaryKeyConstraint("id", name=op.f("pk_parents")),
+)
+"""
+REGISTRATION = '''\
+"""What the service is for, feature by feature. Yours: an update leaves it alone."""
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+
+from app.features import auth
+from app.features.items import router as items
+
+
+def add_features(app: FastAPI) -> None:
+    """Register routers, and whatever else of FastAPI or logging the features need."""
+    app.add_middleware(auth.ask_for_token)
+    app.add_exception_handler(RequestValidationError, auth.refuse)
+    app.add_exception_handler(Exception, auth.fail)
+    app.include_router(auth.router)
+    app.include_router(items)
+'''
+TESTS = """\
+from httpx2 import AsyncClient
+
+
+async def test_a_login_needs_no_token_and_knows_the_secret(client: AsyncClient) -> None:
+    del client.headers["Authorization"]
+
+    assert (await client.get("/items")).status_code == 401
+    assert (await client.post("/login")).json() == len("hunter2")
+"""
+CLIENT = """
+
+@pytest.fixture
+def client(client: AsyncClient) -> AsyncClient:
+    client.headers["Authorization"] = "Bearer token"
+    return client
+"""
+
+
+def require_secret(service: Service) -> None:
+    with (service.folder / "app/features/settings.py").open("a") as file:
+        file.write("\n    jwt_secret: SecretStr\n")
+    settings = service.folder / "app/features/settings.py"
+    imported = "from pydantic_settings import BaseSettings\n"
+    replace(settings, imported, f"from pydantic import SecretStr\n{imported}")
+    with (service.folder / ".env.example").open("a") as file:
+        file.write(f"#{SECRET}=\n")
+
+
+@pytest.fixture
+def owned(service: Service, tmp_path: Path) -> Service:
+    """A service that needs a secret of its owner's."""
+    copy = service.copy(tmp_path / "service")
+    require_secret(copy)
+    return copy
+
+
+def test_an_owner_may_have_tokens_handlers_paths_and_secrets_of_his_own(owned: Service) -> None:
+    features, tests = owned.folder / "app/features", owned.folder / "tests/features"
+    (features / "auth.py").write_text(AUTH)
+    (features / "registration.py").write_text(REGISTRATION)
+    (tests / "test_auth.py").write_text(TESTS)
+    (features / "families").mkdir()
+    (features / "families/__init__.py").touch()
+    (features / "families/models.py").write_text(MODELS)
+    lines = ["from app import database", *CREATE.splitlines()]
+    owned.add_revision("parents", FIRST, lines, 'op.drop_table("parents")')
+    conftest = tests / "conftest.py"
+    given = "database_url=settings.database_url"
+    replace(conftest, given, f'{given}, jwt_secret=SecretStr("hunter2")')
+    replace(
+        conftest,
+        "from fastapi import FastAPI\n",
+        "from fastapi import FastAPI\nfrom httpx2 import AsyncClient\nfrom pydantic import SecretStr\n",
+    )
+    with conftest.open("a") as file:
+        file.write(CLIENT)
+
+    owned.run("uv", "run", "--no-sync", "poe", "check")
+
+
+def test_a_secret_that_is_missing_is_named_by_what_needs_it_and_by_nothing_else(
+    owned: Service, database: Database
+) -> None:
+    def run(*words: str, check: bool = False) -> tuple[int, str]:
+        command = ("uv", "run", "--no-sync", *words)
+        done = owned.run(*command, variables=database.variables, check=check)
+        assert "Traceback" not in done.stdout
+        return done.returncode, done.stdout
+
+    run("alembic", "upgrade", "head", check=True)
+    for words in (("python", "-c", "import app.main"), ("poe", "doctor"), ("poe", "dev")):
+        code, said = run(*words)
+        assert (words, code) == (words, 1)
+        assert f"  {SECRET}: " in said
+
+    (owned.folder / ".env").write_text(f"{SECRET}=hunter2\n")
+    run("python", "-c", "import app.main", check=True)
+    _, said = run("poe", "doctor", check=True)
+    assert f"{SECRET}=********** from .env" in said
+
+
+def services(folder: Path) -> Iterator[dict[str, object]]:
+    compose = yaml.safe_load((folder / "compose.yaml").read_text())
+    yield from (compose["services"][name] for name in ("migrate", "app"))
+
+
+def test_compose_passes_what_is_in_env_but_for_the_database(service: Service) -> None:
+    for composed in services(service.folder):
+        assert composed["env_file"] == [{"path": ".env", "required": False}]
+        given = composed["environment"]
+        assert isinstance(given, dict)
+        # What is there in development, such as a file beside the service, is not in a container.
+        assert given["DATABASE_URL"] != "" or given["DATABASE_HOST"] == "db"
