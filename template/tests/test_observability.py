@@ -24,7 +24,7 @@ async def serve(settings: Settings, **changes: Any) -> AsyncGenerator[AsyncClien
     app = create_app(settings.model_copy(update=changes))
 
     @app.get("/secret/{number}")
-    async def secret(number: int, reader: ReaderDep) -> None:
+    async def secret(number: int, reader: ReaderDep, token: str = "") -> None:
         with trace.get_tracer("mine").start_as_current_span("mine"):
             await reader.all(select(literal(SECRET)))
 

@@ -7,16 +7,11 @@ from sqlalchemy import Integer, bindparam, delete, insert, select, update
 
 from app.dependencies import ReaderDep, SessionDep
 from app.features.items.models import Item
-from app.features.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate
+from app.features.items.schemas import ItemCreate, ItemRead, ItemUpdate
 from app.fields import Id
-from app.problems import problems
-from app.rest import Cursor, IfMatch, encode_cursor, etag, matches
+from app.rest import Cursor, IfMatch, Page, encode_cursor, etag, matches
 
-router = APIRouter(
-    prefix="/items",
-    tags=["items"],
-    responses=problems(status.HTTP_422_UNPROCESSABLE_CONTENT, status.HTTP_503_SERVICE_UNAVAILABLE),
-)
+router = APIRouter(prefix="/items", tags=["items"])
 
 MAX_LIMIT = 100
 
@@ -33,16 +28,7 @@ PAGE = (
 CREATE = insert(Item.__table__).returning(*COLUMNS)
 
 
-@router.get("/{item_id}", response_model=ItemRead, responses=problems(status.HTTP_404_NOT_FOUND))
-async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> object:
-    item = await reader.first(ITEM, id=item_id)
-    if item is None:
-        raise HTTPException(status.HTTP_404_NOT_FOUND)
-    response.headers["ETag"] = etag(item.version)
-    return item
-
-
-@router.get("", response_model=ItemPage)
+@router.get("", response_model=Page[ItemRead])
 async def list_items(
     reader: ReaderDep,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = MAX_LIMIT,
@@ -59,31 +45,26 @@ async def list_items(
     return {"items": items, "next_cursor": encode_cursor(items[-1].id) if more else None}
 
 
-@router.post(
-    "",
-    status_code=status.HTTP_201_CREATED,
-    response_model=ItemRead,
-    responses=problems(status.HTTP_409_CONFLICT, status.HTTP_413_CONTENT_TOO_LARGE),
-)
+@router.post("", status_code=status.HTTP_201_CREATED, response_model=ItemRead)
 async def create_item(
     data: ItemCreate, session: SessionDep, request: Request, response: Response
 ) -> object:
     item = (await session.execute(CREATE, data.model_dump())).one()
     response.headers["Location"] = f"{request.url.path}/{item.id}"
-    response.headers["ETag"] = etag(item.version)
+    response.headers["ETag"] = etag(ItemRead, item.version)
     return item
 
 
-@router.patch(
-    "/{item_id}",
-    response_model=ItemRead,
-    responses=problems(
-        status.HTTP_404_NOT_FOUND,
-        status.HTTP_409_CONFLICT,
-        status.HTTP_412_PRECONDITION_FAILED,
-        status.HTTP_413_CONTENT_TOO_LARGE,
-    ),
-)
+@router.get("/{item_id}", response_model=ItemRead)
+async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> object:
+    item = await reader.first(ITEM, id=item_id)
+    if item is None:
+        raise HTTPException(status.HTTP_404_NOT_FOUND)
+    response.headers["ETag"] = etag(ItemRead, item.version)
+    return item
+
+
+@router.patch("/{item_id}", response_model=ItemRead)
 async def update_item(
     item_id: Id, data: ItemUpdate, session: SessionDep, response: Response, if_match: IfMatch = None
 ) -> object:
@@ -94,16 +75,11 @@ async def update_item(
     item = (await session.execute(statement)).first()
     if item is None:
         raise await missing_or_changed(session, item_id)
-    response.headers["ETag"] = etag(item.version)
+    response.headers["ETag"] = etag(ItemRead, item.version)
     return item
 
 
-@router.delete(
-    "/{item_id}",
-    status_code=status.HTTP_204_NO_CONTENT,
-    response_class=Response,
-    responses=problems(status.HTTP_404_NOT_FOUND, status.HTTP_412_PRECONDITION_FAILED),
-)
+@router.delete("/{item_id}", status_code=status.HTTP_204_NO_CONTENT, response_class=Response)
 async def delete_item(item_id: Id, session: SessionDep, if_match: IfMatch = None) -> None:
     deletion = delete(Item.__table__).where(Item.id == item_id, matches(Item.version, if_match))
     if (await session.execute(deletion.returning(Item.id))).first() is None:
