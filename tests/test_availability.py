@@ -78,7 +78,7 @@ class Load:
             match response.status, answer.get("type"), again:
                 case 201, _, _:
                     self.acknowledged[name] = now
-                case 503, "about:blank", "1":
+                case 503, "/problems/unavailable", "1":
                     self.refused[name] = now
                 case 503, kind, None if kind == UNKNOWN:
                     self.unknown[name] = now

@@ -25,6 +25,32 @@ def test_a_fresh_service_passes_its_checks(service: Service) -> None:
     assert "warning" not in output.lower()
 
 
+def test_a_change_of_what_clients_rely_on_is_refused_until_it_is_accepted(
+    copied: Service,
+) -> None:
+    file = copied.folder / "openapi.json"
+    file.unlink(missing_ok=True)
+    check = ("uv", "run", "--no-sync", "python", "openapi_file.py", "--check")
+    missing = copied.run(*check, variables={"CI": "true"}, check=False)
+    assert (missing.returncode, file.exists()) == (1, False)
+    assert "Make it by uv run poe openapi" in missing.stdout
+
+    assert "is new" in copied.run(*check).stdout
+    accepted = file.read_text()
+    routes = copied.folder / "app/features/items/routes.py"
+    replace(routes, "async def list_items", "async def list_all")
+    refused = copied.run(*check, variables={"CI": "true"}, check=False)
+    assert refused.returncode == 1
+    assert '-        "operationId": "list_items"' in refused.stdout
+    assert '+        "operationId": "list_all"' in refused.stdout
+    assert "To accept that: uv run poe openapi" in refused.stdout
+    assert file.read_text() == accepted
+
+    copied.run("uv", "run", "poe", "openapi")
+    assert copied.run(*check).stdout == ""
+    assert file.read_text() != accepted
+
+
 def test_a_service_without_the_example_passes_its_checks(copied: Service) -> None:
     readme = (copied.folder / "README.md").read_text()
     [command] = re.findall(r"^\$ (rm -r app/features/items .*)$", readme, re.MULTILINE)
@@ -34,6 +60,7 @@ def test_a_service_without_the_example_passes_its_checks(copied: Service) -> Non
     features.write_text("".join(line for line in lines if "items" not in line))
 
     copied.run("uv", "run", "poe", "fix")
+    copied.run("uv", "run", "poe", "openapi")
     copied.run("uv", "run", "poe", "check")
 
     assert features.read_text().count("\n") == len(lines) - 3  # two lines, and a blank one

@@ -28,6 +28,7 @@ from tests.support.services import Service, render, render_repository
 pytestmark = pytest.mark.fast
 
 PAGES = sorted([*DOCS.rglob("*.md"), *REPOSITORY.glob("*.md")])
+EXAMPLE_ID = "e0d7cd0510c7eb84e7e7722075ce9763"
 
 
 def test_every_setting_is_documented_with_its_default(service: Service) -> None:
@@ -62,28 +63,60 @@ def test_every_status_is_met_with_the_members_of_the_reference(
         http = server.client
         path = http.post("/items", json=item).headers["location"]
         refused = http.post("/items", json={"name": ""})
-        example = re.sub(r"[0-9a-f]{32}", refused.json()["request_id"], page)
         met = [
             refused,
+            http.get("/items?limt=5"),
             http.post("/items", content=b"\xff", headers={"Content-Type": "application/json"}),
             http.get("/nowhere"),
             http.put("/items"),
             http.post("/items", json=item),
             http.patch(path, json=item, headers={"If-Match": '"2"'}),
             http.post("/items", json={"name": "a" * 1000}),
+            http.post("/items", content=b"<item/>", headers={"Content-Type": "text/xml"}),
         ]
         migrated.take_away()
         met.append(http.get("/items"))
         migrated.give_back()
 
-    assert refused.text in example
-    # 500 would be a defect; a service's own test provokes one.
-    assert {str(response.status_code) for response in met} | {"500"} == {
+    # 500 would be a defect, and the example does not demand a tag; a service's own tests do both.
+    assert {str(response.status_code) for response in met} | {"428", "500"} == {
         name for name in documented if name.isdigit()
     }
     assert {name for response in met for name in response.json()} == {
-        name for name in documented if not name.isdigit()
+        name for name in documented if name.isidentifier()
     }
+
+    program = (
+        "from app.problems import KINDS, UNKNOWN, make_problem\n"
+        "for code, kind in [*KINDS.items(), (503, UNKNOWN)]:\n"
+        "    print(make_problem(code, kind).model_dump_json(exclude_none=True))\n"
+    )
+    made = service.run("uv", "run", "--no-sync", "python", "-c", program).stdout.splitlines()
+    kinds = {(kind["type"], str(kind["status"])): kind for kind in map(json.loads, made)}
+    rows = {(name, cells[0]) for name, cells in documented.items() if name.startswith("/problems/")}
+    assert rows == kinds.keys()
+    for response in met:
+        if response.json()["type"] != "about:blank" or response.status_code == 404:
+            assert re.sub(r"[0-9a-f]{32}", EXAMPLE_ID, response.text) in page
+    for kind in kinds.values():
+        line = json.dumps(kind | {"request_id": EXAMPLE_ID}, separators=(",", ":"))[:-1]
+        assert line in page
+
+
+def test_the_line_of_a_request_has_the_documented_names(
+    service: Service, migrated: Database
+) -> None:
+    rows = table("reference/log.md")
+
+    with service.serve(LOG_FORMAT="json", **migrated.variables) as server:
+        server.client.get("/items")
+        server.stop(signal.SIGTERM)
+
+    lines = [json.loads(line) for line in server.log().splitlines()]
+    [line] = [line for line in lines if line["logger"] == "app.access"]
+    assert list(line) == [name for name, cells in rows.items() if cells[0] in ("all", "a request's")]
+    everywhere = {name for name, cells in rows.items() if cells[0] == "all"}
+    assert all(everywhere <= line.keys() for line in lines)
 
 
 def test_every_file_is_documented_with_its_owner(template: Path, tmp_path: Path) -> None:

@@ -119,17 +119,18 @@ def test_a_collector_gets_traces_and_metrics_without_secrets(
 
     with service.serve(**on, LOG_FORMAT="json", OTEL_BSP_SCHEDULE_DELAY="60000") as server:
         server.client.get("/health/ready")
-        created = server.client.post("/items", params={"token": SECRET}, json=item)
+        created = server.client.post("/items", json=item)
         assert created.status_code == 201
         assert server.client.post("/items", json=item).status_code == 409
         assert server.client.get("/items/1", headers={"X-Request-ID": "mine"}).status_code == 200
+        assert server.client.get("/items", params={"token": SECRET}).status_code == 422
         assert collector.bodies == []  # all of it is sent at the end
         server.stop(signal.SIGTERM)
 
     spans = collector.spans()
     requests = {span.span_id.hex(): span for span in spans if not span.parent_span_id}
     names = [span.name for span in requests.values()]
-    assert names == ["POST /items", "POST /items", "GET /items/{item_id}"]
+    assert names == ["POST /items", "POST /items", "GET /items/{item_id}", "GET /items"]
     statements = [span for span in spans if span.parent_span_id]
     for span in statements:
         assert span.trace_id == requests[span.parent_span_id.hex()].trace_id
@@ -156,7 +157,12 @@ def test_a_collector_gets_traces_and_metrics_without_secrets(
     assert {
         (found["http.request.method"], found["http.route"], found["http.response.status_code"])
         for found, _ in metrics["http.server.request.duration"]
-    } == {("POST", "/items", 201), ("POST", "/items", 409), ("GET", "/items/{item_id}", 200)}
+    } == {
+        ("POST", "/items", 201),
+        ("POST", "/items", 409),
+        ("GET", "/items/{item_id}", 200),
+        ("GET", "/items", 422),
+    }
     assert {
         found["db.client.connection.state"] for found, _ in metrics["db.client.connection.count"]
     } == {"used", "idle"}

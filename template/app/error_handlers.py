@@ -1,12 +1,11 @@
 """Which failure becomes which problem, with no secret in it."""
 
-from functools import partial
-from http.client import responses as phrases
+from http.client import responses
 from typing import Any
 
 from fastapi import FastAPI, Request, status
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from fastapi.utils import is_body_allowed_for_status_code
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -14,15 +13,20 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.database.errors import explain
-from app.problems import DETAILS, openapi, problem, unavailable, violated_columns
+from app.database.errors import constraint, explain
+from app.problems import FieldError, problem, unavailable, violated_columns
+from app.validation import refuse
 
 UNREADABLE = "There was an error parsing the body"  # FastAPI's, with 400, whoever failed
+VIOLATED = {
+    "unique": "This is taken already.",
+    "foreign_key": "This refers to nothing that is there.",
+    "not_null": "This may not be null.",
+}
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    app.openapi = partial(openapi, app)  # type: ignore[method-assign]
     app.add_exception_handler(HTTPException, http_error)
     for invalid in (RequestValidationError, WebSocketRequestValidationError):
         app.add_exception_handler(invalid, validation_error)
@@ -40,10 +44,11 @@ async def http_error(request: Request, error: Any) -> Response:
     if not is_body_allowed_for_status_code(error.status_code):
         return Response(status_code=error.status_code, headers=error.headers)
     if isinstance(error.detail, dict):
-        response = problem(error.status_code, error.detail.get("detail"), **error.detail)
+        members = error.detail
     else:
-        said = error.detail != phrases.get(error.status_code)  # more than the title
-        response = problem(error.status_code, str(error.detail) if said else None)
+        said = error.detail != responses.get(error.status_code)  # more than the title
+        members = {"detail": str(error.detail)} if said else {}
+    response = problem(error.status_code, **members)
     response.headers.update(error.headers or {})
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
         # A route names its own methods, and not those of others at the same path.
@@ -67,21 +72,11 @@ def is_served(request: Request, method: str) -> bool:
     return method == "HEAD" and is_served(request, "GET")
 
 
-async def validation_error(request: Request, error: Any) -> JSONResponse:
-    """Name the fields and never repeat a value: it may be a password, sent by mistake."""
-    errors = []
-    for found in error.errors()[:20]:
-        place, *path = found["loc"]
-        # An unknown field's name is the client's own text, and could be anything.
-        name = ".".join(map(str, path))[:100].encode("utf-8", "replace").decode()
-        detail = found["msg"]
-        if found["type"] == "union_tag_invalid":
-            detail = f"Input tag should be one of {found['ctx']['expected_tags']}"
-        errors.append({"in": str(place), "name": name, "detail": detail})
-    return problem(status.HTTP_422_UNPROCESSABLE_CONTENT, errors=errors)
+async def validation_error(request: Request, error: Any) -> Response:
+    return refuse(request, error)
 
 
-async def database_error(request: Request, error: Exception) -> JSONResponse:
+async def database_error(request: Request, error: Exception) -> Response:
     code, reason = diagnose(error)
     if code == status.HTTP_500_INTERNAL_SERVER_ERROR:
         raise error
@@ -89,9 +84,9 @@ async def database_error(request: Request, error: Exception) -> JSONResponse:
         cause = str(getattr(error, "orig", None) or error).partition("\n")[0] or "no answer in time"
         return unavailable(request, reason, cause)
     if isinstance(error, IntegrityError) and (columns := violated_columns(error)):
-        path = request.path_params
-        places = {name: "path" if name in path else "body" for name in columns}
-        errors = [{"in": places[name], "name": name, "detail": DETAILS[code]} for name in columns]
+        kind = constraint(error)
+        detail = VIOLATED.get(kind, "This is refused by a constraint.")
+        errors = [FieldError(name=name, code=kind, detail=detail) for name in columns]
         return problem(code, errors=errors)
     return problem(code)
 

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 
-from fastapi import FastAPI, status
+from fastapi import Depends, FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from app import DESCRIPTION, TITLE
+from app import DESCRIPTION, TITLE, VERSION
+from app.caching import answer_not_modified
 from app.error_handlers import add_error_handlers
 from app.health import is_probe
 from app.health import router as health
@@ -14,8 +15,9 @@ from app.instrumentation import request_telemetry
 from app.lifespan import lifespan
 from app.logging import configure_logging
 from app.middleware import answer_head, check_hosts, limit_bodies, trace_requests
-from app.problems import problems
+from app.openapi import add_openapi
 from app.settings import ServiceSettings
+from app.validation import check_query
 from app.websockets import close_websockets
 
 
@@ -30,8 +32,11 @@ def create_app(
     app = create(
         title=TITLE,
         description=DESCRIPTION,
+        version=VERSION,
         lifespan=lifespan,
-        responses=problems(status.HTTP_400_BAD_REQUEST),
+        dependencies=[Depends(check_query)],
+        generate_unique_id_function=lambda route: route.name,  # what clients call a function
+        redirect_slashes=False,  # it would send clients to whatever host they have named
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         redoc_url=None,
         telemetry=request_telemetry(settings.telemetry_enabled, exclude=is_probe),
@@ -39,6 +44,7 @@ def create_app(
     app.state.settings = settings
 
     # The last one added is the first to see a request.
+    app.add_middleware(answer_not_modified)
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):
         app.add_middleware(check_hosts, allowed_hosts=settings.allowed_hosts)
@@ -60,5 +66,7 @@ def create_app(
         add_features(app)
 
     app.include_router(health)
+
+    add_openapi(app)
 
     return app

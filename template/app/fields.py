@@ -14,13 +14,26 @@ from pydantic import (
     JsonValue,
     StringConstraints,
 )
+from pydantic.config import JsonDict
+from pydantic_core import PydanticKnownError
 
 MAX_ID = 2**63 - 1
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and halves of characters
 
-Id = Annotated[int, Field(ge=1, le=MAX_ID)]
-Integer = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
-BigInteger = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+
+def check_digits(key: object) -> object:
+    """Raise for another spelling of an id, such as `01` or `1.0`: an item has one address."""
+    if isinstance(key, str) and not re.fullmatch("-?[1-9][0-9]*|0", key):
+        raise PydanticKnownError("int_parsing")
+    return key
+
+
+INT32: JsonDict = {"format": "int32"}  # OpenAPI's
+INT64: JsonDict = {"format": "int64"}
+
+Id = Annotated[int, Field(ge=1, le=MAX_ID, json_schema_extra=INT64), BeforeValidator(check_digits)]
+Integer = Annotated[int, Field(ge=-(2**31), le=2**31 - 1, json_schema_extra=INT32)]
+BigInteger = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, json_schema_extra=INT64)]
 Text = Annotated[
     str, StringConstraints(pattern=r"^[^\x00]*$")
 ]  # no NUL: not every database stores it

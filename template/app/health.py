@@ -14,9 +14,8 @@ from starlette.types import Scope
 
 from app.database.server import READ_ONLY
 from app.dependencies import Reader, ReaderDep
-from app.problems import problems
 
-router = APIRouter(prefix="/health", tags=["health"])
+router = APIRouter(prefix="/health", include_in_schema=False)
 logger = logging.getLogger(__name__)
 
 Schema = Literal["up to date", "behind", "ahead"]
@@ -34,7 +33,7 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
-@router.get("/ready", responses=problems(status.HTTP_503_SERVICE_UNAVAILABLE))
+@router.get("/ready")
 async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
     """Say whether requests can be served: the database takes writes, its schema is not behind."""
     state = request.app.state

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from opentelemetry import trace
 from opentelemetry.trace import format_span_id, format_trace_id
 
+from app import VERSION
 from app.settings import ServiceSettings
 
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
@@ -60,7 +61,7 @@ def add_ids(record: logging.LogRecord) -> bool:
 
 
 class JSONFormatter(logging.Formatter):
-    """One object a line: time, level, logger, message, request id, and what `extra` adds."""
+    """One object a line: time, level, logger, message, version, request id, what `extra` adds."""
 
     standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
@@ -70,6 +71,7 @@ class JSONFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
+            "service.version": VERSION,
         }
         fields |= {key: value for key, value in vars(record).items() if key not in self.standard}
         if record.exc_info:

@@ -15,10 +15,15 @@ from starlette.websockets import WebSocketDisconnect
 from app.database.errors import OUTCOME_UNKNOWN
 from app.health import is_probe
 from app.logging import request_id, request_id_of
+from app.operations import find_route
 from app.problems import SAFE, problem, unavailable
 
 access_logger = logging.getLogger("app.access")
 error_logger = logging.getLogger("app.errors")
+
+# OpenTelemetry's names, which the metrics have too
+METHOD = "http.request.method"
+STATUS = "http.response.status_code"
 
 STARTS = {"http.response.start", "websocket.http.response.start", "websocket.accept"}
 
@@ -38,17 +43,17 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
         # The path as it was sent: still encoded, so that it can't break the line. No query: people
         # put secrets there.
         path = (scope.get("raw_path") or quote(scope["path"]).encode()).decode("latin-1")
-        line = {"method": scope.get("method", "WEBSOCKET"), "path": path, "status": 0}
+        line = {METHOD: scope.get("method", "WEBSOCKET"), "url.path": path, STATUS: 0}
         current = request_id_of(scope["headers"])
         request_id.set(current)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] in STARTS:
-                line["status"] = message.get("status", status.HTTP_101_SWITCHING_PROTOCOLS)
+                line[STATUS] = message.get("status", status.HTTP_101_SWITCHING_PROTOCOLS)
                 header = (b"x-request-id", current.encode())
                 message["headers"] = [*message.get("headers", ()), header]
-            elif message["type"] == "websocket.close" and not line["status"]:
-                line["status"] = status.HTTP_403_FORBIDDEN  # so says the server
+            elif message["type"] == "websocket.close" and not line[STATUS]:
+                line[STATUS] = status.HTTP_403_FORBIDDEN  # so says the server
             await send(message)
 
         try:
@@ -57,7 +62,7 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
             pass  # the client's way to end it
         except asyncio.CancelledError:
             # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.
-            if line["status"] or scope["type"] != "http":
+            if line[STATUS] or scope["type"] != "http":
                 raise
             reason = "shutting down" if scope["method"] in SAFE else OUTCOME_UNKNOWN
             response = unavailable(Request(scope), reason, "cut short")
@@ -65,13 +70,19 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
         except Exception:
             # Starlette would answer outside of every middleware, and the server log it once more.
             error_logger.exception("unhandled error")
-            if line["status"] and scope["type"] == "http":
+            if line[STATUS] and scope["type"] == "http":
                 raise  # too late for an answer: the server cuts the connection
             await problem(status.HTTP_500_INTERNAL_SERVER_ERROR)(scope, receive, send_with_id)
         finally:
             if not is_probe(scope):
-                line["milliseconds"] = round((time.perf_counter() - start) * 1000, 1)
-                access_logger.info("%s %s %s %s ms", *line.values(), extra=line)
+                seconds = time.perf_counter() - start
+                text = (*line.values(), round(seconds * 1000, 1))
+                line["http.server.request.duration"] = round(seconds, 6)
+                if route := find_route(scope):
+                    line["http.route"] = route.path_format
+                if client := scope.get("client"):
+                    line["client.address"] = client[0]
+                access_logger.info("%s %s %s %s ms", *text, extra=line)
 
     return traced
 
@@ -96,9 +107,12 @@ def answer_head(app: ASGIApp) -> ASGIApp:
                 # ends the stream.
                 await send({"type": "http.response.body"})
 
-        await app({**scope}, receive, send_head)  # a route may serve HEAD itself
+        inner = {**scope}
+        await app(inner, receive, send_head)  # a route may serve HEAD itself
         if refused:
-            await app({**scope, "method": "GET"}, receive, send_head)
+            inner = {**scope, "method": "GET"}
+            await app(inner, receive, send_head)
+        scope.update(app=inner["app"], endpoint=inner.get("endpoint"))  # for the log
 
     return answered
 
@@ -135,9 +149,8 @@ def check_hosts(app: ASGIApp, allowed_hosts: Collection[str]) -> ASGIApp:
         if scope["type"] != "lifespan" and not is_probe(scope):
             host = URL(scope=scope).hostname or ""
             if not any(fnmatchcase(host, allowed) for allowed in allowed_hosts):
-                response = problem(
-                    status.HTTP_400_BAD_REQUEST, "This host name is not served here."
-                )
+                detail = "This host name is not served here."
+                response = problem(status.HTTP_400_BAD_REQUEST, detail=detail)
                 return await response(scope, receive, send)
         await app(scope, receive, send)
 

@@ -1,15 +1,14 @@
 """What clients see of a failure: problem details (RFC 9457), one body for every error."""
 
 import logging
-from http import HTTPStatus
-from http.client import responses as phrases
-from typing import Any
+from http.client import responses
+from typing import Any, Literal, NamedTuple
 
-from fastapi import FastAPI, status
+from fastapi import Response, status
 from fastapi.requests import HTTPConnection
-from fastapi.responses import JSONResponse
 from opentelemetry import metrics
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 from sqlalchemy import Index
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import ColumnCollectionConstraint
@@ -25,64 +24,97 @@ unavailable_answers = metrics.get_meter(NAME).create_counter(
 )
 
 MEDIA_TYPE = "application/problem+json"
-ABOUT_BLANK = "about:blank"  # the status says it all
-OUTCOME_UNKNOWN_TYPE = "/problems/outcome-unknown"
 SAFE = ("GET", "HEAD", "OPTIONS")  # RFC 9110, 9.2.1
 IDEMPOTENT = (*SAFE, "PUT", "DELETE")  # 9.2.2
-DETAILS = {
-    status.HTTP_409_CONFLICT: "This conflicts with what is stored.",
-    status.HTTP_422_UNPROCESSABLE_CONTENT: "The request is not valid.",
-    status.HTTP_503_SERVICE_UNAVAILABLE: "Please try again in a moment.",
+PHRASES = responses | {413: "Content Too Large"}  # whatever Python's release calls it
+
+
+class Kind(NamedTuple):
+    """A type of problem, for clients to branch on."""
+
+    type: str
+    title: str
+    detail: str | None = None
+
+
+KINDS = {
+    409: Kind("/problems/conflict", "Conflict", "This conflicts with what is stored."),
+    412: Kind("/problems/changed", "Changed Meanwhile", "If-Match names another version."),
+    422: Kind("/problems/invalid-request", "Invalid Request", "The request is not valid."),
+    428: Kind("/problems/precondition-required", "Precondition Required", "Send If-Match."),
+    503: Kind("/problems/unavailable", "Unavailable", "Please try again in a moment."),
 }
+UNKNOWN = Kind(
+    "/problems/outcome-unknown",
+    "Outcome Unknown",
+    "Whether this was stored is not known. Look before you send it again.",
+)
+
+
+def drop_default(schema: dict[str, Any]) -> None:
+    del schema["default"]  # null: it is left out, and never sent
+
+
+class FieldError(BaseModel):
+    """What is wrong with a field of the body, a parameter, or a column."""
+
+    place: Literal["body", "query", "path", "header", "cookie"] | SkipJsonSchema[None] = Field(
+        default=None,
+        validation_alias=AliasChoices("in", "place"),
+        serialization_alias="in",
+        json_schema_extra=drop_default,
+    )
+    pointer: str | SkipJsonSchema[None] = Field(
+        default=None, description="Of the body's field (RFC 6901).", json_schema_extra=drop_default
+    )
+    name: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The parameter's, or the column's.",
+        json_schema_extra=drop_default,
+    )
+    code: str = Field(description="Stays the same, for programs.")
+    detail: str = Field(description="For people; may change.")
 
 
 class Problem(BaseModel):
     """The body of every error."""
 
-    type: str = ABOUT_BLANK
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(description="A URI reference; `about:blank`: the status says it all.")
     title: str
     status: int
-    detail: str | None = None
+    detail: str | SkipJsonSchema[None] = Field(default=None, json_schema_extra=drop_default)
     request_id: str
-    errors: list[dict[str, str]] | None = None
+    errors: list[FieldError] | SkipJsonSchema[None] = Field(
+        default=None, json_schema_extra=drop_default
+    )
 
 
-def problem(
-    code: int, detail: str | None = None, kind: str = ABOUT_BLANK, /, **members: Any
-) -> JSONResponse:
-    """Make the response for a failure; `detail` and further members are shown to the client."""
-    body = dict[str, Any](type=kind, title=phrases.get(code, "Error"), status=code)
-    if detail := detail or DETAILS.get(code):
-        body["detail"] = detail
-    body["request_id"] = request_id.get()
-    headers = {"Retry-After": "1"} if code == status.HTTP_503_SERVICE_UNAVAILABLE else None
-    # In this order, and without a member that would take the place of one of these.
-    return JSONResponse(body | members | body, code, headers, MEDIA_TYPE)
+def make_problem(code: int, kind: Kind | None = None, /, **members: Any) -> Problem:
+    kind = kind or KINDS.get(code) or Kind("about:blank", PHRASES.get(code, "Error"))
+    own = {"status": code, "request_id": request_id.get()}
+    return Problem(**kind._asdict() | members | own)
 
 
-def problems(*codes: int) -> dict[int | str, dict[str, Any]]:
-    """Say in a route's `responses` which failures it may answer with."""
-    content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {code: {"description": HTTPStatus(code).phrase, "content": content} for code in codes}
+def problem(code: int, kind: Kind | None = None, /, **members: Any) -> Response:
+    """Make the response for a failure; `members` are shown to the client."""
+    body = make_problem(code, kind, **members)
+    headers = {"Cache-Control": "no-store"}
+    if code == status.HTTP_503_SERVICE_UNAVAILABLE:
+        headers["Retry-After"] = "1"
+    content = body.model_dump_json(by_alias=True, exclude_none=True)
+    return Response(content, code, headers, MEDIA_TYPE)
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document, with what `problems` refers to."""
-    document = FastAPI.openapi(app)
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas["Problem"] = Problem.model_json_schema()
-    return document
-
-
-def unavailable(request: HTTPConnection, reason: str, cause: str) -> JSONResponse:
+def unavailable(request: HTTPConnection, reason: str, cause: str) -> Response:
     """Answer 503, and say why to those who operate the service: in the log and in a metric."""
     logger.warning("unavailable: %s: %s", reason, cause, extra={"reason": reason})
     unavailable_answers.add(1, {"reason": reason})
     method = request.scope.get("method")  # a WebSocket has none
     if reason != OUTCOME_UNKNOWN or method in SAFE:
         return problem(status.HTTP_503_SERVICE_UNAVAILABLE)
-    detail = "Whether this was stored is not known. Look before you send it again."
-    response = problem(status.HTTP_503_SERVICE_UNAVAILABLE, detail, OUTCOME_UNKNOWN_TYPE)
+    response = problem(status.HTTP_503_SERVICE_UNAVAILABLE, UNKNOWN)
     if method not in IDEMPOTENT:
         del response.headers["Retry-After"]
     return response

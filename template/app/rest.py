@@ -1,32 +1,79 @@
 """What REST asks of a resource: entity tags, preconditions and pages."""
 
+import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from typing import Annotated
+from collections.abc import Iterable
+from functools import cache
+from hashlib import sha256
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Header
-from pydantic import BeforeValidator
-from sqlalchemy import ColumnElement, true
+from pydantic import BaseModel, BeforeValidator, Field, computed_field
+from sqlalchemy import BigInteger, ColumnElement, bindparam, true
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.fields import MAX_ID
 
-STRONG_TAG = re.compile(r'"[0-9]{1,9}"')  # of those that `etag` makes
+T = TypeVar("T")
 
-IfMatch = Annotated[str | None, Header(max_length=1_000)]
+STRONG_TAG = re.compile(r'"([0-9]{1,19})-[0-9a-f]{8}"')  # of those that `etag` makes
+
+IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1_000)]
+"""The tag of the version to change. With `= None` it may be absent; without a default, it is 428."""
 
 
-def etag(version: int) -> str:
-    """Return the strong entity tag of a version."""
-    return f'"{version}"'
+class Versioned(BaseModel):
+    """The base of a representation whose row has a version: its entity tag is in each item."""
+
+    version: int = Field(exclude=True)
+
+    @computed_field(examples=['"1-3f786850"'])
+    def etag(self) -> str:
+        """The entity tag of this version, as `If-Match` takes it."""
+        return etag(type(self), self.version)
+
+
+class Page(BaseModel, Generic[T]):
+    """A part of a list."""
+
+    items: list[T]
+    next_cursor: str | None = Field(description="The cursor of the next page, if there is one.")
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        return f"{params[0].__name__}Page"
+
+
+def etag(model: type[BaseModel], version: int) -> str:
+    """Return the strong entity tag of a version in this representation."""
+    return f'"{version}-{fingerprint(model)}"'
+
+
+@cache
+def fingerprint(model: type[BaseModel]) -> str:
+    """Return what changes with the form: a release that adds a field sends other bytes."""
+    schema = json.dumps(model.model_json_schema(mode="serialization"), sort_keys=True)
+    return sha256(schema.encode()).hexdigest()[:8]
 
 
 def matches(version: InstrumentedAttribute[int], if_match: str | None) -> ColumnElement[bool]:
-    """Return the condition of `If-Match` (RFC 9110, 13.1.1); without it the last write wins."""
+    """Return the condition of `If-Match` (RFC 9110, 13.1.1); without it the last write wins.
+
+    The version alone is compared: to know it in an older release's form is to know the state.
+    """
     tags = [tag.strip() for tag in ("*" if if_match is None else if_match).split(",")]
     if tags == ["*"]:
         return true()
-    return version.in_([int(tag[1:-1]) for tag in tags if STRONG_TAG.fullmatch(tag)])
+    # 64 bits, whatever the column has: a version that it can't hold is another one, no error.
+    known = bindparam(None, list(versions(tags)), BigInteger, unique=True, expanding=True)
+    return version.in_(known)
+
+
+def versions(tags: Iterable[str]) -> Iterable[int]:
+    for tag in tags:
+        if (match := STRONG_TAG.fullmatch(tag)) and int(match[1]) <= MAX_ID:
+            yield int(match[1])
 
 
 def encode_cursor(key: int) -> str:

@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from app import NAME
+from app import NAME, VERSION
 from app.database.pool import POOL
 
 SHUTDOWN_TIMEOUT = 3.0  # seconds
@@ -32,7 +32,8 @@ SHUTDOWN_TIMEOUT = 3.0  # seconds
 async def telemetry(engine: AsyncEngine, capacity: int) -> AsyncGenerator[None]:
     """Export spans and metrics while the service runs, and flush them at shutdown."""
     # Attributes from the environment take precedence.
-    resource = Resource.create({"service.name": NAME}).merge(OTELResourceDetector().detect())
+    service = Resource.create({"service.name": NAME, "service.version": VERSION})
+    resource = service.merge(OTELResourceDetector().detect())
     providers: list[TracerProvider | MeterProvider] = []
     if os.environ.get("OTEL_TRACES_EXPORTER") != "none":
         tracers = TracerProvider(resource=resource, shutdown_on_exit=False)

@@ -7,16 +7,20 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import pytest
-from fastapi import Body, FastAPI, HTTPException
+from fastapi import APIRouter, Body, Cookie, Depends, FastAPI, Header, HTTPException, Query
+from fastapi.security import APIKeyQuery
 from httpx2 import ASGITransport, AsyncClient, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import literal, select
 from starlette.requests import ClientDisconnect
 
+from app import VERSION
 from app.database import BigIntegerKey, UTCDateTime
 from app.dependencies import ReaderDep
 from app.factory import create_app
+from app.fields import Id
 from app.health import VERSIONS
+from app.rest import IfMatch
 from app.settings import ServiceSettings, load_settings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -33,6 +37,7 @@ class Login(BaseModel):
 
 class Cat(BaseModel):
     kind: Literal["cat"]
+    lives: list[int] = Field([], alias="a/b~")
 
 
 class Dog(BaseModel):
@@ -49,11 +54,31 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     @app.post("/pets")
     async def buy(pet: Annotated[Cat | Dog, Body(discriminator="kind")]) -> None: ...
 
+    key = APIKeyQuery(name="key", auto_error=False)
+
+    @app.get("/found/{number}", dependencies=[Depends(key)])
+    async def find(
+        number: Id,
+        limit: int | None = None,
+        tags: Annotated[list[str] | None, Query()] = None,
+        x_count: Annotated[int, Header()] = 1,
+        count: Annotated[int, Cookie()] = 1,
+    ) -> list[str] | None:
+        return tags
+
+    @app.post("/changed", operation_id="post")
+    @app.patch("/changed", operation_id="patch")
+    @app.put("/changed", operation_id="put")
+    async def change(login: Login) -> None: ...
+
+    @app.delete("/guarded")
+    async def delete(if_match: IfMatch) -> None: ...
+
     @app.get("/broken")
     async def broken() -> None:
         raise RuntimeError("a secret")
 
-    @app.put("/slow")
+    @app.put("/slow", operation_id="put_slow")
     @app.get("/slow")
     async def slow() -> None:
         raise TimeoutError
@@ -73,7 +98,7 @@ def check_problem(response: Response, status: int) -> dict[str, Any]:
 async def test_an_unknown_path_is_a_problem(client: AsyncClient) -> None:
     problem = check_problem(await client.get("/nowhere"), 404)
 
-    assert problem["title"] == "Not Found"
+    assert (problem["type"], problem["title"]) == ("about:blank", "Not Found")
 
 
 @pytest.mark.parametrize(
@@ -89,17 +114,86 @@ async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "name"),
-    [("/login", {"password": "hunter2"}, "password"), ("/pets", {"kind": "hunter2"}, "")],
+    ("path", "body", "pointer", "code"),
+    [
+        ("/login", {"password": "hunter2"}, "/password", "int_parsing"),
+        ("/login", {}, "/password", "missing"),
+        ("/login", [], "", "model_attributes_type"),
+        ("/pets", {"kind": "hunter2"}, "", "union_tag_invalid"),
+        ("/pets", {"kind": "cat", "a/b~": ["hunter2"]}, "/a~1b~0/0", "int_parsing"),
+        ("/pets", {"kind": "cat", "a/b~": [1, "", 2]}, "/a~1b~0/1", "int_parsing"),
+    ],
 )
 async def test_invalid_data_is_named_and_never_repeated(
-    client: AsyncClient, path: str, body: dict[str, str], name: str
+    client: AsyncClient, path: str, body: Any, pointer: str, code: str
 ) -> None:
     response = await client.post(path, json=body)
 
     problem = check_problem(response, 422)
-    assert [(error["in"], error["name"]) for error in problem["errors"]] == [("body", name)]
+    assert problem["type"] == "/problems/invalid-request"
+    [error] = problem["errors"]
+    assert (error["in"], error["pointer"], error["code"]) == ("body", pointer, code)
     assert "hunter2" not in response.text
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "where", "name", "code"),
+    [
+        ("/found/x", {}, "path", "number", "int_parsing"),
+        ("/found/1?limit=x", {}, "query", "limit", "int_parsing"),
+        ("/found/1?limt=1", {}, "query", "limt", "unknown_parameter"),
+        ("/found/1?limit=1&limit=2", {}, "query", "limit", "repeated_parameter"),
+        ("/found/1", {"X-Count": "hunter2"}, "header", "x-count", "int_parsing"),
+        ("/found/1", {"Cookie": "count=hunter2"}, "cookie", "count", "int_parsing"),
+    ],
+)
+async def test_an_invalid_parameter_is_named(
+    client: AsyncClient, path: str, headers: dict[str, str], where: str, name: str, code: str
+) -> None:
+    response = await client.get(path, headers=headers)
+
+    [error] = check_problem(response, 422)["errors"]
+    assert (error["in"], error["name"], error["code"]) == (where, name, code)
+    assert "hunter2" not in response.text
+
+
+async def test_a_list_may_be_repeated(client: AsyncClient) -> None:
+    response = await client.get("/found/1?tags=a&tags=b&limit=1&key=c")
+
+    assert response.json() == ["a", "b"]
+
+
+@pytest.mark.parametrize("number", ["1", "9223372036854775807"])
+async def test_an_id_has_one_spelling(client: AsyncClient, number: str) -> None:
+    assert (await client.get(f"/found/{number}")).status_code == 200
+    for other in (f"0{number}", f"{number}.0", f"+{number}", f"%20{number}", f"{number}_0"):
+        assert (await client.get(f"/found/{other}")).status_code == 422
+
+
+@pytest.mark.parametrize(
+    ("method", "header"), [("POST", "Accept-Post"), ("PATCH", "Accept-Patch"), ("PUT", "Accept")]
+)
+async def test_another_media_type_is_refused_and_the_right_one_is_named(
+    client: AsyncClient, method: str, header: str
+) -> None:
+    async def send(media_type: str, content: bytes) -> Response:
+        headers = {"Content-Type": media_type}
+        return await client.request(method, "/changed", content=content, headers=headers)
+
+    response = await send("text/plain", b'{"password": 1}')
+
+    check_problem(response, 415)
+    assert response.headers[header] == "application/json"
+    assert (await send("application/merge-patch+json; charset=utf-8", b"{}")).status_code == 422
+    assert (await send("text/plain", b"")).status_code == 422  # nothing was sent
+
+
+async def test_a_precondition_may_be_required(client: AsyncClient) -> None:
+    missing = await client.delete("/guarded")
+    given = await client.delete("/guarded", headers={"If-Match": "*"})
+
+    assert check_problem(missing, 428)["type"] == "/problems/precondition-required"
+    assert given.status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -108,7 +202,8 @@ async def test_invalid_data_is_named_and_never_repeated(
         (404, None, {"title": "Not Found"}),
         (404, "No such order.", {"detail": "No such order."}),
         (409, {"code": "sold_out", "status": 1}, {"code": "sold_out"}),
-        (409, {"detail": "Sold out."}, {"detail": "Sold out."}),
+        (409, {"detail": "Sold out."}, {"detail": "Sold out.", "type": "/problems/conflict"}),
+        (409, {"type": "/problems/sold-out"}, {"type": "/problems/sold-out"}),
         (409, ["sold out"], {"detail": "['sold out']"}),
         (499, "Gone.", {"title": "Error", "detail": "Gone."}),
     ],
@@ -159,24 +254,23 @@ async def test_a_value_that_no_column_can_hold_is_the_clients_error(
 
 
 @pytest.mark.parametrize(
-    ("content", "content_type"),
+    ("content", "content_type", "status"),
     [
-        (b"{", "application/json"),
-        (b"\xff", "application/json"),
-        (b"", "application/json"),
-        (b'{"password": 1}', "text/plain"),
-        (b'{"password": 1}', ""),
-        (b"[" * 10_000, "application/json"),
-        (b"1" * 10_000, "application/json"),
+        (b"{", "application/json", 422),
+        (b"\xff", "application/json", 400),
+        (b"", "application/json", 422),
+        (b'{"password": 1}', "text/plain", 415),
+        (b'{"password": 1}', "", 415),
+        (b"[" * 10_000, "application/json", 400),
+        (b"1" * 10_000, "application/json", 400),
     ],
 )
 async def test_a_body_that_is_not_json_is_the_clients_error(
-    client: AsyncClient, content: bytes, content_type: str
+    client: AsyncClient, content: bytes, content_type: str, status: int
 ) -> None:
     response = await client.post("/login", content=content, headers={"Content-Type": content_type})
 
-    assert response.status_code in {400, 422}
-    check_problem(response, response.status_code)
+    check_problem(response, status)
 
 
 @pytest.mark.parametrize(
@@ -288,15 +382,6 @@ async def test_an_exhausted_pool_is_unavailability(settings: ServiceSettings) ->
     check_problem(exhausted, 503)
     assert exhausted.headers["retry-after"] == "1"
     assert recovered.status_code == 200
-
-
-async def test_the_schema_of_a_problem_is_documented_once(app: FastAPI) -> None:
-    document = app.openapi()
-
-    response = document["paths"]["/health/ready"]["get"]["responses"]["503"]
-    schema = response["content"]["application/problem+json"]["schema"]
-    assert schema == {"$ref": "#/components/schemas/Problem"}
-    assert {"title", "status"} <= document["components"]["schemas"]["Problem"]["properties"].keys()
 
 
 @pytest.mark.parametrize(
@@ -428,6 +513,31 @@ async def test_each_request_but_a_probe_is_one_line_without_its_query(
     assert lines[0].startswith("GET /now%0Ahere 404 ")
 
 
+async def test_a_request_is_logged_by_the_names_of_opentelemetry(
+    app: FastAPI, client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    router = APIRouter(prefix="/inner")
+    router.get("/{number}")(lambda number: None)
+    for prefix in ("/v1", "/v2"):
+        app.include_router(router, prefix=prefix, include_in_schema=False)
+    caplog.set_level(logging.INFO)
+
+    for method, path in (("GET", "/v2/inner/7"), ("HEAD", "/v1/inner/7"), ("GET", "/nowhere")):
+        await client.request(method, path)
+
+    lines = [vars(record) for record in caplog.records if record.name == "app.access"]
+    assert [line.get("http.route") for line in lines] == [
+        "/v2/inner/{number}",
+        "/v1/inner/{number}",
+        None,
+    ]
+    assert [line["url.path"] for line in lines] == ["/v2/inner/7", "/v1/inner/7", "/nowhere"]
+    assert [line["http.request.method"] for line in lines] == ["GET", "HEAD", "GET"]
+    assert [line["http.response.status_code"] for line in lines] == [200, 200, 404]
+    assert {line["client.address"] for line in lines} == {"127.0.0.1"}
+    assert all(0 < line["http.server.request.duration"] < 60 for line in lines)
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 async def test_each_line_carries_the_request_id(
     settings: ServiceSettings, log_format: str, capsys: pytest.CaptureFixture[str]
@@ -440,4 +550,4 @@ async def test_each_line_carries_the_request_id(
     assert "order-7" in line
     if log_format == "json":
         record = json.loads(line)
-        assert (record["request_id"], record["status"]) == ("order-7", 404)
+        assert (record["request_id"], record["service.version"]) == ("order-7", VERSION)

@@ -44,8 +44,12 @@ async def app(app: FastAPI) -> FastAPI:
         response.headers["ETag"] = '"1"'
         return "a"
 
-    @app.head("/counted")
-    @app.delete("/counted")
+    @app.get("/kept")
+    async def kept(response: Response) -> None:
+        response.headers["Cache-Control"] = "max-age=60"
+
+    @app.head("/counted", operation_id="head")
+    @app.delete("/counted", operation_id="delete")
     async def counted() -> Response:
         return Response(headers={"X-Count": "7"})
 
@@ -128,7 +132,62 @@ async def test_allow_names_head_where_it_is_answered(
 
 
 async def test_head_is_not_in_the_document(app: FastAPI) -> None:
-    assert "head" not in app.openapi()["paths"]["/health/live"]
+    assert app.openapi()["paths"]["/with-a-tag"].keys() == {"get"}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("if_none_match", "status"),
+    [
+        ('"1"', 304),
+        ('W/"1"', 304),
+        ('"0", "1"', 304),
+        ("*", 304),
+        ('"2"', 200),
+        ("1", 200),
+        ("", 200),
+    ],
+)
+async def test_who_has_the_current_representation_gets_no_other(
+    client: AsyncClient, method: str, if_none_match: str, status: int
+) -> None:
+    headers = {"If-None-Match": if_none_match}
+
+    response = await client.request(method, "/with-a-tag", headers=headers)
+
+    assert response.status_code == status
+    assert response.headers["etag"] == '"1"'
+    assert response.headers["cache-control"] == "private, no-cache"
+    assert response.headers["x-request-id"]
+    if status == 304:
+        assert response.content == b""
+        assert not {"content-length", "content-type"} & response.headers.keys()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kept"),
+    [
+        ("GET", "/with-a-tag", "private, no-cache"),
+        ("GET", "/kept", "max-age=60"),
+        ("POST", "/posted", "no-store"),
+        ("GET", "/health/live", "no-store"),
+        ("GET", "/nowhere", "no-store"),
+        ("GET", "/broken", "no-store"),
+    ],
+)
+async def test_what_has_no_tag_is_not_stored(
+    client: AsyncClient, method: str, path: str, kept: str
+) -> None:
+    response = await client.request(method, path, headers={"If-None-Match": '"0"'})
+
+    assert response.headers["cache-control"] == kept
+
+
+async def test_a_trailing_slash_leads_nowhere(client: AsyncClient) -> None:
+    response = await client.get("/with-a-tag/", headers={"Host": "evil.example"})
+
+    assert response.status_code == 404
+    assert "evil" not in f"{response.headers}{response.text}"
 
 
 @pytest.mark.parametrize("missing", [*OPTIONAL, ""])
@@ -152,4 +211,4 @@ async def test_what_asgi_leaves_optional_may_be_missing(
         await app(scope | given | raw, receive, send)
 
     statuses = [message["status"] for message in sent if "status" in message]
-    assert statuses == [200, 307, 404, 200]
+    assert statuses == [200, 404, 404, 200]

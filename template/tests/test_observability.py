@@ -29,7 +29,7 @@ async def serve(settings: ServiceSettings, **changes: Any) -> AsyncGenerator[Asy
     app = create_app(settings.model_copy(update=changes))
 
     @app.get("/secret/{number}")
-    async def secret(number: int, reader: ReaderDep) -> None:
+    async def secret(number: int, reader: ReaderDep, token: str = "") -> None:
         with trace.get_tracer("mine").start_as_current_span("mine"):
             await reader.execute(select(literal(SECRET)))
 

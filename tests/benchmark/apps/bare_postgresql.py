@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
-from app.features.items.schemas import ItemCreate, ItemPage, ItemRead
+from app.features.items.schemas import ItemCreate, ItemRead
+from app.rest import Page
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 
 COLUMNS = "id, name, description, created_at, updated_at, version"
@@ -44,7 +45,7 @@ async def create_item(data: ItemCreate, request: Request, response: Response) ->
     return dict(row)
 
 
-@router.get("/items", response_model=ItemPage)
+@router.get("/items", response_model=Page[ItemRead])
 async def list_items(request: Request, limit: int = 100) -> dict[str, Any]:
     rows = await request.app.state.connection.fetch(
         f"SELECT {COLUMNS} FROM items WHERE id > $1 ORDER BY id LIMIT $2", 0, limit + 1

@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from app.features.items.models import Item
-from app.features.items.schemas import ItemCreate, ItemPage, ItemRead
+from app.features.items.schemas import ItemCreate, ItemRead
+from app.rest import Page
 from app.settings import ServiceSettings, load_settings
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from sqlalchemy import select
@@ -51,7 +52,7 @@ async def create_item(data: ItemCreate, session: SessionDep, response: Response)
     return item
 
 
-@router.get("/items", response_model=ItemPage)
+@router.get("/items", response_model=Page[ItemRead])
 async def list_items(session: SessionDep, limit: int = 100) -> dict[str, Any]:
     statement = select(Item).where(Item.id > 0).order_by(Item.id).limit(limit + 1)
     items = (await session.scalars(statement)).all()

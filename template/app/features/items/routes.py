@@ -7,21 +7,16 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response, status
 from app.dependencies import ReaderDep, SessionDep
 from app.features.items import queries
 from app.features.items.models import Item
-from app.features.items.schemas import ItemCreate, ItemPage, ItemRead, ItemUpdate
+from app.features.items.schemas import ItemCreate, ItemRead, ItemUpdate
 from app.fields import Id
-from app.problems import problems
-from app.rest import Cursor, IfMatch, encode_cursor, etag, matches
+from app.rest import Cursor, IfMatch, Page, encode_cursor, etag, matches
 
-router = APIRouter(
-    prefix="/items",
-    tags=["items"],
-    responses=problems(status.HTTP_422_UNPROCESSABLE_CONTENT, status.HTTP_503_SERVICE_UNAVAILABLE),
-)
+router = APIRouter(prefix="/items", tags=["items"])
 
 MAX_LIMIT = 100
 
 
-@router.get("", response_model=ItemPage)
+@router.get("", response_model=Page[ItemRead])
 async def list_items(
     reader: ReaderDep,
     limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = MAX_LIMIT,
@@ -38,40 +33,26 @@ async def list_items(
     return {"items": items, "next_cursor": encode_cursor(items[-1].id) if more else None}
 
 
-@router.post(
-    "",
-    status_code=status.HTTP_201_CREATED,
-    response_model=ItemRead,
-    responses=problems(status.HTTP_409_CONFLICT, status.HTTP_413_CONTENT_TOO_LARGE),
-)
+@router.post("", status_code=status.HTTP_201_CREATED, response_model=ItemRead)
 async def create_item(
     data: ItemCreate, session: SessionDep, request: Request, response: Response
 ) -> object:
     item = await queries.create_item(session, data.model_dump())
     response.headers["Location"] = f"{request.url.path}/{item.id}"
-    response.headers["ETag"] = etag(item.version)
+    response.headers["ETag"] = etag(ItemRead, item.version)
     return item
 
 
-@router.get("/{item_id}", response_model=ItemRead, responses=problems(status.HTTP_404_NOT_FOUND))
+@router.get("/{item_id}", response_model=ItemRead)
 async def read_item(item_id: Id, reader: ReaderDep, response: Response) -> object:
     item = await queries.get_item(reader, item_id)
     if item is None:
         raise HTTPException(status.HTTP_404_NOT_FOUND)
-    response.headers["ETag"] = etag(item.version)
+    response.headers["ETag"] = etag(ItemRead, item.version)
     return item
 
 
-@router.patch(
-    "/{item_id}",
-    response_model=ItemRead,
-    responses=problems(
-        status.HTTP_404_NOT_FOUND,
-        status.HTTP_409_CONFLICT,
-        status.HTTP_412_PRECONDITION_FAILED,
-        status.HTTP_413_CONTENT_TOO_LARGE,
-    ),
-)
+@router.patch("/{item_id}", response_model=ItemRead)
 async def update_item(
     item_id: Id, data: ItemUpdate, session: SessionDep, response: Response, if_match: IfMatch = None
 ) -> object:
@@ -79,16 +60,11 @@ async def update_item(
     item = await queries.update_item(session, item_id, changes, matches(Item.version, if_match))
     if item is None:
         raise await missing_or_changed(session, item_id)
-    response.headers["ETag"] = etag(item.version)
+    response.headers["ETag"] = etag(ItemRead, item.version)
     return item
 
 
-@router.delete(
-    "/{item_id}",
-    status_code=status.HTTP_204_NO_CONTENT,
-    response_class=Response,
-    responses=problems(status.HTTP_404_NOT_FOUND, status.HTTP_412_PRECONDITION_FAILED),
-)
+@router.delete("/{item_id}", status_code=status.HTTP_204_NO_CONTENT, response_class=Response)
 async def delete_item(item_id: Id, session: SessionDep, if_match: IfMatch = None) -> None:
     if await queries.delete_item(session, item_id, matches(Item.version, if_match)) is None:
         raise await missing_or_changed(session, item_id)

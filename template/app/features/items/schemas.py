@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.features.items.models import MAX_DESCRIPTION_LENGTH, MAX_NAME_LENGTH
-from app.fields import Normalized, Text
+from app.fields import Id, Normalized, Text
+from app.rest import Versioned
 
 Name = Annotated[
     Text, Field(min_length=1, max_length=MAX_NAME_LENGTH, examples=["Spanner"]), Normalized
@@ -30,14 +31,9 @@ class ItemUpdate(BaseModel):
     description: Description | None = None
 
 
-class ItemRead(BaseModel):
-    id: int
+class ItemRead(Versioned):
+    id: Id
     name: str
     description: str | None
     created_at: datetime.datetime
     updated_at: datetime.datetime
-
-
-class ItemPage(BaseModel):
-    items: list[ItemRead]
-    next_cursor: str | None

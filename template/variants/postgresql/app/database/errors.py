@@ -38,6 +38,13 @@ REFUSED_WHEN_WRITTEN = {
 }
 CONFLICT = "23"  # the other constraints: 409
 FOREIGN_KEY = "23503"
+CONSTRAINTS = {
+    "23502": "not_null",
+    "23503": "foreign_key",
+    "23505": "unique",
+    "23514": "check",
+    "23P01": "exclusion",
+}
 WRITES = ("INSERT", "UPDATE")
 # The server's state: 503, with this reason.
 UNAVAILABLE = {
@@ -91,3 +98,8 @@ def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
     if cause.sqlstate == FOREIGN_KEY and not (error.statement or "").startswith(WRITES):
         return (), None  # what still refers to a row is no column of the row
     return (), cause.constraint_name
+
+
+def constraint(error: IntegrityError) -> str:
+    """Return the kind of the constraint that a statement has violated."""
+    return CONSTRAINTS.get(getattr(error.orig, "sqlstate", ""), "constraint")

@@ -17,6 +17,14 @@ REFUSED_WHEN_WRITTEN = {
     sqlite3.SQLITE_TOOBIG,
     sqlite3.SQLITE_CONSTRAINT | (12 << 8),  # of another type than a STRICT table's column
 }
+CONSTRAINTS = {
+    sqlite3.SQLITE_CONSTRAINT_CHECK: "check",
+    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: "foreign_key",
+    sqlite3.SQLITE_CONSTRAINT_NOTNULL: "not_null",
+    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: "unique",
+    sqlite3.SQLITE_CONSTRAINT_ROWID: "unique",
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE: "unique",
+}
 # The file's state: 503, with this reason.
 UNAVAILABLE = {
     sqlite3.SQLITE_BUSY: "lock timeout",
@@ -59,3 +67,8 @@ def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
     if kind == "CHECK":
         return (), names
     return tuple(name.rpartition(".")[2] for name in names.split(", ") if name), None
+
+
+def constraint(error: IntegrityError) -> str:
+    """Return the kind of the constraint that a statement has violated."""
+    return CONSTRAINTS.get(getattr(error.driver_exception, "sqlite_errorcode", 0), "constraint")

@@ -1,0 +1,53 @@
+"""What caches are told, and a client that has the current representation already."""
+
+import asyncio
+
+from fastapi import status
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+KEPT = ("cache-control", "content-location", "date", "etag", "expires", "vary")  # of a 304: 15.4.5
+
+
+def answer_not_modified(app: ASGIApp) -> ASGIApp:
+    """Answer 304 where `If-None-Match` names the current entity tag (RFC 9110, 13.1.2).
+
+    What has a tag may be kept and is asked for again, anything else is not stored, unless the
+    handler says otherwise.
+    """
+
+    async def answered(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+
+        unmodified = False
+
+        async def send_checked(message: Message) -> None:
+            nonlocal unmodified
+            if message["type"] != "http.response.start":
+                # A stream without a pause would hold the loop.
+                return await (asyncio.sleep(0) if unmodified else send(message))
+            headers = MutableHeaders(raw=list(message.get("headers", ())))
+            tag = headers.get("etag")
+            headers.setdefault("cache-control", "private, no-cache" if tag else "no-store")
+            unmodified = (
+                tag is not None
+                and scope["method"] in ("GET", "HEAD")
+                and message["status"] == status.HTTP_200_OK
+                and is_named(tag, Headers(scope=scope).getlist("if-none-match"))
+            )
+            if not unmodified:
+                return await send({**message, "headers": headers.raw})
+            kept = [(name, value) for name, value in headers.raw if name.decode().lower() in KEPT]
+            await send({**message, "status": status.HTTP_304_NOT_MODIFIED, "headers": kept})
+            await send({"type": "http.response.body"})
+
+        await app(scope, receive, send_checked)
+
+    return answered
+
+
+def is_named(tag: str, if_none_match: list[str]) -> bool:
+    """Compare weakly: the same representation, if not the same bytes."""
+    named = {part.strip().removeprefix("W/") for part in ",".join(if_none_match).split(",")}
+    return "*" in named or tag.removeprefix("W/") in named

@@ -1,0 +1,160 @@
+"""The document says what is sent, for every route and without a word in it."""
+
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx2 import AsyncClient
+from pydantic import BaseModel
+
+from app import VERSION
+from app.fields import BigInteger, Id, Integer
+from app.factory import create_app
+from app.openapi import openapi
+from app.operations import check_names
+from app.rest import IfMatch, Page, Versioned, etag
+from app.settings import ServiceSettings
+
+ALWAYS = {"400", "422", "500", "503"}
+
+
+class ThingCreate(BaseModel):
+    size: Integer
+    total: BigInteger
+
+
+class ThingRead(Versioned):
+    id: Id
+
+
+class ThingReadLater(Versioned):
+    id: Id
+    name: str = ""
+
+
+@pytest.fixture
+async def app(settings: ServiceSettings) -> FastAPI:
+    app = create_app(settings)
+
+    @app.get("/things")
+    async def list_things() -> Page[ThingRead]:
+        return Page(items=[ThingRead(version=7, id=1)], next_cursor=None)
+
+    @app.post("/things", status_code=201)
+    async def create_thing(data: ThingCreate) -> ThingRead:
+        raise NotImplementedError
+
+    @app.get("/things/{thing_id}", responses={403: {}})
+    async def read_thing(thing_id: Id) -> ThingRead:
+        raise NotImplementedError
+
+    @app.put("/things/{thing_id}")
+    async def replace_thing(thing_id: Id, data: ThingCreate, if_match: IfMatch = None) -> ThingRead:
+        raise NotImplementedError
+
+    @app.delete("/things/{thing_id}", status_code=204)
+    async def delete_thing(thing_id: Id, if_match: IfMatch) -> None: ...
+
+    return app
+
+
+def operations(app: FastAPI) -> dict[str, Any]:
+    return {
+        operation["operationId"]: operation
+        for path in app.openapi()["paths"].values()
+        for operation in path.values()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "codes"),
+    [
+        ("list_things", {"200"}),
+        ("create_thing", {"201", "409", "413", "415"}),
+        ("read_thing", {"200", "304", "403", "404"}),
+        ("replace_thing", {"200", "404", "409", "412", "413", "415"}),
+        ("delete_thing", {"204", "404", "409", "412", "428"}),
+    ],
+)
+async def test_each_operation_is_documented_with_the_statuses_that_its_kind_has(
+    app: FastAPI, name: str, codes: set[str]
+) -> None:
+    assert operations(app)[name]["responses"].keys() == codes | ALWAYS
+
+
+async def test_each_error_is_documented_as_a_problem_with_an_example(app: FastAPI) -> None:
+    document = app.openapi()
+    components = document["components"]
+
+    for operation in operations(app).values():
+        for code, response in operation["responses"].items():
+            if code >= "400":
+                name = response["$ref"].removeprefix("#/components/responses/")
+                assert components["responses"][name]["content"].keys() == {
+                    "application/problem+json"
+                }
+    assert not {"HTTPValidationError", "ValidationError"} & components["schemas"].keys()
+    required = set(components["schemas"]["Problem"]["required"])
+    for response in components["responses"].values():
+        content = response["content"]["application/problem+json"]
+        assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+        for example in content["examples"].values():
+            assert example["value"].keys() >= required
+    assert components["responses"]["Problem503"]["content"]["application/problem+json"][
+        "examples"
+    ].keys() == {"unavailable", "outcome-unknown"}
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "headers"),
+    [
+        ("list_things", "200", {"X-Request-ID"}),
+        ("create_thing", "201", {"X-Request-ID", "ETag", "Location"}),
+        ("read_thing", "200", {"X-Request-ID", "ETag"}),
+        ("delete_thing", "204", {"X-Request-ID"}),
+    ],
+)
+async def test_headers_are_documented_where_they_are_sent(
+    app: FastAPI, name: str, code: str, headers: set[str]
+) -> None:
+    assert operations(app)[name]["responses"][code]["headers"].keys() == headers
+
+
+async def test_integers_are_documented_with_their_size(app: FastAPI) -> None:
+    schemas = app.openapi()["components"]["schemas"]
+
+    fields = schemas["ThingCreate"]["properties"] | schemas["ThingRead"]["properties"]
+    assert {name: fields[name]["format"] for name in ("size", "total", "id")} == {
+        "size": "int32",
+        "total": "int64",
+        "id": "int64",
+    }
+    assert fields["id"]["maximum"] == fields["total"]["maximum"] == 2**63 - 1
+
+
+async def test_the_document_has_the_services_version_and_no_probes(app: FastAPI) -> None:
+    assert app.openapi()["info"]["version"] == VERSION
+    assert not any(path.startswith("/health") for path in app.openapi()["paths"])
+
+
+async def test_the_document_is_the_same_each_time(app: FastAPI) -> None:
+    assert app.openapi() == openapi(app) == app.openapi()
+
+
+async def test_two_operations_of_one_name_are_refused_by_name(app: FastAPI) -> None:
+    @app.get("/others/{thing_id}")
+    async def read_thing(thing_id: Id) -> None: ...
+
+    with pytest.raises(ValueError, match="^GET /things/{thing_id} and GET /others/{thing_id} are"):
+        check_names(app)
+
+
+async def test_an_item_of_a_list_has_its_entity_tag(app: FastAPI, client: AsyncClient) -> None:
+    [thing] = (await client.get("/things")).json()["items"]
+
+    assert thing == {"id": 1, "etag": etag(ThingRead, 7)}
+
+
+async def test_another_form_has_another_entity_tag() -> None:
+    assert etag(ThingRead, 7) != etag(ThingReadLater, 7)
+    assert etag(ThingRead, 7).startswith('"7-')
