@@ -158,6 +158,7 @@ def test_an_owner_may_have_tokens_handlers_paths_and_secrets_of_his_own(owned: S
     with conftest.open("a") as file:
         file.write(CLIENT)
 
+    owned.run("uv", "run", "--no-sync", "poe", "fix")
     owned.run("uv", "run", "--no-sync", "poe", "check")
 
 
