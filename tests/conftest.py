@@ -32,13 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
     (folder / "settings.yml").write_text("{}")
     os.environ["COPIER_SETTINGS_PATH"] = str(folder / "settings.yml")
     os.environ["COPIER_CACHE_DIR"] = str(folder / "cache")
+    (folder / "git").mkdir()  # of what git copies into each new repository: nothing
+    os.environ["GIT_TEMPLATE_DIR"] = str(folder / "git")
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         os.environ |= {f"{name}_NAME": "Test", f"{name}_EMAIL": "test@example.com"}
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what `--fast` leaves out, and begin with what is long.
+    """Take out what `--fast` leaves out, and let each worker begin with what is long.
 
     So no worker is left with a long test when the others have nothing to do any more.
     """
@@ -47,7 +49,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = [it for it in fast if not it.get_closest_marker("long")]
         config.hook.pytest_deselected(items=[it for it in items if it not in set(chosen)])
         items[:] = chosen
-    items.sort(key=lambda it: it.get_closest_marker("long") is None)
+    long = [it for it in items if it.get_closest_marker("long")]
+    short = [it for it in items if not it.get_closest_marker("long")]
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):  # each gets the same number of tests, in the order of these
+        first = long[worker::workers]
+        more = (len(items) - len(ordered)) // (workers - worker) - len(first)
+        ordered += [*first, *short[: max(0, more)]]
+        del short[: max(0, more)]
+    items[:] = ordered
 
 
 @pytest.fixture(scope="session")

@@ -140,7 +140,10 @@ def writing(http: httpx2.Client) -> Iterator[list[int]]:
         thread.result()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.long if page == "feature" else []) for page in PAGES],
+)
 def test_a_page_works_as_it_stands(
     page: str, service: Service, migrated: Database, tmp_path: Path
 ) -> None:
@@ -250,6 +253,7 @@ print(json.dumps({"keys": {"keys": [{**public, "kid": "1", "use": "sig"}]}, "tok
 """
 
 
+@pytest.mark.long
 def test_tokens_of_the_provider_open_what_their_scopes_name(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:

@@ -487,6 +487,7 @@ def test_a_handler_that_gives_up_at_any_message_leaves_nothing_behind(
     assert walk_through(postgresql, proxied, kind, "hold", to_server=to_server, limit=limit) > 3
 
 
+@pytest.mark.long
 @POSTGRESQL
 def test_a_network_that_falls_silent_at_any_message_leaves_nothing_behind(
     postgresql: Arena, proxied: ProxiedDatabase

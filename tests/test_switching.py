@@ -256,6 +256,7 @@ def refuse(follower: Follower) -> None:
         assert refused.stdout.endswith(" Nothing was moved.\n")
 
 
+@pytest.mark.long
 def test_the_other_database_takes_code_edits_migrations_and_rows(
     template: Path, follower: Follower, tmp_path: Path
 ) -> None:
