@@ -212,8 +212,9 @@ def test_a_websocket_has_a_session_for_each_message(
     assert log.count("WEBSOCKET /live/items 101 ") == 2
     assert "engine disposed of" in log
 
+    variables |= {"DATABASE_COMMAND_TIMEOUT": "1"}
     with copy.serve(".venv/bin/uvicorn", "app.main:app", **variables) as server:
-        with migrated.block_writes(7):  # for longer than a statement may wait
+        with migrated.block_writes(3):  # for longer than a statement may wait
             assert talk(server, 0, '{"name": "d"}')[1:] == ["1013"]
         assert "WEBSOCKET /live/items 503 " in server.log()
 
