@@ -81,7 +81,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def services(
+def service_of(
     template: Path, whole_run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Service]:
     """Render a service for each database, once for this worker."""
@@ -97,9 +97,9 @@ def services(
 
 
 @pytest.fixture(scope="session")
-def service(services: Callable[[str], Service], database_name: str) -> Service:
+def service(service_of: Callable[[str], Service], database_name: str) -> Service:
     """A service for reading and running: no test changes its files."""
-    return services(database_name)
+    return service_of(database_name)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def database(database_name: str, tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def files_of_migrated(
-    services: Callable[[str], Service], tmp_path_factory: pytest.TempPathFactory
+    service_of: Callable[[str], Service], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Path]]:
     """Migrate a database of each kind, once for this worker, for others to begin as its copy."""
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def files_of_migrated(
         def migrate(name: str) -> Path:
             folder = tmp_path_factory.mktemp("migrated")
             database = stack.enter_context(open_database(name, folder))
-            services(name).migrate(database)
+            service_of(name).migrate(database)
             return database.leave_files()
 
         yield migrate
