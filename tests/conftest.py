@@ -32,13 +32,15 @@ def pytest_configure(config: pytest.Config) -> None:
     (folder / "settings.yml").write_text("{}")
     os.environ["COPIER_SETTINGS_PATH"] = str(folder / "settings.yml")
     os.environ["COPIER_CACHE_DIR"] = str(folder / "cache")
+    (folder / "git").mkdir()  # of what git copies into each new repository: nothing
+    os.environ["GIT_TEMPLATE_DIR"] = str(folder / "git")
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         os.environ |= {f"{name}_NAME": "Test", f"{name}_EMAIL": "test@example.com"}
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out what `--fast` leaves out, and begin with what is long.
+    """Take out what `--fast` leaves out, and let each worker begin with what is long.
 
     So no worker is left with a long test when the others have nothing to do any more.
     """
@@ -47,7 +49,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = [it for it in fast if not it.get_closest_marker("long")]
         config.hook.pytest_deselected(items=[it for it in items if it not in set(chosen)])
         items[:] = chosen
-    items.sort(key=lambda it: it.get_closest_marker("long") is None)
+    long = [it for it in items if it.get_closest_marker("long")]
+    short = [it for it in items if not it.get_closest_marker("long")]
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    ordered: list[pytest.Item] = []
+    for worker in range(workers):  # each gets the same number of tests, in the order of these
+        first = long[worker::workers]
+        more = (len(items) - len(ordered)) // (workers - worker) - len(first)
+        ordered += [*first, *short[: max(0, more)]]
+        del short[: max(0, more)]
+    items[:] = ordered
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +81,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def services(
+def service_of(
     template: Path, whole_run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Service]:
     """Render a service for each database, once for this worker."""
@@ -86,9 +97,9 @@ def services(
 
 
 @pytest.fixture(scope="session")
-def service(services: Callable[[str], Service], database_name: str) -> Service:
+def service(service_of: Callable[[str], Service], database_name: str) -> Service:
     """A service for reading and running: no test changes its files."""
-    return services(database_name)
+    return service_of(database_name)
 
 
 @pytest.fixture
@@ -100,7 +111,7 @@ def database(database_name: str, tmp_path: Path) -> Iterator[Database]:
 
 @pytest.fixture(scope="session")
 def files_of_migrated(
-    services: Callable[[str], Service], tmp_path_factory: pytest.TempPathFactory
+    service_of: Callable[[str], Service], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Path]]:
     """Migrate a database of each kind, once for this worker, for others to begin as its copy."""
     with ExitStack() as stack:
@@ -109,7 +120,7 @@ def files_of_migrated(
         def migrate(name: str) -> Path:
             folder = tmp_path_factory.mktemp("migrated")
             database = stack.enter_context(open_database(name, folder))
-            services(name).migrate(database)
+            service_of(name).migrate(database)
             return database.leave_files()
 
         yield migrate

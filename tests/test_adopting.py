@@ -3,10 +3,13 @@
 import sqlite3
 from pathlib import Path
 
+import pytest
+
 from tests.support.pages import Typist, blocks, page_text, shows
 from tests.support.services import Service
 
 
+@pytest.mark.long
 def test_a_foreign_service_moves_in_and_keeps_its_rows(template: Path, tmp_path: Path) -> None:
     (tmp_path / "copier-fastapi-sqlalchemy").symlink_to(template)
     (tmp_path / "old/shop").mkdir(parents=True)

@@ -2,12 +2,11 @@
 
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.support.databases import open_database
+from tests.support.databases import Database
 from tests.support.repository import git, replace
 from tests.support.services import Service
 
@@ -18,6 +17,7 @@ def copied(service: Service, tmp_path: Path) -> Service:
     return service.copy(tmp_path / "service")
 
 
+@pytest.mark.long
 def test_a_fresh_service_passes_its_checks(service: Service) -> None:
     output = service.run("uv", "run", "poe", "check").stdout
 
@@ -51,6 +51,7 @@ def test_a_change_of_what_clients_rely_on_is_refused_until_it_is_accepted(
     assert file.read_text() != accepted
 
 
+@pytest.mark.long
 def test_a_service_without_the_example_passes_its_checks(copied: Service) -> None:
     readme = (copied.folder / "README.md").read_text()
     [command] = re.findall(r"^\$ (rm -r app/features/items .*)$", readme, re.MULTILINE)
@@ -66,11 +67,11 @@ def test_a_service_without_the_example_passes_its_checks(copied: Service) -> Non
     assert features.read_text().count("\n") == len(lines) - 3  # two lines, and a blank one
 
 
-@pytest.fixture(scope="module")
-def noted(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Service:
-    """A copy of the service with a table of its own, which no migration makes yet."""
-    noted = service.copy(tmp_path_factory.mktemp("noted") / "service")
-    notes = noted.folder / "app/features/notes"
+@pytest.mark.long
+def test_a_new_model_gets_a_migration_that_passes_the_checks(
+    copied: Service, migrated: Database
+) -> None:
+    notes = copied.folder / "app/features/notes"
     notes.mkdir()
     (notes / "__init__.py").write_text("")
     (notes / "models.py").write_text(
@@ -84,38 +85,17 @@ def noted(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Service
         "    text: Mapped[str] = mapped_column(String(100))\n"
         "    at: Mapped[datetime.datetime]\n"
     )
-    return noted
-
-
-@pytest.fixture(scope="module")
-def checked_in_parallel(
-    noted: Service,
-    files_of_migrated: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> str:
-    """What the checks say, whose tests ran side by side, once there is a migration."""
-    refused = noted.run("uv", "run", "pytest", "-k", "without_a_migration", check=False)
+    refused = copied.run("uv", "run", "pytest", "-k", "without_a_migration", check=False)
     assert refused.returncode == 1
     assert "New upgrade operations detected: [('add_table', Table('notes'" in refused.stdout
 
-    words = ("revision", "--autogenerate", "-m", "create notes")
-    with open_database(
-        noted.database, tmp_path_factory.mktemp("notes"), files_of_migrated(noted.database)
-    ) as database:
-        noted.run("uv", "run", "alembic", *words, variables=database.variables)
-    return noted.run("uv", "run", "poe", "check", variables={"PYTEST_ADDOPTS": "-n 2"}).stdout
+    message = ("--autogenerate", "-m", "create notes")
+    copied.run("uv", "run", "alembic", "revision", *message, variables=migrated.variables)
 
-
-def test_a_new_model_gets_a_migration_that_passes_the_checks(
-    noted: Service, checked_in_parallel: str
-) -> None:
-    assert re.search(r"\d+ passed", checked_in_parallel)
-    [revision] = (noted.folder / "migrations/versions").glob("*_create_notes.py")
+    output = copied.run("uv", "run", "poe", "check").stdout
+    assert re.search(r"\d workers?(?s:.*)\d+ passed", output)
+    [revision] = (copied.folder / "migrations/versions").glob("*_create_notes.py")
     assert "database.BigIntegerKey()" in revision.read_text()
-
-
-def test_the_tests_of_a_service_may_run_in_parallel(checked_in_parallel: str) -> None:
-    assert "2/2 workers" in checked_in_parallel
 
 
 def test_a_column_without_a_migration_is_refused(service: Service, tmp_path: Path) -> None:

@@ -140,7 +140,10 @@ def writing(http: httpx2.Client) -> Iterator[list[int]]:
         thread.result()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.long if page == "feature" else []) for page in PAGES],
+)
 def test_a_page_works_as_it_stands(
     page: str, service: Service, migrated: Database, tmp_path: Path
 ) -> None:
@@ -209,8 +212,9 @@ def test_a_websocket_has_a_session_for_each_message(
     assert log.count("WEBSOCKET /live/items 101 ") == 2
     assert "engine disposed of" in log
 
+    variables |= {"DATABASE_COMMAND_TIMEOUT": "1"}
     with copy.serve(".venv/bin/uvicorn", "app.main:app", **variables) as server:
-        with migrated.block_writes(7):  # for longer than a statement may wait
+        with migrated.block_writes(3):  # for longer than a statement may wait
             assert talk(server, 0, '{"name": "d"}')[1:] == ["1013"]
         assert "WEBSOCKET /live/items 503 " in server.log()
 
@@ -250,6 +254,7 @@ print(json.dumps({"keys": {"keys": [{**public, "kid": "1", "use": "sig"}]}, "tok
 """
 
 
+@pytest.mark.long
 def test_tokens_of_the_provider_open_what_their_scopes_name(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:
@@ -296,7 +301,14 @@ def test_tokens_of_the_provider_open_what_their_scopes_name(
     [fixture] = [it.text for it in blocks(page) if "autouse" in it.text]
     imports = re.findall(r"`(from [^`]+ import [^`]+)`", page)
     tests.write_text("\n".join([*imports, tests.read_text(), fixture]))
-    copy.run("uv", "run", "--no-sync", "pytest", "tests/features/test_items.py", "tests/features/test_auth.py")
+    copy.run(
+        "uv",
+        "run",
+        "--no-sync",
+        "pytest",
+        "tests/features/test_items.py",
+        "tests/features/test_auth.py",
+    )
 
 
 CLIENT = """

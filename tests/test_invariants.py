@@ -331,7 +331,7 @@ def postgresql(
 def file(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Path:
     database = SQLiteDatabase(tmp_path_factory.mktemp("file"))
     service.migrate(database)
-    execute(database.path, SQLITE_TABLES)
+    execute_all(database.path, SQLITE_TABLES)
     return database.path
 
 
@@ -341,12 +341,12 @@ def sqlite(
 ) -> Iterator[Arena]:
     folder, url = tmp_path_factory.mktemp("sqlite"), f"sqlite:///{file}"
     serve = starter(service, lambda: left_in_sqlite(file), folder, DATABASE_URL=url)
-    arena = Arena(serve, lambda statements: execute(file, statements))
+    arena = Arena(serve, lambda statements: execute_all(file, statements))
     yield arena
     arena.close()
 
 
-def execute(file: Path, statements: str) -> None:
+def execute_all(file: Path, statements: str) -> None:
     with closing(sqlite3.connect(file)) as connection:
         connection.executescript(statements)
 
@@ -487,6 +487,7 @@ def test_a_handler_that_gives_up_at_any_message_leaves_nothing_behind(
     assert walk_through(postgresql, proxied, kind, "hold", to_server=to_server, limit=limit) > 3
 
 
+@pytest.mark.long
 @POSTGRESQL
 def test_a_network_that_falls_silent_at_any_message_leaves_nothing_behind(
     postgresql: Arena, proxied: ProxiedDatabase

@@ -291,6 +291,7 @@ def write_models(service: Service, models: str) -> None:
     (package / "models.py").write_text(models)
 
 
+@pytest.mark.long
 def test_what_the_models_have_and_the_database_lacks_is_found(
     living: Service, migrated: Database
 ) -> None:

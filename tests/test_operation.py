@@ -201,13 +201,13 @@ def test_the_order_of_texts_in_composes_database_is_the_servers_own(cluster: Clu
     assert node.query("SELECT upper('é')") == "É"
 
 
-OTHER = binaries_of(15)  # which has orders of a library's, with versions
+POSTGRESQL_15 = binaries_of(15)  # which has orders of a library's, with versions
 
 
-@pytest.mark.skipif(OTHER is None, reason="there is no PostgreSQL 15 of Debian's here")
+@pytest.mark.skipif(POSTGRESQL_15 is None, reason="there is no PostgreSQL 15 of Debian's here")
 def test_after_the_order_of_texts_has_changed_indexes_are_made_anew(tmp_path: Path) -> None:
-    assert OTHER is not None
-    with open_cluster(OTHER) as cluster:
+    assert POSTGRESQL_15 is not None
+    with open_cluster(POSTGRESQL_15) as cluster:
         node = cluster.create("node")
         node.query(
             "CREATE ROLE app LOGIN; CREATE DATABASE app OWNER app TEMPLATE template0"

@@ -265,6 +265,7 @@ def follower(service: Service, migrated: Database, tmp_path: Path) -> Follower:
     return Follower(service.copy(tmp_path / "service"), migrated)
 
 
+@pytest.mark.long
 def test_the_schema_changes_while_items_are_read_and_written(follower: Follower) -> None:
     with follower.serve(), follower.load.run():
         for last in ("fill_more", "drop_categories"):

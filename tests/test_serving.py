@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,10 +59,14 @@ async def upload(file: UploadFile) -> int:
 
 
 @pytest.fixture(scope="module")
-def running(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def running(
+    service: Service,
+    files_of_migrated: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
     """A server for requests that store nothing."""
-    with open_database(service.database, tmp_path_factory.mktemp("running")) as database:
-        service.migrate(database)
+    name, folder = service.database, tmp_path_factory.mktemp("running")
+    with open_database(name, folder, files_of_migrated(name)) as database:
         with service.serve(**database.variables) as server:
             yield server
 

@@ -157,7 +157,7 @@ def files(folder: Path) -> dict[str, str]:
     return {name: (folder / name).read_text() for name in sorted(names) if (folder / name).exists()}
 
 
-def update(folder: Path, *answers: str) -> str:
+def answer_anew(folder: Path, *answers: str) -> str:
     """Answer questions anew, as the page says."""
     data = [word for answer in answers for word in ("--data", answer)]
     command = ["copier", "update", "--vcs-ref=:current:", "--defaults", *data]
@@ -165,7 +165,7 @@ def update(folder: Path, *answers: str) -> str:
 
 
 @dataclass
-class Follower:
+class Switch:
     """Does what the page says, block by block, for one direction."""
 
     service: Service
@@ -198,7 +198,7 @@ class Follower:
 
 
 @pytest.fixture
-def follower(template: Path, database_name: str, tmp_path: Path) -> Iterator[Follower]:
+def switch(template: Path, database_name: str, tmp_path: Path) -> Iterator[Switch]:
     """A living service with rows in its database, and an empty one of the other kind."""
     folder = render_repository(template, tmp_path / "service", database=database_name)
     service = Service(folder, database_name)
@@ -217,7 +217,7 @@ def follower(template: Path, database_name: str, tmp_path: Path) -> Iterator[Fol
         if database_name == "sqlite":
             (service.folder / "app.db").touch()
         commit(service.folder)
-        yield Follower(service, source, target)
+        yield Switch(service, source, target)
 
 
 def revise(service: Service, database: Database, message: str) -> None:
@@ -237,23 +237,21 @@ def put_into_a_batch(service: Service, database: Database) -> None:
     service.run("uv", "run", "poe", "fix")
 
 
-def refuse(follower: Follower) -> None:
+def refuse(switch: Switch) -> None:
     """Try to move what SQLite takes and PostgreSQL does not."""
-    [move] = [block.text for block in follower.blocks if block.text.startswith("export ")]
+    [move] = [block.text for block in switch.blocks if block.text.startswith("export ")]
     for table, column, value in [
         ("notes", "text", "a" * 101),
         ("notes", "text", "a\0b"),
         ("items", "version", 2**40),
     ]:
-        with sqlite3.connect(
-            follower.source.variables["DATABASE_URL"].split("///")[1]
-        ) as connection:
+        with sqlite3.connect(switch.source.variables["DATABASE_URL"].split("///")[1]) as connection:
             connection.execute("PRAGMA ignore_check_constraints = ON")  # as in a table without
             where = f"WHERE id = (SELECT max(id) FROM {table})"
             [[before]] = connection.execute(f"SELECT {column} FROM {table} {where}").fetchall()
             connection.execute(f"UPDATE {table} SET {column} = ? {where}", [value])
             connection.commit()
-            refused = follower.typist.try_typing(move)
+            refused = switch.typist.try_typing(move)
             connection.execute(f"UPDATE {table} SET {column} = ? {where}", [before])
         connection.close()
         assert refused.returncode == 1
@@ -263,10 +261,11 @@ def refuse(follower: Follower) -> None:
         assert refused.stdout.endswith(" Nothing was moved.\n")
 
 
+@pytest.mark.long
 def test_the_other_database_takes_code_edits_migrations_and_rows(
-    template: Path, follower: Follower, tmp_path: Path
+    template: Path, switch: Switch, tmp_path: Path
 ) -> None:
-    service, other = follower.service, OTHER[follower.service.database]
+    service, other = switch.service, OTHER[switch.service.database]
     switched = Service(service.folder, other)
     fresh = render_repository(template, tmp_path / "fresh", database=other)
     live(fresh)
@@ -274,19 +273,19 @@ def test_the_other_database_takes_code_edits_migrations_and_rows(
         shutil.copy(path, fresh / "migrations/versions")
     shutil.copy(service.folder / "app/notes/models.py", fresh / "app/features/notes")
 
-    follower.go_on("mkdir ../before\n")
-    follower.go_on("uvx copier update")
+    switch.go_on("mkdir ../before\n")
+    switch.go_on("uvx copier update")
     assert files(service.folder) == files(fresh)
     if other == "sqlite":
-        put_into_a_batch(switched, follower.target)
-    follower.go_on("git diff --check\n")
-    follower.go_on('"""Move every row')
+        put_into_a_batch(switched, switch.target)
+    switch.go_on("git diff --check\n")
+    switch.go_on('"""Move every row')
     if other == "postgresql":
-        refuse(follower)
-    moved = follower.go_on("export ")
+        refuse(switch)
+    moved = switch.go_on("export ")
 
-    assert follower.blocks[0].text.strip() in moved
-    with switched.serve(**follower.target.variables) as server:
+    assert switch.blocks[0].text.strip() in moved
+    with switched.serve(**switch.target.variables) as server:
         assert server.client.get("/health/ready").status_code == 200
         assert server.client.get(f"/items/{2**62}").json()["name"] == "Größe 13 🔧"
         assert server.client.get("/notes/7").json() == {
@@ -390,7 +389,7 @@ def test_a_line_of_ones_own_stays_wherever_it_stands(
         (folder / name).write_text("".join(lines))
     commit(folder)
 
-    update(folder, f"database={OTHER[database_name]}")
+    answer_anew(folder, f"database={OTHER[database_name]}")
 
     texts = files(folder)
     assert {
@@ -413,7 +412,7 @@ def test_an_edit_of_a_line_that_differs_is_a_conflict_that_shows_both(
     file.write_text(mine)
     commit(folder)
 
-    update(folder, f"database={OTHER[database_name]}")
+    answer_anew(folder, f"database={OTHER[database_name]}")
 
     text = file.read_text()
     assert "class BigIntegerKey(Mine, " in text
@@ -457,7 +456,7 @@ def test_another_name_changes_what_people_read_and_nothing_else(
 def test_a_new_title_alone_keeps_the_slug(template: Path, tmp_path: Path) -> None:
     folder = render_repository(template, tmp_path / "service", database="sqlite")
 
-    update(folder, "project_name=Order Desk")
+    answer_anew(folder, "project_name=Order Desk")
 
     assert git(folder, "diff", "--name-only").split() == [
         ".copier-answers.yml",

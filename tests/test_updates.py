@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -75,32 +77,39 @@ def versions_and_database(param: tuple[tuple[str, str], str]) -> str:
     return f"{old}-{new}-{database}"
 
 
+Versions = tuple[str, str]
+
+
+@pytest.fixture(scope="session")
+def steps(
+    templates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Versions, str], Step]:
+    """Render what an update begins with and ends with, once for this worker."""
+
+    @cache
+    def make_step(versions: Versions, database: str) -> Step:
+        old, new = versions
+        folder = tmp_path_factory.mktemp("step")
+        before = render_repository(templates, folder / "before", release=old, database=database)
+        return Step(database, new, before, expect(templates, before, new, folder / "after"))
+
+    return make_step
+
+
 @pytest.fixture(
     scope="session", params=itertools.product(PAIRS, DATABASES), ids=versions_and_database
 )
-def step(
-    request: pytest.FixtureRequest, templates: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Step:
+def step(request: pytest.FixtureRequest, steps: Callable[[Versions, str], Step]) -> Step:
     """The step from each release to the working tree, and from that to the next release."""
-    versions, database = request.param
-    return make_step(versions, database, templates, tmp_path_factory.mktemp("step"))
+    return steps(*request.param)
 
 
 @pytest.fixture(
     scope="session", params=itertools.product(PAIRS[-2:], DATABASES), ids=versions_and_database
 )
-def recent_step(
-    request: pytest.FixtureRequest, templates: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Step:
+def recent_step(request: pytest.FixtureRequest, steps: Callable[[Versions, str], Step]) -> Step:
     """The last two of them, so that the time of the tests does not grow with each release."""
-    versions, database = request.param
-    return make_step(versions, database, templates, tmp_path_factory.mktemp("step"))
-
-
-def make_step(versions: tuple[str, str], database: str, templates: Path, folder: Path) -> Step:
-    old, new = versions
-    before = render_repository(templates, folder / "before", release=old, database=database)
-    return Step(database, new, before, expect(templates, before, new, folder / "after"))
+    return steps(*request.param)
 
 
 def apart(folder: Path, scratch: Path) -> list[list[Edit]]:
@@ -123,6 +132,7 @@ def apart(folder: Path, scratch: Path) -> list[list[Edit]]:
     return [edits for edits, _ in groups]
 
 
+@pytest.mark.long
 def test_an_update_gives_a_fresh_service_with_the_same_edit(
     recent_step: Step, tmp_path: Path
 ) -> None:
@@ -169,6 +179,7 @@ def test_an_update_keeps_the_answers_and_switches_nothing_on(
     assert not any(after[name] for name in after.keys() - before.keys())
 
 
+@pytest.mark.long
 def test_a_service_full_of_edits_is_updated_and_serves_its_old_rows(
     step: Step, tmp_path: Path
 ) -> None:
@@ -234,14 +245,12 @@ few = settings(
 
 
 @pytest.fixture(scope="session", params=DATABASES)
-def rewritten(
-    request: pytest.FixtureRequest, templates: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Step:
+def rewritten(request: pytest.FixtureRequest, steps: Callable[[Versions, str], Step]) -> Step:
     """A release that changes all but what is promised."""
-    folder = tmp_path_factory.mktemp("rewritten")
-    return make_step((WORKING_TREE, REWRITTEN), request.param, templates, folder)
+    return steps((WORKING_TREE, REWRITTEN), request.param)
 
 
+@pytest.mark.long
 @few
 @given(
     texts=st.lists(
@@ -261,6 +270,7 @@ def test_whatever_a_release_changes_a_place_that_is_promised_never_conflicts(
     assert text_files(updated) == text_files(expected)
 
 
+@pytest.mark.long
 @settings(few, max_examples=2)
 @given(data=st.data())
 def test_no_line_and_no_file_is_ever_lost(

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.databases import DATABASES, OTHER, Database, SQLiteDatabase, open_database
 from tests.support.pages import blocks, page_text
-from tests.support.services import Server, Service, render
+from tests.support.services import Server, Service
 
 SEED = 1
 NUMBER = 420  # values of each kind
@@ -138,19 +138,18 @@ def extended(service: Service) -> Service:
 
 @pytest.fixture(scope="module")
 def services(
-    template: Path, tmp_path_factory: pytest.TempPathFactory
+    service_of: Callable[[str], Service],
+    files_of_migrated: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[dict[str, Running]]:
     """Both services, with a table of all types and the same random values sent to both."""
     found: dict[str, Running] = {}
     folder = tmp_path_factory.mktemp("values")
     with ExitStack() as stack:
         for name in DATABASES:
-            service = Service(render(template, folder / name, database=name), name)
-            service.run("uv", "sync", "--quiet")
-            extended(service)
-            database = stack.enter_context(open_database(name, folder))
+            service = extended(service_of(name).copy(folder / name))
+            database = stack.enter_context(open_database(name, folder, files_of_migrated(name)))
             create = ("revision", "--autogenerate", "--rev-id", "values", "--message", "values")
-            service.migrate(database)
             service.run("uv", "run", "alembic", *create, variables=database.variables)
             service.migrate(database)
             server = stack.enter_context(service.serve(**database.variables))
@@ -274,7 +273,7 @@ FOREIGN: dict[str, dict[str, list[str]]] = {
 }
 
 
-def execute(running: Running, statement: str) -> bool:
+def is_taken(running: Running, statement: str) -> bool:
     """Run a statement as another program does; return whether it was taken."""
     if isinstance(running.database, SQLiteDatabase):
         with closing(sqlite3.connect(running.database.path, 10)) as connection, connection:
@@ -312,7 +311,7 @@ def test_what_another_program_writes_breaks_no_list(
     running = services[database_name]
     for kind, expressions in FOREIGN[database_name].items():
         for expression in expressions:
-            execute(running, f"INSERT INTO values_of_types ({kind}) VALUES ({expression})")
+            is_taken(running, f"INSERT INTO values_of_types ({kind}) VALUES ({expression})")
             answer = running.server.client.get("/values/list")
             assert answer.status_code == 200, (kind, expression, running.server.log()[-3000:])
 
@@ -373,7 +372,7 @@ def test_no_id_is_given_twice(services: dict[str, Running], database_name: str) 
         [id] = post(running.server, "/values/flag", values=[True])
         assert id not in given
         given.add(id)
-        assert execute(running, f"DELETE FROM values_of_types WHERE id = {id}")
+        assert is_taken(running, f"DELETE FROM values_of_types WHERE id = {id}")
 
 
 @pytest.mark.parametrize("database_name", DATABASES)
@@ -385,17 +384,17 @@ def test_rows_are_the_same_after_a_move_to_the_other_database_and_back(
     for kind, make in MAKE.items():
         post(here.server, f"/values/{kind}", values=[make(rng) for _ in range(NUMBER // 4)])
     if database_name == "postgresql":  # a number that neither Python nor SQLite has room for
-        assert execute(here, "DELETE FROM values_of_types WHERE json::text = '1e999'")
+        assert is_taken(here, "DELETE FROM values_of_types WHERE json::text = '1e999'")
     else:  # texts that are not Unicode
         for kind in ("text", "json"):
             where = f"{kind} IN (CAST(x'ff' AS TEXT), CAST(x'22ff22' AS TEXT))"
-            assert execute(here, f"DELETE FROM values_of_types WHERE {where}")
+            assert is_taken(here, f"DELETE FROM values_of_types WHERE {where}")
     long = {"postgresql": "length(json::text)", "sqlite": "length(json)"}[database_name]
-    assert execute(here, f"DELETE FROM values_of_types WHERE {long} > 1000")
+    assert is_taken(here, f"DELETE FROM values_of_types WHERE {long} > 1000")
     before = here.server.client.get("/values/list").json()
     assert len(before) > NUMBER / 2
     last = post(here.server, "/values/flag", values=[True])[0]
-    assert execute(here, f"DELETE FROM values_of_types WHERE id = {last}")
+    assert is_taken(here, f"DELETE FROM values_of_types WHERE id = {last}")
     with ExitStack() as stack:
         moved = stack.enter_context(open_database(there.service.database, tmp_path))
         move(here.database, there.service, moved)

@@ -447,6 +447,7 @@ def test_gitlab_runs_what_github_runs(template: Path, service: Service) -> None:
     assert recipe["default"]["image"] == image
 
 
+@pytest.mark.long
 def test_gitlabs_jobs_pass_in_a_fresh_service(
     template: Path, database_name: str, tmp_path: Path
 ) -> None:

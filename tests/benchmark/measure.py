@@ -152,10 +152,10 @@ def used_by(client: httpx2.Client, read: Callable[[], float]) -> dict[str, float
     """Return by how much `read` grows with a request of each kind, once it has been made before."""
 
     def used(method: str, path: Callable[[], str], body: Any = None, idle: float = 0) -> float:
-        for _ in range(3):
+        for number in range(3):
             target = path()
             sent = body() if callable(body) else body
-            time.sleep(idle)
+            time.sleep(idle if number == 2 else 0)
             before = read()
             client.request(method, target, json=sent).raise_for_status()
             time.sleep(0.05)  # for what comes after the response
@@ -188,10 +188,14 @@ def round_trips(service: Service, database: PostgreSQLDatabase) -> dict[str, dic
     return counted
 
 
-def thread_hops(service: Service, database: SQLiteDatabase) -> dict[str, dict[str, float]]:
+def thread_hops(
+    service: Service,
+    database: SQLiteDatabase,
+    names: tuple[str, ...] = ("bare", "service", "usual"),
+) -> dict[str, dict[str, float]]:
     """Return how often each kind of request sends a call to the driver's thread."""
     counted: dict[str, dict[str, float]] = {}
-    for name in ("bare", "service", "usual"):
+    for name in names:
         with (
             emptied(database),
             serve_measured(service, name, database, MEASURED_THREAD_HOPS="1") as server,

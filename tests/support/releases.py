@@ -56,6 +56,7 @@ def publish(template: Path, folder: Path) -> Path:
         git(folder, "add", "--all")
         git(folder, "commit", "--quiet", "--message", version)
         git(folder, "tag", version)
+    git(folder, "gc", "--quiet", "--prune=now")  # it is cloned again and again
     return folder
 
 
