@@ -8,8 +8,8 @@ from httpx2 import AsyncClient
 from pydantic import BaseModel
 
 from app import VERSION
-from app.fields import BigInteger, Id, Integer
 from app.factory import create_app
+from app.fields import BigInteger, Id, Integer
 from app.openapi import openapi
 from app.operations import check_names
 from app.rest import IfMatch, Page, Versioned, etag
