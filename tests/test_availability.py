@@ -420,8 +420,8 @@ def test_a_route_reads_from_a_replica(
             replace(lifespan, imported, f"from app.database.url import parse\n{imported}")
             replace(lifespan, "\n        yield\n", f"{lines}\n        yield\n")
             routes = copy.folder / "app/features/items/routes.py"
-            imported = "from app.rest import"
-            replace(routes, imported, f"from app.replica import ReplicaDep\n{imported}")
+            imported = "from app.fields import"
+            replace(routes, imported, f"from app.features.replica import ReplicaDep\n{imported}")
             listing = "def list_items(\n    reader: "
             replace(routes, f"{listing}ReaderDep", f"{listing}ReplicaDep")
 

@@ -41,14 +41,32 @@ def check_relationships(server: Server) -> None:
     http = server.client
     for name, titles in (("Anna", ["One", "Two"]), ("Bert", [])):
         assert http.post("/authors", json={"name": name, "titles": titles}).status_code == 201
-    anna, bert = http.get("/authors").json()
+    anna, bert = http.get("/authors").json()["items"]
     assert [book["title"] for book in anna["books"]] == ["One", "Two"]
     assert bert["books"] == []
-    statements = server.log().count("FROM books")
-    http.get("/authors").raise_for_status()
-    assert server.log().count("FROM books") - statements == 1
+
+    genres = [http.post("/genres", json={"name": name}).json()["id"] for name in ("Noir", "Crime")]
+    one, two = (f"/books/{book['id']}" for book in anna["books"])
+    for path, ids in ((one, genres), (two, genres), (two, [])):
+        assert http.put(f"{path}/genres", json=ids).status_code == 204
+    for path, status in ((one, 409), ("/books/99", 404)):
+        assert http.put(f"{path}/genres", json=[99]).status_code == status
+    author = {"id": anna["id"], "name": "Anna"}
+    assert http.get(one).json() == {
+        **anna["books"][0],
+        "author": author,
+        "genres": ["Crime", "Noir"],
+    }
+    assert http.get(two).json()["genres"] == []
+
+    for path in ("/authors", one):
+        statements = server.log().count("SELECT ")
+        http.get(path).raise_for_status()
+        assert server.log().count("SELECT ") - statements == 2
     assert http.delete(f"/authors/{anna['id']}").status_code == 204
-    assert [author["name"] for author in http.get("/authors").json()] == ["Bert"]
+    assert http.delete(f"/authors/{anna['id']}").status_code == 404
+    assert [author["name"] for author in http.get("/authors").json()["items"]] == ["Bert"]
+    assert http.get(one).status_code == 404
 
 
 def check_read_modify_write(server: Server) -> None:
@@ -353,6 +371,35 @@ def test_a_proxy_is_believed_and_nobody_else(
             assert http.get("/items", headers=sent | evil).status_code == 400
             assert http.get("/health/live", headers=sent | evil).status_code == 200
             assert "/health" not in server.log()
+
+
+OBJECT = """
+from fastapi import APIRouter
+from sqlalchemy import update
+
+from app.dependencies import SessionDep
+from app.features.items.models import Item
+
+router = APIRouter()
+
+
+@router.post("/rename")
+async def rename(session: SessionDep) -> None:
+    item = await session.get_one(Item, 1)
+    await session.execute(update(Item.__table__).values(version=Item.version + 1))
+    item.name = "Wrench"
+"""
+
+
+def test_an_object_that_has_changed_since_it_was_read_is_a_conflict(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    copy.extend(routes=OBJECT)
+    with copy.serve(**migrated.variables) as server:
+        created = server.client.post("/items", json={"name": "Spanner"})
+        assert server.client.post("/rename").status_code == 409
+        assert server.client.get("/items/1").json() == created.json()
 
 
 def test_a_walk_from_the_start_finds_what_was_committed_late(
