@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.services import FIRST, Database, Service, replace
+from tests.support.databases import Database
+from tests.support.repository import replace
+from tests.support.services import FIRST, Service
 
 SECRET = "JWT_SECRET"
 AUTH = '''\
