@@ -19,7 +19,7 @@ HEADERS = {
     "X-Request-ID": "The request's id, which the log has too.",
     "ETag": "The entity tag of this version.",
     "Location": "Where it is.",
-    "Retry-After": "Seconds. Absent where the outcome is not known and a second try may be too much.",
+    "Retry-After": "Seconds. Absent where a second try could store a second row.",
 }
 EXAMPLES: dict[int, dict[str, Any]] = {
     409: {"name": "name", "code": "unique", "detail": "This is taken already."},
@@ -141,7 +141,7 @@ def refer(*names: str) -> dict[str, Any]:
 
 
 def repair(part: Any, names: dict[str, str]) -> None:
-    """Give generic models their names, and 64-bit limits, which FastAPI makes floats, their digits."""
+    """Give generic models their names, and limits of 64 bits, which have become floats, digits."""
     if isinstance(part, dict):
         if part.get("$ref") in names:
             part["$ref"] = names[part["$ref"]]
