@@ -62,10 +62,8 @@ def test_the_documentation_shows_examples_and_every_failure_and_asks_no_other_ho
         assert read.execute(item_id="2") == 404
 
         update = Operation(page, "update_item")
-        assert (
-            update.execute('{"name": "Wrench"}', **{"item_id": "1", "If-Match": '"7-00000000"'})
-            == 412
-        )
+        stale = {"item_id": "1", "If-Match": '"7-00000000"'}
+        assert update.execute('{"name": "Wrench"}', **stale) == 412
 
         migrated.take_away()
         assert read.execute(item_id="1") == 503

@@ -181,7 +181,9 @@ def test_an_upload_that_the_server_cannot_store_is_its_own_error(
             server.client.post("/upload", files={"file": ("a", b"a" * size)})
             for size in (1_000, 2_000_000)
         )
+        other = server.client.post("/upload", json={"name": "a"})
         assert small.json() == 1_000
+        assert (other.status_code, other.headers["accept-post"]) == (415, "multipart/form-data")
         assert unavailable(large)
     assert "unavailable: temporary files: [Errno 27] File too large" in server.log()
 

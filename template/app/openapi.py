@@ -14,11 +14,12 @@ from app.fields import MAX_ID
 from app.operations import check_names
 from app.problems import KINDS, MEDIA_TYPE, PHRASES, SAFE, UNKNOWN, Problem, make_problem
 
+SCHEMAS = "#/components/schemas/"
 HEADERS = {
     "X-Request-ID": "The request's id, which the log has too.",
     "ETag": "The entity tag of this version.",
     "Location": "Where it is.",
-    "Retry-After": "Seconds. Absent where the outcome is not known and a second try may be too much.",
+    "Retry-After": "Seconds. Absent where a second try could store a second row.",
 }
 EXAMPLES: dict[int, dict[str, Any]] = {
     409: {"name": "name", "code": "unique", "detail": "This is taken already."},
@@ -48,10 +49,15 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, never sent
         schemas.pop(name, None)
     definitions = models_json_schema(
-        [(Problem, "serialization")], ref_template="#/components/schemas/{model}"
+        [(Problem, "serialization")], ref_template=SCHEMAS + "{model}"
     )[1]["$defs"]
     schemas |= definitions
-    restore_limits(document)
+    names = {}
+    for name, title in [(name, schema.get("title", "")) for name, schema in schemas.items()]:
+        if name.endswith("_") and title.isidentifier():  # such as Page_ItemRead_
+            schemas[title] = schemas.pop(name)
+            names[SCHEMAS + name] = SCHEMAS + title
+    repair(document, names)
     components["headers"] = {
         name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()
     }
@@ -117,7 +123,7 @@ def describe_error(code: int) -> dict[str, Any]:
         problem.request_id = "4bf92f3577b34da6a3ce929d0e0e4736"
         name = problem.type.rpartition("/")[2].replace("about:blank", "problem")
         examples[name] = {"value": problem.model_dump(by_alias=True, exclude_none=True)}
-    schema = {"$ref": "#/components/schemas/Problem"}
+    schema = {"$ref": SCHEMAS + "Problem"}
     headers = ["X-Request-ID"] + ["Retry-After"] * (code == 503)
     return {
         "description": PHRASES.get(code, "Error"),
@@ -134,13 +140,15 @@ def refer(*names: str) -> dict[str, Any]:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
-def restore_limits(part: Any) -> None:
-    """Give 64-bit limits back their digits: FastAPI's models of schemas have floats for them."""
+def repair(part: Any, names: dict[str, str]) -> None:
+    """Give generic models their names, and limits of 64 bits, which have become floats, digits."""
     if isinstance(part, dict):
+        if part.get("$ref") in names:
+            part["$ref"] = names[part["$ref"]]
         if part.get("format") == "int64" and part.get("maximum") == float(MAX_ID):
             part["maximum"] = MAX_ID
         for child in part.values():
-            restore_limits(child)
+            repair(child, names)
     elif isinstance(part, list):
         for child in part:
-            restore_limits(child)
+            repair(child, names)

@@ -79,7 +79,7 @@ class FieldError(BaseModel):
 class Problem(BaseModel):
     """The body of every error."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
 
     type: str = Field(description="A URI reference; `about:blank`: the status says it all.")
     title: str

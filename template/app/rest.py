@@ -20,7 +20,7 @@ T = TypeVar("T")
 STRONG_TAG = re.compile(r'"([0-9]{1,19})-[0-9a-f]{8}"')  # of those that `etag` makes
 
 IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1_000)]
-"""The tag of the version to change. With `= None` it may be absent; without a default, it is 428."""
+"""The tag of the version to change; `= None`: it may be absent. Without a default that is 428."""
 
 
 class Versioned(BaseModel):

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import Response, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.requests import HTTPConnection
+from starlette.datastructures import FormData
 
 from app.operations import find_operation
 from app.problems import FieldError, problem
@@ -54,7 +55,7 @@ def refuse(connection: HTTPConnection, error: Any) -> Response:
     """Answer 415, 428 or 422, and never repeat a value: it may be a password, sent by mistake."""
     errors = error.errors()
     body = getattr(error, "body", None)
-    if body and any(found["loc"][0] == "body" for found in errors):
+    if is_sent(connection, body) and any(found["loc"][0] == "body" for found in errors):
         operation = find_operation(connection.scope) or {}
         accepted = set(operation.get("requestBody", {}).get("content", ()))
         if accepted and not accepted & media_types(connection):
@@ -66,6 +67,11 @@ def refuse(connection: HTTPConnection, error: Any) -> Response:
         return problem(status.HTTP_428_PRECONDITION_REQUIRED)
     found = [field_error(found, body) for found in errors[:20]]
     return problem(status.HTTP_422_UNPROCESSABLE_CONTENT, errors=found)
+
+
+def is_sent(connection: HTTPConnection, body: Any) -> bool:
+    # Where a form is expected, anything else is read as an empty one.
+    return bool(body) or (isinstance(body, FormData) and "content-type" in connection.headers)
 
 
 def media_types(connection: HTTPConnection) -> set[str]:

@@ -132,6 +132,14 @@ async def test_integers_are_documented_with_their_size(app: FastAPI) -> None:
     assert fields["id"]["maximum"] == fields["total"]["maximum"] == 2**63 - 1
 
 
+async def test_a_page_is_called_after_what_is_on_it(app: FastAPI) -> None:
+    response = operations(app)["list_things"]["responses"]["200"]
+
+    schema = response["content"]["application/json"]["schema"]
+    assert schema == {"$ref": "#/components/schemas/ThingReadPage"}
+    assert "ThingReadPage" in app.openapi()["components"]["schemas"]
+
+
 async def test_the_document_has_the_services_version_and_no_probes(app: FastAPI) -> None:
     assert app.openapi()["info"]["version"] == VERSION
     assert not any(path.startswith("/health") for path in app.openapi()["paths"])
