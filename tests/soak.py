@@ -56,7 +56,7 @@ Fault = Callable[[], AbstractContextManager[None]]
 
 
 class Soak:
-    """A service under load; what was answered is counted until it is compared with what is stored."""
+    """A service under load; answers are counted until they are compared with what is stored."""
 
     def __init__(self, starts: list[Callable[[], AbstractContextManager[Watcher]]]) -> None:
         self.random = random.Random(SEED)

@@ -1,4 +1,4 @@
-"""A backup of PostgreSQL is restored as the page types it, wherever it is needed, or refused whole."""
+"""A backup of PostgreSQL is restored as the page types it, wherever needed, or refused whole."""
 
 import re
 import subprocess

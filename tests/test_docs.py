@@ -1,4 +1,4 @@
-"""The documentation says what is so: its tables are compared with the code, its tutorial is typed."""
+"""The documentation says what is so: tables are compared with the code, the tutorial is typed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A service that loses its SQLite file answers soon and honestly, heals by itself, loses nothing."""
+"""A service that loses its SQLite file answers soon and honestly, heals itself, loses nothing."""
 
 import os
 import resource

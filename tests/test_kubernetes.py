@@ -1,4 +1,4 @@
-"""The manifests of the how-to: of Kubernetes' form, and in agreement with the image and its code."""
+"""The manifests of the how-to: of Kubernetes' form, and in agreement with image and code."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the page on operation says: two roles, the past, collations, squashing; a host that is lost."""
+"""What the page on operation says: two roles, the past, collations, squashing; a lost host."""
 
 import re
 import sqlite3

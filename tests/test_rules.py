@@ -1,4 +1,4 @@
-"""Each engine rule that source code can break is refused by the services' own lint, by its number."""
+"""Each engine rule that source code can break is refused by the services' lint, by its number."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The documentation's site: it builds, its links lead somewhere, and its pages need no other host."""
+"""The documentation's site: it builds, its links lead somewhere, its pages need no other host."""
 
 import shutil
 import subprocess

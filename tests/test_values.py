@@ -1,4 +1,4 @@
-"""What a service takes is stored, found, listed and moved as it was sent, on both databases alike."""
+"""What a service takes is stored, found, listed and moved as it was sent, on both databases."""
 
 import datetime
 import json

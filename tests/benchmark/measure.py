@@ -205,7 +205,7 @@ def thread_hops(
 
 
 def processes(service: Service, database: Database, rounds: int) -> dict[str, dict[str, float]]:
-    """Return seconds from process start to the first 200, and resident bytes after the first row."""
+    """Return seconds from process start to the first 200, and resident bytes after a row."""
     starts, memory = defaultdict(list), defaultdict(list)
     progress = Progress(f"{service.database}: start", rounds)
     with emptied(database):

@@ -1,4 +1,4 @@
-"""A PostgreSQL that is replicated: nodes on loopback, to be killed, frozen, promoted and rejoined."""
+"""A PostgreSQL that is replicated: nodes on loopback, to be killed, frozen, promoted, rejoined."""
 
 import os
 import pwd
@@ -23,7 +23,7 @@ SETTINGS = {
     "max_connections": "60",
     "shared_buffers": "16MB",
     "wal_keep_size": "256MB",  # in place of replication slots
-    # What is killed here are processes. What they have written stays with the system, on a disk or not.
+    # What is killed here are processes: the system keeps what they have written.
     "fsync": "off",
 }
 

@@ -189,7 +189,7 @@ class Image:
     # Running --------------------------------------------------------------------------------------
 
     def volume(self, folder: Path, target: str) -> dict[str, str]:
-        """Make a volume of a folder, and return its mount; it begins as what the image has there."""
+        """Make a volume of a folder, and return its mount; it begins as the image has it."""
         self.shell(f"rmdir {folder} && cp -a image{target} {folder}", mounted=False)
         return {str(folder): target}
 

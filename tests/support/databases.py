@@ -90,7 +90,7 @@ def start_postgresql(folder: Path) -> Any:
 
 @cache
 def fresh_files() -> Path:
-    """Return the files of a server that nobody has used: to copy them is faster than to make them."""
+    """Return the files of a server that nobody has used: a copy is faster than new ones."""
     folder = Path(tempfile.mkdtemp(prefix="postgres-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     start_postgresql(folder).stop()

@@ -100,7 +100,7 @@ class Typist:
         """Type commands until one fails; `said` is what they are told when they ask."""
         with tempfile.TemporaryDirectory(prefix="typist-") as name:
             left, now = Path(name) / "left", Path(name) / "now"
-            # What was exported is told by `env`, since `export -p` is for the shell that printed it.
+            # What was exported: `export -p` prints it for a shell, `env` for anybody.
             end = f"trap 'env -0 > {shlex.quote(str(left))}; pwd > {shlex.quote(str(now))}' EXIT"
             variables = environment(**self.variables)
             done = subprocess.run(

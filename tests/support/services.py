@@ -21,6 +21,8 @@ from tests.support.processes import (
 )
 from tests.support.repository import commit, git, replace
 
+INSTALL_TIMEOUT = 300.0  # seconds, on a machine that has to fetch all packages first
+
 
 def render(template: Path, folder: Path, *, release: str | None = None, **answers: Any) -> Path:
     """Answer the questions of a release, by default the newest."""
@@ -108,7 +110,7 @@ class Service:
         try:
             shared.with_suffix(".begun").mkdir()
         except FileExistsError:
-            wait_for(lock.exists, START_TIMEOUT)
+            wait_for(lock.exists, INSTALL_TIMEOUT)
             shutil.copy(lock, self.folder / "uv.lock")
         else:
             place = {"UV_PROJECT_ENVIRONMENT": str(shared)}
@@ -165,7 +167,7 @@ class Service:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=INSTALL_TIMEOUT,
         )
         assert not check or done.returncode == 0, done.stdout
         return done
