@@ -125,7 +125,9 @@ def test_the_line_of_a_request_has_the_documented_names(
 
     lines = [json.loads(line) for line in server.log().splitlines()]
     [line] = [line for line in lines if line["logger"] == "app.access"]
-    assert list(line) == [name for name, cells in rows.items() if cells[0] in ("all", "a request's")]
+    assert list(line) == [
+        name for name, cells in rows.items() if cells[0] in ("all", "a request's")
+    ]
     everywhere = {name for name, cells in rows.items() if cells[0] == "all"}
     assert all(everywhere <= line.keys() for line in lines)
 
