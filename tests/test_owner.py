@@ -59,11 +59,18 @@ async def login(request: Request) -> int:
 
 
 @router.get("/")
-@router.get("/broken")
-@router.get("/slow")
-@router.get("/secret/{number}")
-async def read() -> str:
+async def welcome() -> str:
     return "mine"
+
+
+@router.get("/broken")
+async def list_broken() -> list[str]:
+    return []
+
+
+@router.get("/secret/{number}")
+async def read_secret(number: str) -> str:
+    return number
 '''
 MODELS = """\
 from sqlalchemy import Identity
