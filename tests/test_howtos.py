@@ -41,7 +41,6 @@ def check_relationships(server: Server) -> None:
     http = server.client
     for name, titles in (("Anna", ["One", "Two"]), ("Bert", [])):
         assert http.post("/authors", json={"name": name, "titles": titles}).status_code == 201
-    assert server.log().count("INSERT INTO books ") == 1
     anna, bert = http.get("/authors").json()["items"]
     assert [book["title"] for book in anna["books"]] == ["One", "Two"]
     assert bert["books"] == []
