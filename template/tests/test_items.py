@@ -251,7 +251,7 @@ async def test_a_limit_out_of_bounds_is_refused(client: AsyncClient, limit: Any)
     assert (await client.get("/items", params={"limit": limit})).status_code == 422
 
 
-@pytest.mark.parametrize("query", ["limt=1", "limit=1&limit=2", "cursor", "token=hunter2"])
+@pytest.mark.parametrize("query", ["limits=1", "limit=1&limit=2", "cursor", "token=hunter2"])
 async def test_a_parameter_that_the_list_does_not_have_is_refused(
     client: AsyncClient, query: str
 ) -> None:
