@@ -141,7 +141,7 @@ async def test_invalid_data_is_named_and_never_repeated(
     [
         ("/found/x", {}, "path", "number", "int_parsing"),
         ("/found/1?limit=x", {}, "query", "limit", "int_parsing"),
-        ("/found/1?limt=1", {}, "query", "limt", "unknown_parameter"),
+        ("/found/1?limits=1", {}, "query", "limits", "unknown_parameter"),
         ("/found/1?limit=1&limit=2", {}, "query", "limit", "repeated_parameter"),
         ("/found/1", {"X-Count": "hunter2"}, "header", "x-count", "int_parsing"),
         ("/found/1", {"Cookie": "count=hunter2"}, "cookie", "count", "int_parsing"),
