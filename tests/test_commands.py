@@ -84,7 +84,6 @@ TYPED_ELSEWHERE = {
     "uv run poe openapi": "test_a_change_of_what_clients_rely_on_is_refused_until_it_is_accepted",
     "uvx pre-commit install": "test_a_commit_is_checked_by_the_same_tools",
     "uv run pytest": "test_a_fresh_service_passes_its_checks",
-    "uv run pytest -n auto": "test_a_new_model_gets_a_migration_that_passes_the_checks",
     "uv run uvicorn app.main:app": "test_every_endpoint_answers",
     "docker compose up --build": "test_process_1_answers_what_it_has_and_ends_on_sigterm",
     "uvx copier update --skip-answered": "test_an_update_by_hand_goes_as_the_page_says",
