@@ -66,9 +66,11 @@ def running(
 ) -> Iterator[Server]:
     """A server for requests that store nothing."""
     name, folder = service.database, tmp_path_factory.mktemp("running")
-    with open_database(name, folder, files_of_migrated(name)) as database:
-        with service.serve(**database.variables) as server:
-            yield server
+    with (
+        open_database(name, folder, files_of_migrated(name)) as database,
+        service.serve(**database.variables) as server,
+    ):
+        yield server
 
 
 def stop_cleanly(server: Server, by: int = signal.SIGTERM) -> None:
