@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.databases import DATABASES
-from tests.support.processes import environment
+from tests.support.processes import environment, once
 from tests.support.repository import text_files
 from tests.support.services import render
 
@@ -121,27 +121,39 @@ for number, answer in enumerate(answers):
 
 @pytest.fixture(scope="module")
 def refusals(
-    unversioned: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, tuple[int, str, Path]]:
-    """The exit code, what is told and the folder, for each bad answer."""
-    folder = tmp_path_factory.mktemp("refused")
-    command = [sys.executable, "-c", EACH, str(unversioned), str(folder), json.dumps(BAD_ANSWERS)]
-    codes = subprocess.check_output(command, env=environment(), text=True, timeout=300).split()
-    return {
-        answer: (int(code), (folder / f"{number}.txt").read_text(), folder / str(number))
-        for number, (answer, code) in enumerate(zip(BAD_ANSWERS, codes, strict=True))
-    }
+    unversioned: Path, whole_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Any]]:
+    """The exit code, what is told and the files that were written, for each bad answer."""
+
+    def refuse() -> str:
+        folder = tmp_path_factory.mktemp("refused")
+        words = [str(unversioned), str(folder), json.dumps(BAD_ANSWERS)]
+        command = [sys.executable, "-c", EACH, *words]
+        codes = subprocess.check_output(command, env=environment(), text=True, timeout=300).split()
+        return json.dumps(
+            {
+                answer: [
+                    int(code),
+                    (folder / f"{number}.txt").read_text(),
+                    [str(path) for path in (folder / str(number)).glob("*")],
+                ]
+                for number, (answer, code) in enumerate(zip(BAD_ANSWERS, codes, strict=True))
+            }
+        )
+
+    refused: dict[str, list[Any]] = json.loads(once(whole_run / "refused.json", refuse))
+    return refused
 
 
 @pytest.mark.parametrize("answer", BAD_ANSWERS)
 def test_a_bad_answer_is_refused_by_name_and_nothing_is_written(
-    refusals: dict[str, tuple[int, str, Path]], answer: str
+    refusals: dict[str, list[Any]], answer: str
 ) -> None:
-    code, told, folder = refusals[answer]
+    code, told, written = refusals[answer]
 
     assert code > 0
     assert answer.split("=")[0] in told
-    assert not folder.exists() or not any(folder.iterdir())
+    assert written == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import Database
+from tests.support.processes import once
 from tests.support.repository import REPOSITORY, names_of_tests, replace
 from tests.support.services import Service
 
@@ -204,10 +205,9 @@ def own_file(file: str, number: int) -> str:
     return path.with_stem(f"{path.stem}_{number}").as_posix()
 
 
-@pytest.fixture(scope="module")
-def lines_of_files(service: Service, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What the lint says of all violations that are files of their own."""
-    copy = service.copy(tmp_path_factory.mktemp("violations") / "service")
+def lint_all_files(service: Service, folder: Path) -> str:
+    """Return what the lint says of all violations that are files of their own."""
+    copy = service.copy(folder / "service")
     driver = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
     for number, (_, file, written) in enumerate(VIOLATIONS):
         if isinstance(written, str):
@@ -215,7 +215,19 @@ def lines_of_files(service: Service, tmp_path_factory: pytest.TempPathFactory) -
             text = text.replace("{driver}", driver[copy.database])
             path = copy.folder / own_file(file, number)
             path.write_text(text.replace("{{", "{").replace("}}", "}"))
-    return lint(copy).splitlines()
+    return lint(copy)
+
+
+@pytest.fixture(scope="module")
+def lines_of_files(
+    service: Service, whole_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """What the lint says of all violations that are files of their own."""
+    said = once(
+        whole_run / f"files-{service.database}.txt",
+        lambda: lint_all_files(service, tmp_path_factory.mktemp("violations")),
+    )
+    return said.splitlines()
 
 
 def is_refused(lines: list[str], file: str, rule: str) -> bool:
@@ -260,12 +272,8 @@ for number, (name, old, new) in json.loads(pathlib.Path(sys.argv[1]).read_text()
 """
 
 
-@pytest.fixture(scope="module")
-def lines_of_edits(
-    service: Service, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, list[str]]:
-    """What the lint says of each violation that is an edit, one after the other."""
-    folder = tmp_path_factory.mktemp("edits")
+def lint_each_edit(service: Service, folder: Path) -> str:
+    """Return what the lint says of each violation that is an edit, one after the other."""
     copy = service.copy(folder / "service")
     edits = {
         number: [file, *written]
@@ -275,9 +283,21 @@ def lines_of_edits(
     shutil.rmtree(copy.folder / "tests")  # each file is looked at for itself, and they are many
     (folder / "edits.json").write_text(json.dumps(edits))
     said = copy.run(".venv/bin/python", "-c", EACH, str(folder / "edits.json")).stdout
-    found = re.split(r"^case (\d+)\n", said, flags=re.MULTILINE)
     for file in {str(file) for file, *_ in edits.values()}:
         assert (copy.folder / file).read_text() == (service.folder / file).read_text()
+    return said
+
+
+@pytest.fixture(scope="module")
+def lines_of_edits(
+    service: Service, whole_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, list[str]]:
+    """What the lint says of each violation that is an edit, by its number."""
+    said = once(
+        whole_run / f"edits-{service.database}.txt",
+        lambda: lint_each_edit(service, tmp_path_factory.mktemp("edits")),
+    )
+    found = re.split(r"^case (\d+)\n", said, flags=re.MULTILINE)
     return {
         int(number): lines.splitlines()
         for number, lines in zip(found[1::2], found[2::2], strict=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx2
 
+INSTALL_TIMEOUT = 300.0  # seconds, on a machine that has to fetch all packages first
 START_TIMEOUT = 90.0  # seconds, on a busy machine that installs packages first
 
 # A person's own environment must not reach what is tested.
@@ -52,6 +53,26 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def once(file: Path, make: Callable[[], str]) -> str:
+    """Return what `make` returns to the first worker that comes here; the others wait for it."""
+    failed = file.with_suffix(".failed")
+    try:
+        file.with_suffix(".begun").mkdir()
+    except FileExistsError:
+        wait_for(lambda: file.exists() or failed.exists(), INSTALL_TIMEOUT)
+        assert not failed.exists(), "another worker has failed"
+        return file.read_text()
+    try:
+        made = make()
+    except BaseException:
+        failed.touch()
+        raise
+    part = file.with_suffix(".part")
+    part.write_text(made)
+    part.rename(file)
+    return made
 
 
 def wait_until_served(client: httpx2.Client, process: subprocess.Popen[bytes], log: Path) -> None:

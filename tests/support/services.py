@@ -13,15 +13,14 @@ import httpx2
 
 from tests.support.databases import Database
 from tests.support.processes import (
+    INSTALL_TIMEOUT,
     START_TIMEOUT,
     environment,
     free_port,
-    wait_for,
+    once,
     wait_until_served,
 )
 from tests.support.repository import commit, git, replace
-
-INSTALL_TIMEOUT = 300.0  # seconds, on a machine that has to fetch all packages first
 
 
 def render(template: Path, folder: Path, *, release: str | None = None, **answers: Any) -> Path:
@@ -106,17 +105,14 @@ class Service:
 
     def share_environment(self, shared: Path) -> None:
         """Have an environment in common with all services of this kind; the first installs it."""
-        lock = shared.with_suffix(".lock")
-        try:
-            shared.with_suffix(".begun").mkdir()
-        except FileExistsError:
-            wait_for(lock.exists, INSTALL_TIMEOUT)
-            shutil.copy(lock, self.folder / "uv.lock")
-        else:
+        lock = self.folder / "uv.lock"
+
+        def install() -> str:
             place = {"UV_PROJECT_ENVIRONMENT": str(shared)}
             self.run("uv", "sync", "--quiet", "--compile-bytecode", variables=place)
-            shutil.copy(self.folder / "uv.lock", shared.with_suffix(".part"))
-            shared.with_suffix(".part").rename(lock)
+            return lock.read_text()
+
+        lock.write_text(once(shared.with_suffix(".lock"), install))
         (self.folder / ".venv").symlink_to(shared)
 
     def leave_shared_environment(self) -> None:
