@@ -69,9 +69,9 @@ def test_connections_in_use_are_not_asked_whether_they_live(
 
 
 @pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
-def test_a_read_is_four_calls_to_the_drivers_thread(service: Service, migrated: Database) -> None:
+def test_a_read_is_three_calls_to_the_drivers_thread(service: Service, migrated: Database) -> None:
     assert isinstance(migrated, SQLiteDatabase)
 
     hops = measure.thread_hops(service, migrated, ("service",))["service"]
 
-    assert hops == {"get": 4, "list": 4, "post": 6, "get after 2 s": 4, "patch": 6, "delete": 6}
+    assert hops == {"get": 3, "list": 3, "post": 6, "get after 2 s": 3, "patch": 6, "delete": 6}

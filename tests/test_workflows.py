@@ -269,7 +269,7 @@ def test_a_newer_release_becomes_a_pull_request_with_its_notes(
     branch = git(origin, "show", "--stat", "--format=%s", "template-1001.0.0")
     assert branch.startswith("Update to 1001.0.0 of the template")
     changed = set(re.findall(r"^ (\S+) +\|", branch, re.MULTILINE))
-    assert changed == {".copier-answers.yml", "app/health.py", "uv.lock"}
+    assert changed == {".copier-answers.yml", "app/health.py", "openapi.json", "uv.lock"}
     calls = runner.calls.read_text()
     assert "pr create --head template-1001.0.0 --title" in calls
     body = [line.removeprefix("body: ") for line in calls.splitlines() if line.startswith("body:")]

@@ -73,7 +73,7 @@ class Reader:
             pooled: Any = connection.connection.dbapi_connection
             self._dialect.set_isolation_level(pooled, "AUTOCOMMIT")
             try:
-                # The async drivers' cursors have fetched every row by now.
+                # The cursor has fetched every row by now: the result outlives the connection.
                 return connection.execute(statement, parameters)
             finally:
                 self._dialect.reset_isolation_level(pooled)
