@@ -26,7 +26,12 @@ unavailable_answers = metrics.get_meter(NAME).create_counter(
 MEDIA_TYPE = "application/problem+json"
 SAFE = ("GET", "HEAD", "OPTIONS")  # RFC 9110, 9.2.1
 IDEMPOTENT = (*SAFE, "PUT", "DELETE")  # 9.2.2
-PHRASES = responses | {413: "Content Too Large"}  # whatever Python's release calls it
+PHRASES = responses | {  # RFC 9110's, where Python 3.11 and 3.13 differ
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
 
 
 class Kind(NamedTuple):
@@ -92,7 +97,10 @@ class Problem(BaseModel):
 
 
 def make_problem(code: int, kind: Kind | None = None, /, **members: Any) -> Problem:
-    kind = kind or KINDS.get(code) or Kind("about:blank", PHRASES.get(code, "Error"))
+    blank = Kind("about:blank", PHRASES.get(code, "Error"))
+    if "type" in members:
+        kind = blank  # a problem of one's own, which the detail of another would describe wrongly
+    kind = kind or KINDS.get(code) or blank
     own = {"status": code, "request_id": request_id.get()}
     return Problem(**kind._asdict() | members | own)
 

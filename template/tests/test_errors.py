@@ -20,6 +20,8 @@ from app.dependencies import ReaderDep
 from app.factory import create_app
 from app.fields import Id
 from app.health import VERSIONS
+from app.openapi import describe_error
+from app.problems import PHRASES
 from app.rest import IfMatch
 from app.settings import ServiceSettings, load_settings
 
@@ -203,7 +205,6 @@ async def test_a_precondition_may_be_required(client: AsyncClient) -> None:
         (404, "No such order.", {"detail": "No such order."}),
         (409, {"code": "sold_out", "status": 1}, {"code": "sold_out"}),
         (409, {"detail": "Sold out."}, {"detail": "Sold out.", "type": "/problems/conflict"}),
-        (409, {"type": "/problems/sold-out"}, {"type": "/problems/sold-out"}),
         (409, ["sold out"], {"detail": "['sold out']"}),
         (499, "Gone.", {"title": "Error", "detail": "Gone."}),
     ],
@@ -218,6 +219,33 @@ async def test_what_a_handler_raises_is_a_problem_of_its_status(
     problem = check_problem(await client.get("/raised"), status)
 
     assert problem.items() >= members.items()
+
+
+async def test_a_problem_of_ones_own_inherits_nothing(app: FastAPI, client: AsyncClient) -> None:
+    own = {"type": "/problems/sold-out", "title": "Sold Out"}
+
+    @app.get("/raised")
+    async def raised(title: bool) -> None:
+        raise HTTPException(409, own if title else {"type": own["type"]})
+
+    titled = check_problem(await client.get("/raised?title=1"), 409)
+    untitled = check_problem(await client.get("/raised?title=0"), 409)
+
+    assert titled == own | {"status": 409, "request_id": titled["request_id"]}
+    assert (untitled["title"], "detail" in untitled) == ("Conflict", False)
+
+
+@pytest.mark.parametrize(
+    ("status", "title"),
+    [
+        (413, "Content Too Large"),
+        (414, "URI Too Long"),
+        (416, "Range Not Satisfiable"),
+        (422, "Unprocessable Content"),
+    ],
+)
+async def test_a_status_has_one_name_whatever_python_calls_it(status: int, title: str) -> None:
+    assert describe_error(status)["description"] == PHRASES[status] == title
 
 
 @pytest.mark.parametrize("status", [204, 304])
