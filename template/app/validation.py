@@ -89,6 +89,8 @@ def field_error(found: Any, body: Any) -> FieldError:
         detail = f"Input tag should be one of {found['ctx']['expected_tags']}"
     elif found["type"] == "json_invalid":
         detail = f"{detail} at character {path.pop()}"
+    elif found["type"] == "value_error":
+        detail = detail.removeprefix("Value error, ")  # pydantic's, before a validator's own words
     known = {"place": place, "code": found["type"], "detail": detail}
     if place == "body":
         return FieldError(**known, pointer=point(path, body, found["type"] == "missing"))

@@ -10,7 +10,7 @@ import pytest
 from fastapi import APIRouter, Body, Cookie, Depends, FastAPI, Header, HTTPException, Query
 from fastapi.security import APIKeyQuery
 from httpx2 import ASGITransport, AsyncClient, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import literal, select
 from starlette.requests import ClientDisconnect
 
@@ -18,11 +18,11 @@ from app import VERSION
 from app.database import BigIntegerKey, UTCDateTime
 from app.dependencies import ReaderDep
 from app.factory import create_app
-from app.fields import Id
+from app.fields import Id, Integer, Json, Time
 from app.health import VERSIONS
 from app.openapi import describe_error
 from app.problems import PHRASES
-from app.rest import IfMatch
+from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit
 from app.settings import ServiceSettings, load_settings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -31,6 +31,10 @@ TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 @pytest.fixture
 def settings(shared_settings: ServiceSettings) -> ServiceSettings:
     return shared_settings
+
+
+def refuse(value: str) -> str:
+    raise ValueError("not mine")
 
 
 class Login(BaseModel):
@@ -53,6 +57,9 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     @app.post("/login")
     async def login(login: Login) -> None: ...
 
+    @app.post("/json")
+    async def keep(data: Annotated[Json, Body()]) -> None: ...
+
     @app.post("/pets")
     async def buy(pet: Annotated[Cat | Dog, Body(discriminator="kind")]) -> None: ...
 
@@ -61,8 +68,12 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     @app.get("/found/{number}", dependencies=[Depends(key)])
     async def find(
         number: Id,
-        limit: int | None = None,
+        limit: Limit = MAX_LIMIT,
+        offset: Integer = 0,
+        at: Time | None = None,
+        cursor: Cursor = None,
         tags: Annotated[list[str] | None, Query()] = None,
+        own: Annotated[str, AfterValidator(refuse)] = "",
         x_count: Annotated[int, Header()] = 1,
         count: Annotated[int, Cookie()] = 1,
     ) -> list[str] | None:
@@ -170,6 +181,48 @@ async def test_an_id_has_one_spelling(client: AsyncClient, number: str) -> None:
     assert (await client.get(f"/found/{number}")).status_code == 200
     for other in (f"0{number}", f"{number}.0", f"+{number}", f"%20{number}", f"{number}_0"):
         assert (await client.get(f"/found/{other}")).status_code == 422
+
+
+@pytest.mark.parametrize("name", ["limit", "offset"])
+async def test_an_integer_of_the_query_has_one_spelling(client: AsyncClient, name: str) -> None:
+    assert (await client.get(f"/found/1?{name}=10")).status_code == 200
+    for other in ("01", "%2B1", "1_0", "%201", "1.0", "1%20"):
+        assert (other, (await client.get(f"/found/1?{name}={other}")).status_code) == (other, 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "detail"),
+    [
+        ("/found/1?cursor=x", "invalid_cursor", "This is no cursor that the service has given"),
+        ("/found/1?at=10:00Z", "time_with_offset", "A time must not have a UTC offset"),
+        ("/found/1?own=x", "value_error", "not mine"),
+    ],
+)
+async def test_a_refused_value_has_a_code_of_its_own(
+    app: FastAPI, client: AsyncClient, path: str, code: str, detail: str
+) -> None:
+    [error] = check_problem(await client.get(path), 422)["errors"]
+
+    assert (error["code"], error["detail"]) == (code, detail)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b'"\\u0000"', "unstorable_text"),
+        (b"[1e999]", "finite_number"),
+        (b"9223372036854775808", "integer_too_large"),
+    ],
+)
+async def test_json_that_no_database_stores_has_a_code_of_its_own(
+    client: AsyncClient, content: bytes, code: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+
+    response = await client.post("/json", content=content, headers=headers)
+
+    [error] = check_problem(response, 422)["errors"]
+    assert error["code"] == code
 
 
 @pytest.mark.parametrize(

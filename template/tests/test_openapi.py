@@ -12,7 +12,7 @@ from app.factory import create_app
 from app.fields import BigInteger, Id, Integer
 from app.openapi import openapi
 from app.operations import check_names
-from app.rest import IfMatch, Page, Versioned, etag
+from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit, Page, Versioned, etag
 from app.settings import ServiceSettings
 
 ALWAYS = {"400", "422", "500", "503"}
@@ -37,7 +37,7 @@ async def app(settings: ServiceSettings) -> FastAPI:
     app = create_app(settings)
 
     @app.get("/things")
-    async def list_things() -> Page[ThingRead]:
+    async def list_things(limit: Limit = MAX_LIMIT, cursor: Cursor = None) -> Page[ThingRead]:
         return Page(items=[ThingRead(version=7, id=1)], next_cursor=None)
 
     @app.post("/things", status_code=201)
@@ -120,6 +120,30 @@ async def test_headers_are_documented_where_they_are_sent(
     assert operations(app)[name]["responses"][code]["headers"].keys() == headers
 
 
+@pytest.mark.parametrize(
+    ("operation", "name", "required"),
+    [
+        ("list_things", "cursor", False),
+        ("replace_thing", "If-Match", False),
+        ("delete_thing", "If-Match", True),
+    ],
+)
+async def test_a_parameter_of_rest_is_documented_as_a_text_with_an_example(
+    app: FastAPI, operation: str, name: str, required: bool
+) -> None:
+    [parameter] = [
+        parameter
+        for parameter in operations(app)[operation]["parameters"]
+        if parameter["name"] == name
+    ]
+
+    schema = parameter["schema"]
+    assert (parameter["required"], schema["type"]) == (required, "string")
+    assert not {"anyOf", "default"} & schema.keys()
+    assert parameter["description"]
+    assert schema["examples"]
+
+
 async def test_integers_are_documented_with_their_size(app: FastAPI) -> None:
     schemas = app.openapi()["components"]["schemas"]
 
@@ -130,6 +154,8 @@ async def test_integers_are_documented_with_their_size(app: FastAPI) -> None:
         "id": "int64",
     }
     assert fields["id"]["maximum"] == fields["total"]["maximum"] == 2**63 - 1
+    limit = operations(app)["list_things"]["parameters"][0]["schema"]
+    assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, MAX_LIMIT, MAX_LIMIT)
 
 
 async def test_a_page_is_called_after_what_is_on_it(app: FastAPI) -> None:
