@@ -65,7 +65,7 @@ def test_every_status_is_met_with_the_members_of_the_reference(
         refused = http.post("/items", json={"name": ""})
         met = [
             refused,
-            http.get("/items?limt=5"),
+            http.get("/items?limits=5"),
             http.post("/items", content=b"\xff", headers={"Content-Type": "application/json"}),
             http.get("/nowhere"),
             http.put("/items"),

@@ -20,8 +20,8 @@ from app.dependencies import ReaderDep
 from app.factory import create_app
 from app.fields import Id, Integer, Json, Time
 from app.health import VERSIONS
-from app.openapi import describe_error
 from app.problems import PHRASES
+from app.responses import describe_error
 from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit
 from app.settings import ServiceSettings, load_settings
 
@@ -83,6 +83,9 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     @app.patch("/changed", operation_id="patch")
     @app.put("/changed", operation_id="put")
     async def change(login: Login) -> None: ...
+
+    @app.post("/hidden/{number}", include_in_schema=False, dependencies=[Depends(key)])
+    async def hide(number: Id, login: Login, limit: int = 1) -> None: ...
 
     @app.delete("/guarded")
     async def delete(if_match: IfMatch) -> None: ...
@@ -154,7 +157,7 @@ async def test_invalid_data_is_named_and_never_repeated(
     [
         ("/found/x", {}, "path", "number", "int_parsing"),
         ("/found/1?limit=x", {}, "query", "limit", "int_parsing"),
-        ("/found/1?limt=1", {}, "query", "limt", "unknown_parameter"),
+        ("/found/1?limits=1", {}, "query", "limits", "unknown_parameter"),
         ("/found/1?limit=1&limit=2", {}, "query", "limit", "repeated_parameter"),
         ("/found/1", {"X-Count": "hunter2"}, "header", "x-count", "int_parsing"),
         ("/found/1", {"Cookie": "count=hunter2"}, "cookie", "count", "int_parsing"),
@@ -241,6 +244,25 @@ async def test_another_media_type_is_refused_and_the_right_one_is_named(
     assert response.headers[header] == "application/json"
     assert (await send("application/merge-patch+json; charset=utf-8", b"{}")).status_code == 422
     assert (await send("text/plain", b"")).status_code == 422  # nothing was sent
+
+
+async def test_an_operation_that_is_hidden_is_as_strict_as_another(client: AsyncClient) -> None:
+    login = {"password": 1}
+
+    allowed = await client.post("/hidden/1?limit=1&key=a", json=login)
+    unknown = await client.post("/hidden/1?limits=1", json=login)
+    repeated = await client.post("/hidden/1?limit=1&limit=2", json=login)
+    text = await client.post("/hidden/1", content="{}", headers={"Content-Type": "text/plain"})
+
+    assert allowed.status_code == 200
+    assert check_problem(unknown, 422)["errors"][0]["code"] == "unknown_parameter"
+    assert check_problem(repeated, 422)["errors"][0]["code"] == "repeated_parameter"
+    assert check_problem(text, 415)
+    assert text.headers["accept-post"] == "application/json"
+
+
+async def test_a_probe_may_have_any_query(client: AsyncClient) -> None:
+    assert (await client.get("/health/live?at=1")).status_code == 200
 
 
 async def test_a_precondition_may_be_required(client: AsyncClient) -> None:
@@ -566,6 +588,10 @@ async def test_the_documentation_comes_from_the_service_alone(client: AsyncClien
             TRACE_ID,
         ),
         ({"X-Request-ID": "order-7", "traceparent": "00-0-0-0"}, "order-7"),
+        ({"traceparent": f"01-{TRACE_ID}-00f067aa0ba902b7-01-more"}, TRACE_ID),
+        ({"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01-more"}, None),
+        ({"traceparent": f"01-{TRACE_ID}-00f067aa0ba902b7-01more"}, None),
+        ({"traceparent": f"ff-{TRACE_ID}-00f067aa0ba902b7-01"}, None),
         ({"X-Request-ID": "two words\x7f"}, None),
         ({"X-Request-ID": "a" * 129}, None),
         ({"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}, None),

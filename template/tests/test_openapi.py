@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 from httpx2 import AsyncClient
 from pydantic import BaseModel
 
@@ -48,6 +49,9 @@ async def app(settings: ServiceSettings) -> FastAPI:
     async def read_thing(thing_id: Id) -> ThingRead:
         raise NotImplementedError
 
+    @app.get("/thing", dependencies=[Depends(HTTPBearer())])
+    async def find_thing() -> ThingRead | None: ...
+
     @app.put("/things/{thing_id}")
     async def replace_thing(thing_id: Id, data: ThingCreate, if_match: IfMatch = None) -> ThingRead:
         raise NotImplementedError
@@ -72,6 +76,7 @@ def operations(app: FastAPI) -> dict[str, Any]:
         ("list_things", {"200"}),
         ("create_thing", {"201", "409", "413", "415"}),
         ("read_thing", {"200", "304", "403", "404"}),
+        ("find_thing", {"200", "304", "401"}),
         ("replace_thing", {"200", "404", "409", "412", "413", "415"}),
         ("delete_thing", {"204", "404", "409", "412", "428"}),
     ],
@@ -108,16 +113,57 @@ async def test_each_error_is_documented_as_a_problem_with_an_example(app: FastAP
 @pytest.mark.parametrize(
     ("name", "code", "headers"),
     [
-        ("list_things", "200", {"X-Request-ID"}),
-        ("create_thing", "201", {"X-Request-ID", "ETag", "Location"}),
-        ("read_thing", "200", {"X-Request-ID", "ETag"}),
-        ("delete_thing", "204", {"X-Request-ID"}),
+        ("list_things", "200", set()),
+        ("create_thing", "201", {"ETag", "Location"}),
+        ("read_thing", "200", {"ETag"}),
+        ("read_thing", "304", {"ETag"}),
+        ("find_thing", "200", {"ETag"}),
+        ("delete_thing", "204", set()),
     ],
 )
 async def test_headers_are_documented_where_they_are_sent(
     app: FastAPI, name: str, code: str, headers: set[str]
 ) -> None:
-    assert operations(app)[name]["responses"][code]["headers"].keys() == headers
+    always = {"X-Request-ID", "Cache-Control"}
+    assert operations(app)[name]["responses"][code]["headers"].keys() == always | headers
+
+
+@pytest.mark.parametrize(
+    ("code", "headers"),
+    [
+        (401, {"WWW-Authenticate"}),
+        (415, {"Accept", "Accept-Post", "Accept-Patch"}),
+        (503, {"Retry-After"}),
+    ],
+)
+async def test_headers_of_an_error_are_documented(
+    app: FastAPI, code: int, headers: set[str]
+) -> None:
+    components = app.openapi()["components"]
+
+    always = {"X-Request-ID", "Cache-Control"}
+    assert components["responses"][f"Problem{code}"]["headers"].keys() == always | headers
+    assert all(components["headers"][name]["description"] for name in headers)
+    assert components["headers"]["Retry-After"]["schema"] == {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("name", "documented"), [("read_thing", 1), ("find_thing", 1), ("list_things", 0)]
+)
+async def test_if_none_match_is_documented_where_304_is(
+    app: FastAPI, name: str, documented: int
+) -> None:
+    operation = operations(app)[name]
+
+    names = [parameter["name"] for parameter in operation.get("parameters", ())]
+    assert names.count("If-None-Match") == documented == ("304" in operation["responses"])
+
+
+async def test_the_401_of_a_scheme_is_sent_with_the_documented_header(client: AsyncClient) -> None:
+    response = await client.get("/thing")
+
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
 
 
 @pytest.mark.parametrize(

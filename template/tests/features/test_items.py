@@ -256,7 +256,7 @@ async def test_a_limit_out_of_bounds_is_refused(client: AsyncClient) -> None:
 
 
 async def test_a_parameter_that_the_list_does_not_have_is_refused(client: AsyncClient) -> None:
-    for query in ("limt=1", "limit=1&limit=2", "cursor", "token=hunter2"):
+    for query in ("limits=1", "limit=1&limit=2", "cursor", "token=hunter2"):
         assert (query, (await client.get(f"/items?{query}")).status_code) == (query, 422)
 
 
