@@ -44,7 +44,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     409: Kind("/problems/conflict", "Conflict", "This conflicts with what is stored."),
-    412: Kind("/problems/changed", "Changed Meanwhile", "If-Match names another version."),
+    412: Kind(
+        "/problems/changed", "Changed Meanwhile", "If-Match does not match the current version."
+    ),
     422: Kind("/problems/invalid-request", "Invalid Request", "The request is not valid."),
     428: Kind("/problems/precondition-required", "Precondition Required", "Send If-Match."),
     503: Kind("/problems/unavailable", "Unavailable", "Please try again in a moment."),
@@ -52,7 +54,7 @@ KINDS = {
 UNKNOWN = Kind(
     "/problems/outcome-unknown",
     "Outcome Unknown",
-    "Whether this was stored is not known. Look before you send it again.",
+    "It is unknown whether this was stored. Check before retrying.",
 )
 
 
@@ -70,14 +72,16 @@ class FieldError(BaseModel):
         json_schema_extra=drop_default,
     )
     pointer: str | SkipJsonSchema[None] = Field(
-        default=None, description="Of the body's field (RFC 6901).", json_schema_extra=drop_default
+        default=None,
+        description="JSON Pointer to the field in the body.",
+        json_schema_extra=drop_default,
     )
     name: str | SkipJsonSchema[None] = Field(
         default=None,
-        description="The parameter's, or the column's.",
+        description="Name of the parameter or column.",
         json_schema_extra=drop_default,
     )
-    code: str = Field(description="Stays the same, for programs.")
+    code: str = Field(description="Stable, machine-readable code.")
     detail: str = Field(description="For people; may change.")
 
 

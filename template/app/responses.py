@@ -32,7 +32,7 @@ IF_NONE_MATCH = {
     "schema": {"type": "string", "examples": ['"1-3f786850"']},
 }
 EXAMPLES: dict[int, dict[str, Any]] = {
-    409: {"name": "name", "code": "unique", "detail": "This is taken already."},
+    409: {"name": "name", "code": "unique", "detail": "This is already taken."},
     422: {
         "in": "body",
         "pointer": "/name",
