@@ -47,9 +47,16 @@ async def endless(first: bool) -> StreamingResponse:
 
 
 UPLOAD = """
-from fastapi import APIRouter, UploadFile
+from typing import Annotated
+
+from fastapi import APIRouter, Form, UploadFile
 
 router = APIRouter()
+
+
+@router.post("/form")
+async def form(name: Annotated[str, Form()] = "") -> str:
+    return name
 
 
 @router.post("/upload")
@@ -168,7 +175,7 @@ def test_head_ends_where_get_never_does(
     assert server.log().count("HEAD /endless 200 ") == 2
 
 
-def test_an_upload_that_the_server_cannot_store_is_its_own_error(
+def test_a_form_is_sent_as_one_and_one_that_cannot_be_stored_is_the_servers_error(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:
     copy = service.copy(tmp_path / "service")
@@ -181,10 +188,26 @@ def test_an_upload_that_the_server_cannot_store_is_its_own_error(
             server.client.post("/upload", files={"file": ("a", b"a" * size)})
             for size in (1_000, 2_000_000)
         )
-        other = server.client.post("/upload", json={"name": "a"})
         assert small.json() == 1_000
-        assert (other.status_code, other.headers["accept-post"]) == (415, "multipart/form-data")
         assert unavailable(large)
+        urlencoded = "application/x-www-form-urlencoded"
+        for path, media_type, content, status in (
+            ("/form", urlencoded, b"name=a", 200),
+            ("/form", "multipart/form-data; boundary=b", b"--b--", 200),
+            ("/form", "", b"", 200),
+            ("/form", "application/json", b'{"name": "a"}', 415),
+            ("/form", "text/plain", b"name=a", 415),
+            ("/form", "", b"name=a", 415),
+            ("/upload", "multipart/form-data; boundary=b", b"--b--", 422),
+            ("/upload", urlencoded, b"file=a", 415),
+            ("/upload", "application/json", b'{"file": "a"}', 415),
+        ):
+            headers = {"Content-Type": media_type} if media_type else {}
+            response = server.client.post(path, content=content, headers=headers)
+            assert (path, media_type, response.status_code) == (path, media_type, status)
+            if status == 415:
+                types = [urlencoded] * (path == "/form") + ["multipart/form-data"]
+                assert response.headers["accept-post"] == ", ".join(types)
     assert "unavailable: temporary files: [Errno 27] File too large" in server.log()
 
 

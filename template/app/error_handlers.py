@@ -19,8 +19,8 @@ from app.validation import refuse
 
 UNREADABLE = "There was an error parsing the body"  # FastAPI's, with 400, whoever failed
 VIOLATED = {
-    "unique": "This is taken already.",
-    "foreign_key": "This refers to nothing that is there.",
+    "unique": "This is already taken.",
+    "foreign_key": "This refers to something that does not exist.",
     "not_null": "This may not be null.",
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")

@@ -17,7 +17,7 @@ from app.logging import configure_logging
 from app.middleware import answer_head, check_hosts, limit_bodies, trace_requests
 from app.openapi import add_openapi
 from app.settings import ServiceSettings
-from app.validation import check_query
+from app.validation import check_request
 from app.websockets import close_websockets
 
 
@@ -34,7 +34,7 @@ def create_app(
         description=DESCRIPTION,
         version=VERSION,
         lifespan=lifespan,
-        dependencies=[Depends(check_query)],
+        dependencies=[Depends(check_request)],
         generate_unique_id_function=lambda route: route.name,  # what clients call a function
         redirect_slashes=False,  # it would send clients to whatever host they have named
         openapi_url="/openapi.json" if settings.docs_enabled else None,

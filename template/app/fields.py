@@ -15,25 +15,27 @@ from pydantic import (
     StringConstraints,
 )
 from pydantic.config import JsonDict
-from pydantic_core import PydanticKnownError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_ID = 2**63 - 1
-UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and halves of characters
+UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and lone surrogates
 
 
-def check_digits(key: object) -> object:
-    """Raise for another spelling of an id, such as `01` or `1.0`: an item has one address."""
-    if isinstance(key, str) and not re.fullmatch("-?[1-9][0-9]*|0", key):
+def check_digits(number: object) -> object:
+    """Raise for another spelling of an integer, such as `01` or `1.0`: an item has one address."""
+    if isinstance(number, str) and not re.fullmatch("-?[1-9][0-9]*|0", number):
         raise PydanticKnownError("int_parsing")
-    return key
+    return number
 
 
 INT32: JsonDict = {"format": "int32"}  # OpenAPI's
 INT64: JsonDict = {"format": "int64"}
 
-Id = Annotated[int, Field(ge=1, le=MAX_ID, json_schema_extra=INT64), BeforeValidator(check_digits)]
-Integer = Annotated[int, Field(ge=-(2**31), le=2**31 - 1, json_schema_extra=INT32)]
-BigInteger = Annotated[int, Field(ge=-(2**63), le=2**63 - 1, json_schema_extra=INT64)]
+# After the bounds, which would be left out of the document otherwise.
+Canonical = BeforeValidator(check_digits)
+Id = Annotated[int, Field(ge=1, le=MAX_ID, json_schema_extra=INT64), Canonical]
+Integer = Annotated[int, Field(ge=-(2**31), le=2**31 - 1, json_schema_extra=INT32), Canonical]
+BigInteger = Annotated[int, Field(ge=-(2**63), le=MAX_ID, json_schema_extra=INT64), Canonical]
 Text = Annotated[
     str, StringConstraints(pattern=r"^[^\x00]*$")
 ]  # no NUL: not every database stores it
@@ -52,7 +54,7 @@ DateTime = Annotated[
 
 def check_zone(time: datetime.time) -> datetime.time:
     if time.tzinfo is not None:
-        raise ValueError("a time has no offset, which no column keeps")
+        raise PydanticCustomError("time_with_offset", "A time must not have a UTC offset")
     return time
 
 
@@ -64,23 +66,23 @@ def normalize(name: object) -> object:
 
 
 Normalized = BeforeValidator(normalize)
-"""For a text that people compare, such as a name: normal form C, without blanks around it."""
+"""For a name, or other text to compare: NFC-normalized, surrounding whitespace stripped."""
 
 
 def check_json(value: JsonValue) -> JsonValue:
-    """Raise ValueError for what JSON (RFC 8259) or a database has no room for."""
+    """Raise for what JSON (RFC 8259) or a database has no room for."""
     parts: list[JsonValue] = [value]
-    for part in parts:  # which grows
+    for part in parts:  # grows while it is iterated
         if isinstance(part, dict):
             parts += [*part, *part.values()]
         elif isinstance(part, list):
             parts += part
         elif isinstance(part, str) and UNSTORABLE.search(part):
-            raise ValueError("a text holds no NUL and no surrogates")
+            raise PydanticCustomError("unstorable_text", "Text must not contain NUL or surrogates")
         elif isinstance(part, float) and not math.isfinite(part):
-            raise ValueError("a number needs to be finite")
+            raise PydanticKnownError("finite_number")
         elif isinstance(part, int) and not -(2**63) <= part < 2**63:
-            raise ValueError("an integer has at most 64 bits")
+            raise PydanticCustomError("integer_too_large", "An integer has at most 64 bits")
     return value
 
 

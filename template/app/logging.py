@@ -20,8 +20,11 @@ TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s [%(request_id)s]"
 TRACE = " [%(trace_id)s %(span_id)s]"
 NO_TRACE = {"trace_id": "-", "span_id": "-"}
 
-# https://www.w3.org/TR/trace-context/#traceparent-header: version, trace id, parent id, flags
-TRACEPARENT = re.compile(r"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+# https://www.w3.org/TR/trace-context/#traceparent-header: version, trace id, parent id, flags; and
+# further fields of later versions, of which ff is none.
+TRACEPARENT = re.compile(
+    r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
 
 
@@ -48,7 +51,8 @@ def configure_logging(settings: ServiceSettings) -> None:
 
 
 def is_not_access(record: logging.LogRecord) -> bool:
-    return "WebSocket %s" not in str(record.msg)  # with its query; app.access has a line without
+    # It contains the query string; app.access logs the request without it.
+    return "WebSocket %s" not in str(record.msg)
 
 
 def add_ids(record: logging.LogRecord) -> bool:
@@ -85,7 +89,7 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     Where nothing is traced, the last is a new id.
     """
     given = dict(headers)
-    if match := TRACEPARENT.match(given.get(b"traceparent", b"").decode("latin-1")):
+    if match := TRACEPARENT.fullmatch(given.get(b"traceparent", b"").decode("latin-1")):
         return match[1]
     name = given.get(b"x-request-id", b"").decode("latin-1")
     if REQUEST_ID.fullmatch(name):

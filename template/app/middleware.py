@@ -29,7 +29,7 @@ STARTS = {"http.response.start", "websocket.http.response.start", "websocket.acc
 
 
 def trace_requests(app: ASGIApp) -> ASGIApp:
-    """Give each request its id, log one line, and answer 500 to an error that nobody handled.
+    """Give each request its id, log one line, and answer 500 to an unhandled error.
 
     Probes are not logged: an orchestrator sends them all the time. A WebSocket is logged when it
     ends.
@@ -53,7 +53,8 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
                 header = (b"x-request-id", current.encode())
                 message["headers"] = [*message.get("headers", ()), header]
             elif message["type"] == "websocket.close" and not line[STATUS]:
-                line[STATUS] = status.HTTP_403_FORBIDDEN  # so says the server
+                # the server sends 403 for a rejected handshake
+                line[STATUS] = status.HTTP_403_FORBIDDEN
             await send(message)
 
         try:

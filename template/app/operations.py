@@ -1,13 +1,23 @@
 """Which operation a request has come to, and what the OpenAPI document says of it."""
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 
-# Not documented, and what FastAPI makes the document from: a request's `scope["route"]` lacks the
-# prefix with which its router is included.
+# Undocumented, but it is what FastAPI builds the OpenAPI document from: a request's
+# `scope["route"]` lacks the prefix with which its router is included.
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.types import Scope
+
+
+class Operation(NamedTuple):
+    """What an operation takes, as the OpenAPI document says it, or would if it hid nothing."""
+
+    query: dict[str, bool]  # its parameters, and whether they may be repeated
+    media_types: frozenset[str]
 
 
 def check_names(app: FastAPI) -> None:
@@ -33,7 +43,7 @@ def find_route(scope: Scope) -> RouteContext | None:
         known = {endpoint: []}
         for route in iter_route_contexts(app.routes):
             known.setdefault(id(route.endpoint), []).append(route)
-        app.state.routes = known
+        app.state.routes, app.state.operations = known, {}
     routes = known[endpoint]
     if len(routes) > 1:  # a handler of several routes, or a router that is included twice
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -47,10 +57,39 @@ def serves(route: RouteContext, method: str | None) -> bool:
     return method in methods or (method == "HEAD" and "GET" in methods)
 
 
-def find_operation(scope: Scope) -> dict[str, Any] | None:
-    """Return what the document says of a request's operation, if it is in there."""
-    if (route := find_route(scope)) is None:
+def find_operation(scope: Scope) -> Operation | None:
+    """Return what a request's operation takes, if it is one of FastAPI's."""
+    if scope["type"] != "http" or (route := find_route(scope)) is None:
         return None
-    operations: dict[str, Any] = scope["app"].openapi()["paths"].get(route.path_format, {})
-    operation: dict[str, Any] | None = operations.get(scope["method"].lower())
-    return operation
+    known: dict[tuple[str | None, str], Operation | None] = scope["app"].state.operations
+    key = route.path_format, scope["method"]
+    if key not in known:
+        known[key] = read_operation(route, scope["method"])
+    return known[key]
+
+
+def read_operation(route: RouteContext, method: str) -> Operation | None:
+    shown = replace(route)
+    vars(shown)["include_in_schema"] = True  # a hidden operation is checked like any other
+    document = get_openapi(title="", version="", routes=[shown])
+    for operation in (path.get(method.lower()) for path in document["paths"].values()):
+        if operation is not None:
+            schemes = document.get("components", {}).get("securitySchemes", {})
+            content = operation.get("requestBody", {}).get("content", ())
+            return Operation(dict(query_parameters(operation, schemes)), frozenset(content))
+    return None
+
+
+def query_parameters(
+    operation: dict[str, Any], schemes: dict[str, Any]
+) -> Iterator[tuple[str, bool]]:
+    for parameter in operation.get("parameters", ()):
+        if parameter["in"] == "query":
+            yield parameter["name"], is_list(parameter["schema"])
+    for name in {name for scheme in operation.get("security", ()) for name in scheme}:
+        if schemes[name].get("in") == "query":
+            yield schemes[name]["name"], False
+
+
+def is_list(schema: dict[str, Any]) -> bool:
+    return any(part.get("type") == "array" for part in (schema, *schema.get("anyOf", ())))

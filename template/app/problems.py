@@ -26,7 +26,12 @@ unavailable_answers = metrics.get_meter(NAME).create_counter(
 MEDIA_TYPE = "application/problem+json"
 SAFE = ("GET", "HEAD", "OPTIONS")  # RFC 9110, 9.2.1
 IDEMPOTENT = (*SAFE, "PUT", "DELETE")  # 9.2.2
-PHRASES = responses | {413: "Content Too Large"}  # whatever Python's release calls it
+PHRASES = responses | {  # RFC 9110's, where Python 3.11 and 3.13 differ
+    413: "Content Too Large",
+    414: "URI Too Long",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
 
 
 class Kind(NamedTuple):
@@ -39,7 +44,9 @@ class Kind(NamedTuple):
 
 KINDS = {
     409: Kind("/problems/conflict", "Conflict", "This conflicts with what is stored."),
-    412: Kind("/problems/changed", "Changed Meanwhile", "If-Match names another version."),
+    412: Kind(
+        "/problems/changed", "Changed Meanwhile", "If-Match does not match the current version."
+    ),
     422: Kind("/problems/invalid-request", "Invalid Request", "The request is not valid."),
     428: Kind("/problems/precondition-required", "Precondition Required", "Send If-Match."),
     503: Kind("/problems/unavailable", "Unavailable", "Please try again in a moment."),
@@ -47,7 +54,7 @@ KINDS = {
 UNKNOWN = Kind(
     "/problems/outcome-unknown",
     "Outcome Unknown",
-    "Whether this was stored is not known. Look before you send it again.",
+    "It is unknown whether this was stored. Check before retrying.",
 )
 
 
@@ -65,14 +72,16 @@ class FieldError(BaseModel):
         json_schema_extra=drop_default,
     )
     pointer: str | SkipJsonSchema[None] = Field(
-        default=None, description="Of the body's field (RFC 6901).", json_schema_extra=drop_default
+        default=None,
+        description="JSON Pointer to the field in the body.",
+        json_schema_extra=drop_default,
     )
     name: str | SkipJsonSchema[None] = Field(
         default=None,
-        description="The parameter's, or the column's.",
+        description="Name of the parameter or column.",
         json_schema_extra=drop_default,
     )
-    code: str = Field(description="Stays the same, for programs.")
+    code: str = Field(description="Stable, machine-readable code.")
     detail: str = Field(description="For people; may change.")
 
 
@@ -92,7 +101,10 @@ class Problem(BaseModel):
 
 
 def make_problem(code: int, kind: Kind | None = None, /, **members: Any) -> Problem:
-    kind = kind or KINDS.get(code) or Kind("about:blank", PHRASES.get(code, "Error"))
+    blank = Kind("about:blank", PHRASES.get(code, "Error"))
+    if "type" in members:
+        kind = blank  # a problem of one's own, which the detail of another would describe wrongly
+    kind = kind or KINDS.get(code) or blank
     own = {"status": code, "request_id": request_id.get()}
     return Problem(**kind._asdict() | members | own)
 

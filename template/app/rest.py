@@ -8,19 +8,34 @@ from functools import cache
 from hashlib import sha256
 from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Header
+from fastapi import Header, Query
 from pydantic import BaseModel, BeforeValidator, Field, computed_field
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
 from sqlalchemy import BigInteger, ColumnElement, bindparam, true
 from sqlalchemy.orm import InstrumentedAttribute
 
-from app.fields import MAX_ID
+from app.fields import MAX_ID, Canonical
 
 T = TypeVar("T")
 
 STRONG_TAG = re.compile(r'"([0-9]{1,19})-[0-9a-f]{8}"')  # of those that `etag` makes
 
-IfMatch = Annotated[str | None, Header(alias="If-Match", max_length=1_000)]
-"""The tag of the version to change; `= None`: it may be absent. Without a default that is 428."""
+IfMatch = Annotated[
+    str | SkipJsonSchema[None],
+    Header(
+        alias="If-Match",
+        max_length=1_000,
+        description="The entity tag of the version to change.",
+        examples=['"1-3f786850"'],
+    ),
+]
+"""`= None`: it may be absent; without a default, a missing header is answered with 428."""
+
+MAX_LIMIT = 100
+Limit = Annotated[
+    int, Query(ge=1, le=MAX_LIMIT, description="The most items to return."), Canonical
+]
 
 
 class Versioned(BaseModel):
@@ -60,12 +75,13 @@ def fingerprint(model: type[BaseModel]) -> str:
 def matches(version: InstrumentedAttribute[int], if_match: str | None) -> ColumnElement[bool]:
     """Return the condition of `If-Match` (RFC 9110, 13.1.1); without it the last write wins.
 
-    The version alone is compared: to know it in an older release's form is to know the state.
+    The version alone is compared: a tag of an older release still identifies the same state.
     """
     tags = [tag.strip() for tag in ("*" if if_match is None else if_match).split(",")]
     if tags == ["*"]:
         return true()
-    # 64 bits, whatever the column has: a version that it can't hold is another one, no error.
+    # 64 bits, whatever the column has: a version too large for the column is a mismatch, not an
+    # error.
     known = bindparam(None, list(versions(tags)), BigInteger, unique=True, expanding=True)
     return version.in_(known)
 
@@ -87,8 +103,13 @@ def decode_cursor(text: str) -> int:
     except ValueError:
         key = 0
     if not 1 <= key <= MAX_ID or encode_cursor(key) != text:
-        raise ValueError("not a cursor that this service gave")
+        raise PydanticCustomError("invalid_cursor", "This is no cursor that the service has given")
     return key
 
 
-Cursor = Annotated[int, BeforeValidator(decode_cursor, json_schema_input_type=str)]
+Cursor = Annotated[
+    int | None,
+    Query(description="The `next_cursor` of the page before.", examples=["AAAAAAAAAGQ"]),
+    BeforeValidator(decode_cursor, json_schema_input_type=str),
+]
+"""The key to begin behind; `= None`: without it, a list begins with its first page."""

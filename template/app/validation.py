@@ -1,34 +1,46 @@
 """Requests that the OpenAPI document does not allow, and what a client is told of them."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from fastapi import Response, status
+from fastapi import HTTPException, Response, status
 from fastapi.exceptions import RequestValidationError
 from fastapi.requests import HTTPConnection
-from starlette.datastructures import FormData
 
-from app.operations import find_operation
+from app.health import is_probe
+from app.operations import Operation, find_operation
 from app.problems import FieldError, problem
 
-FORMS = {"application/x-www-form-urlencoded", "multipart/form-data"}
+URLENCODED = "application/x-www-form-urlencoded"
+FORMS = {URLENCODED, "multipart/form-data"}
 ACCEPT = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}  # of a 415; RFC 9110, 15.5.16: Accept
 
 
-async def check_query(connection: HTTPConnection) -> None:
-    """Refuse a parameter that the operation does not have: a misspelt filter returns everything."""
+async def check_request(connection: HTTPConnection) -> None:
+    """Refuse what FastAPI would ignore: unknown parameters, and what is no form where one is due.
+
+    Not of a probe, which an orchestrator may send with anything, and which has to be answered.
+    """
     scope = connection.scope
-    if not scope["query_string"] or scope["type"] != "http":
+    if not (scope["query_string"] or is_sent(connection)) or is_probe(scope):
         return
     if (operation := find_operation(scope)) is None:
         return
-    lists = {name: is_list(schema) for name, schema in query_parameters(operation, scope["app"])}
+    forms = operation.media_types & FORMS
+    if forms and is_sent(connection) and not accepts(operation, connection):
+        headers = accepted(operation, connection)
+        raise HTTPException(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, headers=headers)
+    check_query(operation, connection)
+
+
+def check_query(operation: Operation, connection: HTTPConnection) -> None:
+    """Refuse an unknown parameter: a misspelt filter would silently return everything."""
     errors: list[dict[str, Any]] = []
     for name, count in Counter(key for key, _ in connection.query_params.multi_items()).items():
-        if name not in lists:
+        if name not in operation.query:
             code, text = "unknown_parameter", "This parameter is not known"
-        elif count > 1 and not lists[name]:
+        elif count > 1 and not operation.query[name]:
             code, text = "repeated_parameter", "This parameter is given more than once"
         else:
             continue
@@ -37,31 +49,15 @@ async def check_query(connection: HTTPConnection) -> None:
         raise RequestValidationError(errors)
 
 
-def query_parameters(operation: dict[str, Any], app: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    for parameter in operation.get("parameters", ()):
-        if parameter["in"] == "query":
-            yield parameter["name"], parameter["schema"]
-    schemes = app.openapi()["components"].get("securitySchemes", {})
-    for name in {name for scheme in operation.get("security", ()) for name in scheme}:
-        if schemes[name].get("in") == "query":
-            yield schemes[name]["name"], {}
-
-
-def is_list(schema: dict[str, Any]) -> bool:
-    return any(part.get("type") == "array" for part in (schema, *schema.get("anyOf", ())))
-
-
 def refuse(connection: HTTPConnection, error: Any) -> Response:
     """Answer 415, 428 or 422, and never repeat a value: it may be a password, sent by mistake."""
     errors = error.errors()
     body = getattr(error, "body", None)
-    if is_sent(connection, body) and any(found["loc"][0] == "body" for found in errors):
-        operation = find_operation(connection.scope) or {}
-        accepted = set(operation.get("requestBody", {}).get("content", ()))
-        if accepted and not accepted & media_types(connection):
+    if body and any(found["loc"][0] == "body" for found in errors):
+        operation = find_operation(connection.scope)
+        if operation and operation.media_types and not accepts(operation, connection):
             response = problem(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE)
-            name = ACCEPT.get(connection.scope["method"], "Accept")
-            response.headers[name] = ", ".join(sorted(accepted))
+            response.headers.update(accepted(operation, connection))
             return response
     if all(found["type"] == "missing" and found["loc"][1:] == ("If-Match",) for found in errors):
         return problem(status.HTTP_428_PRECONDITION_REQUIRED)
@@ -69,17 +65,26 @@ def refuse(connection: HTTPConnection, error: Any) -> Response:
     return problem(status.HTTP_422_UNPROCESSABLE_CONTENT, errors=found)
 
 
-def is_sent(connection: HTTPConnection, body: Any) -> bool:
-    # Where a form is expected, anything else is read as an empty one.
-    return bool(body) or (isinstance(body, FormData) and "content-type" in connection.headers)
+def is_sent(connection: HTTPConnection) -> bool:
+    headers = connection.headers
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
-def media_types(connection: HTTPConnection) -> set[str]:
-    """Return the body's media type, and others that are read in the same way."""
+def accepts(operation: Operation, connection: HTTPConnection) -> bool:
     sent = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if sent.startswith("application/") and sent.endswith("+json"):
-        return {sent, "application/json"}
-    return FORMS if sent in FORMS else {sent}
+    is_json = sent.startswith("application/") and sent.endswith("+json")
+    return bool({sent, "application/json" if is_json else sent} & takes(operation))
+
+
+def accepted(operation: Operation, connection: HTTPConnection) -> dict[str, str]:
+    """Return the header of a 415 that names the right media types."""
+    name = ACCEPT.get(connection.scope["method"], "Accept")
+    return {name: ", ".join(sorted(takes(operation)))}
+
+
+def takes(operation: Operation) -> frozenset[str]:
+    # A form without files may be sent in either way; one with files, in parts only.
+    return operation.media_types | (FORMS if URLENCODED in operation.media_types else set())
 
 
 def field_error(found: Any, body: Any) -> FieldError:
@@ -89,6 +94,8 @@ def field_error(found: Any, body: Any) -> FieldError:
         detail = f"Input tag should be one of {found['ctx']['expected_tags']}"
     elif found["type"] == "json_invalid":
         detail = f"{detail} at character {path.pop()}"
+    elif found["type"] == "value_error":
+        detail = detail.removeprefix("Value error, ")  # pydantic's, before a validator's own words
     known = {"place": place, "code": found["type"], "detail": detail}
     if place == "body":
         return FieldError(**known, pointer=point(path, body, found["type"] == "missing"))

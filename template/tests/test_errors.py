@@ -10,7 +10,7 @@ import pytest
 from fastapi import APIRouter, Body, Cookie, Depends, FastAPI, Header, HTTPException, Query
 from fastapi.security import APIKeyQuery
 from httpx2 import ASGITransport, AsyncClient, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 from sqlalchemy import literal, select
 from starlette.requests import ClientDisconnect
 
@@ -18,9 +18,11 @@ from app import VERSION
 from app.database import BigIntegerKey, UTCDateTime
 from app.dependencies import ReaderDep
 from app.factory import create_app
-from app.fields import Id
+from app.fields import Id, Integer, Json, Time
 from app.health import VERSIONS
-from app.rest import IfMatch
+from app.problems import PHRASES
+from app.responses import describe_error
+from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit
 from app.settings import ServiceSettings, load_settings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -29,6 +31,10 @@ TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 @pytest.fixture
 def settings(shared_settings: ServiceSettings) -> ServiceSettings:
     return shared_settings
+
+
+def refuse(value: str) -> str:
+    raise ValueError("not mine")
 
 
 class Login(BaseModel):
@@ -51,6 +57,9 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     @app.post("/login")
     async def login(login: Login) -> None: ...
 
+    @app.post("/json")
+    async def keep(data: Annotated[Json, Body()]) -> None: ...
+
     @app.post("/pets")
     async def buy(pet: Annotated[Cat | Dog, Body(discriminator="kind")]) -> None: ...
 
@@ -59,8 +68,12 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     @app.get("/found/{number}", dependencies=[Depends(key)])
     async def find(
         number: Id,
-        limit: int | None = None,
+        limit: Limit = MAX_LIMIT,
+        offset: Integer = 0,
+        at: Time | None = None,
+        cursor: Cursor = None,
         tags: Annotated[list[str] | None, Query()] = None,
+        own: Annotated[str, AfterValidator(refuse)] = "",
         x_count: Annotated[int, Header()] = 1,
         count: Annotated[int, Cookie()] = 1,
     ) -> list[str] | None:
@@ -70,6 +83,9 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     @app.patch("/changed", operation_id="patch")
     @app.put("/changed", operation_id="put")
     async def change(login: Login) -> None: ...
+
+    @app.post("/hidden/{number}", include_in_schema=False, dependencies=[Depends(key)])
+    async def hide(number: Id, login: Login, limit: int = 1) -> None: ...
 
     @app.delete("/guarded")
     async def delete(if_match: IfMatch) -> None: ...
@@ -170,6 +186,48 @@ async def test_an_id_has_one_spelling(client: AsyncClient, number: str) -> None:
         assert (await client.get(f"/found/{other}")).status_code == 422
 
 
+@pytest.mark.parametrize("name", ["limit", "offset"])
+async def test_an_integer_of_the_query_has_one_spelling(client: AsyncClient, name: str) -> None:
+    assert (await client.get(f"/found/1?{name}=10")).status_code == 200
+    for other in ("01", "%2B1", "1_0", "%201", "1.0", "1%20"):
+        assert (other, (await client.get(f"/found/1?{name}={other}")).status_code) == (other, 422)
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "detail"),
+    [
+        ("/found/1?cursor=x", "invalid_cursor", "This is no cursor that the service has given"),
+        ("/found/1?at=10:00Z", "time_with_offset", "A time must not have a UTC offset"),
+        ("/found/1?own=x", "value_error", "not mine"),
+    ],
+)
+async def test_a_refused_value_has_a_code_of_its_own(
+    app: FastAPI, client: AsyncClient, path: str, code: str, detail: str
+) -> None:
+    [error] = check_problem(await client.get(path), 422)["errors"]
+
+    assert (error["code"], error["detail"]) == (code, detail)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b'"\\u0000"', "unstorable_text"),
+        (b"[1e999]", "finite_number"),
+        (b"9223372036854775808", "integer_too_large"),
+    ],
+)
+async def test_json_that_no_database_stores_has_a_code_of_its_own(
+    client: AsyncClient, content: bytes, code: str
+) -> None:
+    headers = {"Content-Type": "application/json"}
+
+    response = await client.post("/json", content=content, headers=headers)
+
+    [error] = check_problem(response, 422)["errors"]
+    assert error["code"] == code
+
+
 @pytest.mark.parametrize(
     ("method", "header"), [("POST", "Accept-Post"), ("PATCH", "Accept-Patch"), ("PUT", "Accept")]
 )
@@ -188,6 +246,25 @@ async def test_another_media_type_is_refused_and_the_right_one_is_named(
     assert (await send("text/plain", b"")).status_code == 422  # nothing was sent
 
 
+async def test_an_operation_that_is_hidden_is_as_strict_as_another(client: AsyncClient) -> None:
+    login = {"password": 1}
+
+    allowed = await client.post("/hidden/1?limit=1&key=a", json=login)
+    unknown = await client.post("/hidden/1?limits=1", json=login)
+    repeated = await client.post("/hidden/1?limit=1&limit=2", json=login)
+    text = await client.post("/hidden/1", content="{}", headers={"Content-Type": "text/plain"})
+
+    assert allowed.status_code == 200
+    assert check_problem(unknown, 422)["errors"][0]["code"] == "unknown_parameter"
+    assert check_problem(repeated, 422)["errors"][0]["code"] == "repeated_parameter"
+    assert check_problem(text, 415)
+    assert text.headers["accept-post"] == "application/json"
+
+
+async def test_a_probe_may_have_any_query(client: AsyncClient) -> None:
+    assert (await client.get("/health/live?at=1")).status_code == 200
+
+
 async def test_a_precondition_may_be_required(client: AsyncClient) -> None:
     missing = await client.delete("/guarded")
     given = await client.delete("/guarded", headers={"If-Match": "*"})
@@ -203,7 +280,6 @@ async def test_a_precondition_may_be_required(client: AsyncClient) -> None:
         (404, "No such order.", {"detail": "No such order."}),
         (409, {"code": "sold_out", "status": 1}, {"code": "sold_out"}),
         (409, {"detail": "Sold out."}, {"detail": "Sold out.", "type": "/problems/conflict"}),
-        (409, {"type": "/problems/sold-out"}, {"type": "/problems/sold-out"}),
         (409, ["sold out"], {"detail": "['sold out']"}),
         (499, "Gone.", {"title": "Error", "detail": "Gone."}),
     ],
@@ -218,6 +294,33 @@ async def test_what_a_handler_raises_is_a_problem_of_its_status(
     problem = check_problem(await client.get("/raised"), status)
 
     assert problem.items() >= members.items()
+
+
+async def test_a_problem_of_ones_own_inherits_nothing(app: FastAPI, client: AsyncClient) -> None:
+    own = {"type": "/problems/sold-out", "title": "Sold Out"}
+
+    @app.get("/raised")
+    async def raised(title: bool) -> None:
+        raise HTTPException(409, own if title else {"type": own["type"]})
+
+    titled = check_problem(await client.get("/raised?title=1"), 409)
+    untitled = check_problem(await client.get("/raised?title=0"), 409)
+
+    assert titled == own | {"status": 409, "request_id": titled["request_id"]}
+    assert (untitled["title"], "detail" in untitled) == ("Conflict", False)
+
+
+@pytest.mark.parametrize(
+    ("status", "title"),
+    [
+        (413, "Content Too Large"),
+        (414, "URI Too Long"),
+        (416, "Range Not Satisfiable"),
+        (422, "Unprocessable Content"),
+    ],
+)
+async def test_a_status_has_one_name_whatever_python_calls_it(status: int, title: str) -> None:
+    assert describe_error(status)["description"] == PHRASES[status] == title
 
 
 @pytest.mark.parametrize("status", [204, 304])
@@ -485,6 +588,10 @@ async def test_the_documentation_comes_from_the_service_alone(client: AsyncClien
             TRACE_ID,
         ),
         ({"X-Request-ID": "order-7", "traceparent": "00-0-0-0"}, "order-7"),
+        ({"traceparent": f"01-{TRACE_ID}-00f067aa0ba902b7-01-more"}, TRACE_ID),
+        ({"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01-more"}, None),
+        ({"traceparent": f"01-{TRACE_ID}-00f067aa0ba902b7-01more"}, None),
+        ({"traceparent": f"ff-{TRACE_ID}-00f067aa0ba902b7-01"}, None),
         ({"X-Request-ID": "two words\x7f"}, None),
         ({"X-Request-ID": "a" * 129}, None),
         ({"traceparent": f"00-{'0' * 32}-00f067aa0ba902b7-01"}, None),
@@ -496,7 +603,10 @@ async def test_a_request_keeps_a_valid_id_and_gets_one_otherwise(
 ) -> None:
     given = (await client.get("/health/live", headers=headers)).headers["x-request-id"]
 
-    assert given == expected if expected else len(given) == 32
+    if expected:
+        assert given == expected
+    else:
+        assert (len(given), given != TRACE_ID) == (32, True)
 
 
 async def test_each_request_but_a_probe_is_one_line_without_its_query(

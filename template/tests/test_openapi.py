@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
+from fastapi.security import HTTPBearer
 from httpx2 import AsyncClient
 from pydantic import BaseModel
 
@@ -12,7 +13,7 @@ from app.factory import create_app
 from app.fields import BigInteger, Id, Integer
 from app.openapi import openapi
 from app.operations import check_names
-from app.rest import IfMatch, Page, Versioned, etag
+from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit, Page, Versioned, etag
 from app.settings import ServiceSettings
 
 ALWAYS = {"400", "422", "500", "503"}
@@ -37,7 +38,7 @@ async def app(settings: ServiceSettings) -> FastAPI:
     app = create_app(settings)
 
     @app.get("/things")
-    async def list_things() -> Page[ThingRead]:
+    async def list_things(limit: Limit = MAX_LIMIT, cursor: Cursor = None) -> Page[ThingRead]:
         return Page(items=[ThingRead(version=7, id=1)], next_cursor=None)
 
     @app.post("/things", status_code=201)
@@ -47,6 +48,9 @@ async def app(settings: ServiceSettings) -> FastAPI:
     @app.get("/things/{thing_id}", responses={403: {}})
     async def read_thing(thing_id: Id) -> ThingRead:
         raise NotImplementedError
+
+    @app.get("/thing", dependencies=[Depends(HTTPBearer())])
+    async def find_thing() -> ThingRead | None: ...
 
     @app.put("/things/{thing_id}")
     async def replace_thing(thing_id: Id, data: ThingCreate, if_match: IfMatch = None) -> ThingRead:
@@ -72,6 +76,7 @@ def operations(app: FastAPI) -> dict[str, Any]:
         ("list_things", {"200"}),
         ("create_thing", {"201", "409", "413", "415"}),
         ("read_thing", {"200", "304", "403", "404"}),
+        ("find_thing", {"200", "304", "401"}),
         ("replace_thing", {"200", "404", "409", "412", "413", "415"}),
         ("delete_thing", {"204", "404", "409", "412", "428"}),
     ],
@@ -108,16 +113,81 @@ async def test_each_error_is_documented_as_a_problem_with_an_example(app: FastAP
 @pytest.mark.parametrize(
     ("name", "code", "headers"),
     [
-        ("list_things", "200", {"X-Request-ID"}),
-        ("create_thing", "201", {"X-Request-ID", "ETag", "Location"}),
-        ("read_thing", "200", {"X-Request-ID", "ETag"}),
-        ("delete_thing", "204", {"X-Request-ID"}),
+        ("list_things", "200", set()),
+        ("create_thing", "201", {"ETag", "Location"}),
+        ("read_thing", "200", {"ETag"}),
+        ("read_thing", "304", {"ETag"}),
+        ("find_thing", "200", {"ETag"}),
+        ("delete_thing", "204", set()),
     ],
 )
 async def test_headers_are_documented_where_they_are_sent(
     app: FastAPI, name: str, code: str, headers: set[str]
 ) -> None:
-    assert operations(app)[name]["responses"][code]["headers"].keys() == headers
+    always = {"X-Request-ID", "Cache-Control"}
+    assert operations(app)[name]["responses"][code]["headers"].keys() == always | headers
+
+
+@pytest.mark.parametrize(
+    ("code", "headers"),
+    [
+        (401, {"WWW-Authenticate"}),
+        (415, {"Accept", "Accept-Post", "Accept-Patch"}),
+        (503, {"Retry-After"}),
+    ],
+)
+async def test_headers_of_an_error_are_documented(
+    app: FastAPI, code: int, headers: set[str]
+) -> None:
+    components = app.openapi()["components"]
+
+    always = {"X-Request-ID", "Cache-Control"}
+    assert components["responses"][f"Problem{code}"]["headers"].keys() == always | headers
+    assert all(components["headers"][name]["description"] for name in headers)
+    assert components["headers"]["Retry-After"]["schema"] == {"type": "integer"}
+
+
+@pytest.mark.parametrize(
+    ("name", "documented"), [("read_thing", 1), ("find_thing", 1), ("list_things", 0)]
+)
+async def test_if_none_match_is_documented_where_304_is(
+    app: FastAPI, name: str, documented: int
+) -> None:
+    operation = operations(app)[name]
+
+    names = [parameter["name"] for parameter in operation.get("parameters", ())]
+    assert names.count("If-None-Match") == documented == ("304" in operation["responses"])
+
+
+async def test_the_401_of_a_scheme_is_sent_with_the_documented_header(client: AsyncClient) -> None:
+    response = await client.get("/thing")
+
+    assert response.status_code == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("operation", "name", "required"),
+    [
+        ("list_things", "cursor", False),
+        ("replace_thing", "If-Match", False),
+        ("delete_thing", "If-Match", True),
+    ],
+)
+async def test_a_parameter_of_rest_is_documented_as_a_text_with_an_example(
+    app: FastAPI, operation: str, name: str, required: bool
+) -> None:
+    [parameter] = [
+        parameter
+        for parameter in operations(app)[operation]["parameters"]
+        if parameter["name"] == name
+    ]
+
+    schema = parameter["schema"]
+    assert (parameter["required"], schema["type"]) == (required, "string")
+    assert not {"anyOf", "default"} & schema.keys()
+    assert parameter["description"]
+    assert schema["examples"]
 
 
 async def test_integers_are_documented_with_their_size(app: FastAPI) -> None:
@@ -130,6 +200,8 @@ async def test_integers_are_documented_with_their_size(app: FastAPI) -> None:
         "id": "int64",
     }
     assert fields["id"]["maximum"] == fields["total"]["maximum"] == 2**63 - 1
+    limit = operations(app)["list_things"]["parameters"][0]["schema"]
+    assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, MAX_LIMIT, MAX_LIMIT)
 
 
 async def test_a_page_is_called_after_what_is_on_it(app: FastAPI) -> None:

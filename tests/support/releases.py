@@ -504,8 +504,8 @@ def rename_example(folder: Path) -> None:
         file.write_text(re.sub(r"\bItem\b", "Unit", text))
     replace(
         folder / "app/features/inventory/routes.py",
-        "MAX_LIMIT = 100",
-        "MAX_LIMIT = 100\nMORE = True",
+        'tags=["items"])',
+        'tags=["items"])\nMORE = True',
     )
 
 

@@ -1,26 +1,22 @@
 """The endpoints of the items. Yours: an update leaves it alone."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, HTTPException, Query, Request, Response, status
+from fastapi import APIRouter, HTTPException, Request, Response, status
 
 from app.dependencies import ReaderDep, SessionDep
 from app.features.items import queries
 from app.features.items.models import Item
 from app.features.items.schemas import ItemCreate, ItemRead, ItemUpdate
 from app.fields import Id
-from app.rest import Cursor, IfMatch, Page, encode_cursor, etag, matches
+from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit, Page, encode_cursor, etag, matches
 
 router = APIRouter(prefix="/items", tags=["items"])
-
-MAX_LIMIT = 100
 
 
 @router.get("", response_model=Page[ItemRead])
 async def list_items(
-    reader: ReaderDep,
-    limit: Annotated[int, Query(ge=1, le=MAX_LIMIT)] = MAX_LIMIT,
-    cursor: Cursor | None = None,
+    reader: ReaderDep, limit: Limit = MAX_LIMIT, cursor: Cursor = None
 ) -> dict[str, Any]:
     """Oldest first. A page costs the same wherever it is: it begins behind a key, not an offset.
 

@@ -11,7 +11,7 @@ from app.database.connections import OutcomeUnknown
 # Only a value of the request can cause these: 422 …
 REFUSED = {
     "22000",  # one that the driver can't send
-    "22021",  # a character that is none, such as NUL
+    "22021",  # an invalid character, such as NUL
     "22P05",  # … or none in the database's encoding
     "22025",  # a pattern of LIKE
     "2201B",  # a regular expression
