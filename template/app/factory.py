@@ -50,8 +50,8 @@ def create_app(
 
     app.include_router(health)
 
-    # The last one added is the first to see a request: the features' middleware, added above, has
-    # a request's id and line in the log, and is inside CORS.
+    # The last one added is the first to see a request. That of the features, added above, is inside
+    # all of these: its answers have an id, a line in the log and CORS headers.
     app.add_middleware(answer_not_modified)
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):
