@@ -402,6 +402,66 @@ def test_an_object_that_has_changed_since_it_was_read_is_a_conflict(
         assert server.client.get("/items/1").json() == created.json()
 
 
+FILTERED = """
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from sqlalchemy import String, bindparam, or_
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.dependencies import Reader, ReaderDep
+from app.features.items.models import Item
+from app.features.items.queries import PAGE, ItemRow
+from app.features.items.schemas import Description
+
+X = bindparam("x")
+TYPED = bindparam("x", None, String)
+UNTYPED_PAGE = PAGE.where(or_(X.is_(None), Item.description == X))
+TYPED_PAGE = PAGE.where(or_(TYPED.is_(None), Item.description == TYPED))
+
+router = APIRouter()
+
+
+@router.get("/filtered")
+async def list_filtered(db: ReaderDep, description: Description | None = None) -> list[str]:
+    rows = await list_items(db, after=0, limit=9, description=description)
+    return [row.name for row in rows]
+
+
+@router.get("/untyped")
+async def list_untyped(db: ReaderDep, description: Description | None = None) -> list[str]:
+    parameters = {"after": 0, "limit": 9, "x": description}
+    return [row.name for row in await db.execute(UNTYPED_PAGE, parameters)]
+
+
+@router.get("/typed")
+async def list_typed(db: ReaderDep, description: Description | None = None) -> list[str]:
+    parameters = {"after": 0, "limit": 9, "x": description}
+    return [row.name for row in await db.execute(TYPED_PAGE, parameters)]
+
+
+"""
+
+
+def test_a_filter_may_be_left_out(service: Service, migrated: Database, tmp_path: Path) -> None:
+    copy = service.copy(tmp_path / "service")
+    page = page_text("how-to/feature.md")
+    [function] = [block.text for block in blocks(page) if "statement.where" in block.text]
+    copy.extend(routes=FILTERED + function.replace("order", "item").replace("Order", "Item"))
+
+    with copy.serve(**migrated.variables) as server:
+        for name, description in (("Spanner", "13 mm"), ("Saw", None), ("Wrench", "13 mm")):
+            item = {"name": name, "description": description}
+            server.client.post("/items", json=item).raise_for_status()
+        for path in ("/filtered", "/typed"):
+            assert server.client.get(path).json() == ["Spanner", "Saw", "Wrench"]
+            given = server.client.get(path, params={"description": "13 mm"})
+            assert given.json() == ["Spanner", "Wrench"]
+            assert server.client.get(path, params={"description": "'"}).json() == []
+        refused = {"sqlite": 200, "postgresql": 500}[service.database]
+        assert server.client.get("/untyped").status_code == refused
+
+
 def test_a_walk_from_the_start_finds_what_was_committed_late(
     service: Service, migrated: Database
 ) -> None:
