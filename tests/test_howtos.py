@@ -5,11 +5,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -460,6 +461,16 @@ def test_a_filter_may_be_left_out(service: Service, migrated: Database, tmp_path
             assert server.client.get(path, params={"description": "'"}).json() == []
         refused = {"sqlite": 200, "postgresql": 500}[service.database]
         assert server.client.get("/untyped").status_code == refused
+
+    if isinstance(migrated, SQLiteDatabase):  # `name` has an index, as it is unique
+        with closing(sqlite3.connect(migrated.path)) as connection:
+
+            def plan(condition: str) -> str:
+                explain = f"EXPLAIN QUERY PLAN SELECT * FROM items WHERE {condition}"
+                return str(connection.execute(explain, ("Saw",)).fetchall())
+
+            assert "SEARCH items" in plan("name = ?1")
+            assert "SCAN items" in plan("?1 IS NULL OR name = ?1")
 
 
 def test_a_walk_from_the_start_finds_what_was_committed_late(

@@ -237,6 +237,14 @@ def test_a_secret_that_is_missing_is_named_by_what_needs_it_and_by_nothing_else(
     assert f"{SECRET}=********** from .env" in said
 
 
+def test_a_worker_that_takes_the_queries_of_a_feature_loads_no_route(service: Service) -> None:
+    loaded = "import app.features.items.queries, sys; print(*sys.modules)"
+    modules = service.run(".venv/bin/python", "-c", loaded).stdout.split()
+
+    assert "app.features.items.queries" in modules
+    assert "app.features.items.routes" not in modules
+
+
 def services(folder: Path) -> Iterator[dict[str, object]]:
     compose = yaml.safe_load((folder / "compose.yaml").read_text())
     yield from (compose["services"][name] for name in ("migrate", "app"))
