@@ -142,7 +142,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(
     code, many = doctor("--processes", "1000")
     if service.database == "postgresql":
         assert code == 1
-        assert "15000 of its 97 connections may be opened; lower DATABASE_POOL_SIZE" in many
+        assert "this service may open 15000 of its 97 connections; lower DATABASE_POOL_SIZE" in many
     else:
         assert code == 0
 
@@ -202,8 +202,12 @@ def test_only_a_postgresql_service_must_be_told_where_its_database_is(
         assert "DATABASE_URL: missing" in done.stdout
         assert "Traceback" not in done.stdout
         copy = service.copy(tmp_path / "service")
-        doctor = copy.run("uv", "run", "--no-sync", "poe", "doctor", check=False)
-        assert "uv run poe dev makes a server" in doctor.stdout
+        for command in (("poe", "doctor"), ("alembic", "upgrade", "head")):
+            refused = copy.run("uv", "run", "--no-sync", *command, check=False)
+            assert refused.returncode == 1
+            assert "uv run poe dev makes a server" in refused.stdout
+            assert "DATABASE_URL: missing" in refused.stdout
+            assert "Traceback" not in refused.stdout
 
 
 @pytest.mark.parametrize(

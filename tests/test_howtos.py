@@ -5,11 +5,12 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -400,6 +401,76 @@ def test_an_object_that_has_changed_since_it_was_read_is_a_conflict(
         created = server.client.post("/items", json={"name": "Spanner"})
         assert server.client.post("/rename").status_code == 409
         assert server.client.get("/items/1").json() == created.json()
+
+
+FILTERED = """
+from collections.abc import Sequence
+
+from fastapi import APIRouter
+from sqlalchemy import String, bindparam, or_
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.dependencies import Reader, ReaderDep
+from app.features.items.models import Item
+from app.features.items.queries import PAGE, ItemRow
+from app.features.items.schemas import Description
+
+X = bindparam("x")
+TYPED = bindparam("x", None, String)
+UNTYPED_PAGE = PAGE.where(or_(X.is_(None), Item.description == X))
+TYPED_PAGE = PAGE.where(or_(TYPED.is_(None), Item.description == TYPED))
+
+router = APIRouter()
+
+
+@router.get("/filtered")
+async def list_filtered(db: ReaderDep, description: Description | None = None) -> list[str]:
+    rows = await list_items(db, after=0, limit=9, description=description)
+    return [row.name for row in rows]
+
+
+@router.get("/untyped")
+async def list_untyped(db: ReaderDep, description: Description | None = None) -> list[str]:
+    parameters = {"after": 0, "limit": 9, "x": description}
+    return [row.name for row in await db.execute(UNTYPED_PAGE, parameters)]
+
+
+@router.get("/typed")
+async def list_typed(db: ReaderDep, description: Description | None = None) -> list[str]:
+    parameters = {"after": 0, "limit": 9, "x": description}
+    return [row.name for row in await db.execute(TYPED_PAGE, parameters)]
+
+
+"""
+
+
+def test_a_filter_may_be_left_out(service: Service, migrated: Database, tmp_path: Path) -> None:
+    copy = service.copy(tmp_path / "service")
+    page = page_text("how-to/feature.md")
+    [function] = [block.text for block in blocks(page) if "statement.where" in block.text]
+    copy.extend(routes=FILTERED + function.replace("order", "item").replace("Order", "Item"))
+
+    with copy.serve(**migrated.variables) as server:
+        for name, description in (("Spanner", "13 mm"), ("Saw", None), ("Wrench", "13 mm")):
+            item = {"name": name, "description": description}
+            server.client.post("/items", json=item).raise_for_status()
+        for path in ("/filtered", "/typed"):
+            assert server.client.get(path).json() == ["Spanner", "Saw", "Wrench"]
+            given = server.client.get(path, params={"description": "13 mm"})
+            assert given.json() == ["Spanner", "Wrench"]
+            assert server.client.get(path, params={"description": "'"}).json() == []
+        refused = {"sqlite": 200, "postgresql": 500}[service.database]
+        assert server.client.get("/untyped").status_code == refused
+
+    if isinstance(migrated, SQLiteDatabase):  # `name` has an index, as it is unique
+        with closing(sqlite3.connect(migrated.path)) as connection:
+
+            def plan(condition: str) -> str:
+                explain = f"EXPLAIN QUERY PLAN SELECT * FROM items WHERE {condition}"
+                return str(connection.execute(explain, ("Saw",)).fetchall())
+
+            assert "SEARCH items" in plan("name = ?1")
+            assert "SCAN items" in plan("?1 IS NULL OR name = ?1")
 
 
 def test_a_walk_from_the_start_finds_what_was_committed_late(

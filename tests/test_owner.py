@@ -22,16 +22,21 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.logging import request_id
+
 OPEN = ("/health/live", "/health/ready", "/login")
 
 
-def ask_for_token(app: ASGIApp) -> ASGIApp:
+def ask_for_token(app: ASGIApp, secret: str) -> ASGIApp:
+    assert secret
+
     async def check(scope: Scope, receive: Receive, send: Send) -> None:
         given = dict(scope.get("headers", ()))
         if scope["type"] == "lifespan" or scope["path"] in OPEN or b"authorization" in given:
             await app(scope, receive, send)
         else:
-            await JSONResponse({"error": "who are you?"}, 401)(scope, receive, send)
+            problem = {"error": "who are you?", "request_id": request_id.get()}
+            await JSONResponse(problem, 401)(scope, receive, send)
 
     return check
 
@@ -98,19 +103,25 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 
 from app.features import auth
-from app.features.items import router as items
+from app.features.items.routes import router as items
 
 
 def add_features(app: FastAPI) -> None:
     """Register routers, and whatever else of FastAPI or logging the features need."""
-    app.add_middleware(auth.ask_for_token)
+    secret = app.state.settings.jwt_secret.get_secret_value()
+    app.add_middleware(auth.ask_for_token, secret=secret)
     app.add_exception_handler(RequestValidationError, auth.refuse)
     app.add_exception_handler(Exception, auth.fail)
     app.include_router(auth.router)
     app.include_router(items)
 '''
 TESTS = """\
-from httpx2 import AsyncClient
+import pytest
+from httpx2 import ASGITransport, AsyncClient
+
+from app.factory import create_app
+from app.features.registration import add_features
+from app.settings import Settings
 
 
 async def test_a_login_needs_no_token_and_knows_the_secret(client: AsyncClient) -> None:
@@ -118,6 +129,37 @@ async def test_a_login_needs_no_token_and_knows_the_secret(client: AsyncClient) 
 
     assert (await client.get("/items")).status_code == 401
     assert (await client.post("/login")).json() == len("hunter2")
+
+
+async def test_a_refusal_has_the_id_and_the_line_of_its_request(
+    client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    del client.headers["Authorization"]
+
+    with caplog.at_level("INFO", "app.access"):
+        refused = await client.get("/items", headers={"X-Request-ID": "mine"})
+
+    assert refused.status_code == 401
+    assert refused.headers["X-Request-ID"] == refused.json()["request_id"] == "mine"
+    assert "GET /items 401" in caplog.text
+
+
+async def test_a_preflight_needs_no_token(settings: Settings) -> None:
+    origins = {"cors_origins": ("https://a.example",)}
+    app = create_app(settings.model_copy(update=origins), add_features)
+    headers = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "GET",
+        "Access-Control-Request-Headers": "Authorization",
+    }
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        preflight = await client.options("/items", headers=headers)
+        refused = await client.get("/items", headers={"Origin": "https://a.example"})
+
+    assert preflight.status_code == 200
+    assert refused.status_code == 401
+    assert refused.headers["Access-Control-Allow-Origin"] == "https://a.example"
 """
 CLIENT = """
 
@@ -157,17 +199,19 @@ def test_an_owner_may_have_tokens_handlers_paths_and_secrets_of_his_own(owned: S
     lines = ["from app import database", *CREATE.splitlines()]
     owned.add_revision("parents", FIRST, lines, 'op.drop_table("parents")')
     conftest = tests / "conftest.py"
-    given = "database_url=settings.database_url"
-    replace(conftest, given, f'{given}, jwt_secret=SecretStr("hunter2")')
-    replace(
-        conftest,
-        "from fastapi import FastAPI\n",
-        "from fastapi import FastAPI\nfrom httpx2 import AsyncClient\nfrom pydantic import SecretStr\n",
-    )
+    imported = "from fastapi import FastAPI\n"
+    replace(conftest, imported, f"{imported}from httpx2 import AsyncClient\n")
     with conftest.open("a") as file:
         file.write(CLIENT)
 
     owned.run("uv", "run", "--no-sync", "poe", "fix")
+    refused = owned.run("uv", "run", "--no-sync", "poe", "openapi", check=False)
+    assert refused.returncode == 1
+    assert "jwt_secret: set it in REQUIRED of tests/features/conftest.py." in refused.stdout
+    assert "Traceback" not in refused.stdout
+
+    none = "REQUIRED: dict[str, Any] = {}"
+    replace(conftest, none, none.replace("{}", '{"jwt_secret": "hunter2"}'))
     owned.run("uv", "run", "--no-sync", "poe", "check")
 
 
@@ -185,11 +229,20 @@ def test_a_secret_that_is_missing_is_named_by_what_needs_it_and_by_nothing_else(
         code, said = run(*words)
         assert (words, code) == (words, 1)
         assert f"  {SECRET}: " in said
+        assert "See .env.example and app/features/settings.py.\n" in said
 
     (owned.folder / ".env").write_text(f"{SECRET}=hunter2\n")
     run("python", "-c", "import app.main", check=True)
     _, said = run("poe", "doctor", check=True)
     assert f"{SECRET}=********** from .env" in said
+
+
+def test_a_worker_that_takes_the_queries_of_a_feature_loads_no_route(service: Service) -> None:
+    loaded = "import app.features.items.queries, sys; print(*sys.modules)"
+    modules = service.run(".venv/bin/python", "-c", loaded).stdout.split()
+
+    assert "app.features.items.queries" in modules
+    assert "app.features.items.routes" not in modules
 
 
 def services(folder: Path) -> Iterator[dict[str, object]]:

@@ -34,9 +34,10 @@ was never stored. Nobody calls `commit()`. Keys and server defaults are loaded b
 class Reader:
     """Executes a `select` of columns outside a transaction, in one round trip.
 
-    Two calls may see different states: for a consistent result use one statement or a session. If
-    the connection is lost, the statement is sent once more, so a function that writes needs a
-    session. Build the statement once, as a constant, and pass what varies as parameters.
+    Two calls may see different states: for a consistent result use one statement, or a session that
+    locks the rows. If the connection is lost, the statement is sent once more, so a function that
+    writes needs a session. Build the statement once, as a constant, and pass what varies as
+    parameters.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:

@@ -27,7 +27,7 @@ def create_app(
     """Build the service from its settings, and with its features, if any. Opens nothing."""
     configure_logging(settings)
 
-    # With its own copy of Swagger UI: the pages of the documentation ask no foreign host.
+    # With its own copy of Swagger UI: the documentation's pages load nothing from other hosts.
     create: Callable[..., FastAPI] = FastAPIOffline if settings.docs_enabled else FastAPI
     app = create(
         title=TITLE,
@@ -36,14 +36,22 @@ def create_app(
         lifespan=lifespan,
         dependencies=[Depends(check_request)],
         generate_unique_id_function=lambda route: route.name,  # what clients call a function
-        redirect_slashes=False,  # it would send clients to whatever host they have named
+        redirect_slashes=False,  # it would redirect to the host in the client's Host header
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         redoc_url=None,
         telemetry=request_telemetry(settings.telemetry_enabled, exclude=is_probe),
     )
     app.state.settings = settings
 
-    # The last one added is the first to see a request.
+    add_error_handlers(app)
+
+    if add_features is not None:
+        add_features(app)
+
+    app.include_router(health)
+
+    # The last one added is the first to see a request. That of the features, added above, is inside
+    # all of these: its answers have an id, a line in the log and CORS headers.
     app.add_middleware(answer_not_modified)
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):
@@ -59,13 +67,6 @@ def create_app(
             allow_headers=("*",),
             expose_headers=["ETag", "Location", "Retry-After", "X-Request-ID"],
         )
-
-    add_error_handlers(app)
-
-    if add_features is not None:
-        add_features(app)
-
-    app.include_router(health)
 
     add_openapi(app)
 

@@ -79,15 +79,16 @@ class ServiceSettings(DatabaseSettings):
     allowed_hosts: Hosts = ("*",)
     max_body_size: PositiveInt = 1_048_576  # bytes
 
-    # SQLAlchemy keeps five connections, and opens and closes up to ten more under load: with 8 clients
-    # 50 to 100 a second, for which a request waits. All that may be opened are kept, and a service
-    # that is quiet opens fewer.
+    # SQLAlchemy keeps five connections, and opens and closes up to ten more under load: with 8
+    # clients, 50 to 100 connections are opened per second, each delaying a request. Here all that
+    # may be opened are kept, and a service that is quiet opens fewer.
     database_pool_size: PositiveInt = 15
     database_max_overflow: NonNegativeInt = 0
-    # After SQLAlchemy's 30 s the client has gone, and its retry waits as well. Seconds.
+    # With SQLAlchemy's default of 30 s the client has given up by then, and its retry queues too.
+    # Seconds.
     database_pool_timeout: Seconds = 5
-    # A connection that lasts would stay with a server whose name means another one by now; a new one
-    # costs some milliseconds. Seconds; -1: never.
+    # A connection that lasts would ignore a host name that now resolves to another server; a new
+    # one costs some milliseconds. Seconds; -1: never.
     database_pool_recycle: Annotated[int, Field(ge=-1)] = 300
     database_pool_pre_ping: bool = True
     database_echo: bool = False
@@ -127,10 +128,13 @@ def load_settings(kind: type[AnySettings]) -> AnySettings:
     try:
         return kind()
     except ValidationError as error:
-        problems = [
-            f"  {'_'.join(map(str, problem['loc'])).upper() or 'DATABASE_URL'}: "
-            + problem["msg"].removeprefix("Value error, ")
-            for problem in error.errors(include_input=False, include_context=False)
-        ]
-    print("Wrong settings:", *problems, "See .env.example.", sep="\n", file=sys.stderr)
+        errors = error.errors(include_input=False, include_context=False)
+    problems = [
+        f"  {'_'.join(map(str, problem['loc'])).upper() or 'DATABASE_URL'}: "
+        + problem["msg"].removeprefix("Value error, ")
+        for problem in errors
+    ]
+    wrong = {problem["loc"][0] for problem in errors if problem["loc"]}
+    own = "" if wrong <= ServiceSettings.model_fields.keys() else " and app/features/settings.py"
+    print("Wrong settings:", *problems, f"See .env.example{own}.", sep="\n", file=sys.stderr)
     raise SystemExit(1)

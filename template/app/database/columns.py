@@ -19,7 +19,7 @@ def dump(value: Any) -> str:
 
 
 def load(text: str) -> Any:
-    """Deserialize JSON; return a text of another program that is no JSON as it is."""
+    """Deserialize JSON; return text that is not valid JSON unchanged."""
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError:  # a lone surrogate, or nesting deeper than pydantic accepts

@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI
 
-from app.features.items import router as items
+from app.features.items.routes import router as items
 
 
 def add_features(app: FastAPI) -> None:

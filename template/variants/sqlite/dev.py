@@ -13,7 +13,8 @@ from alembic.util import CommandError
 from app.settings import Settings, load_settings
 
 if __name__ == "__main__":
-    load_settings(Settings)  # or the reloader would wait for a file that mends a wrong variable
+    # The reloader would wait for a file change, which cannot fix a wrong variable.
+    load_settings(Settings)
     try:
         command.upgrade(Config(toml_file="pyproject.toml"), "head")
     except CommandError as error:  # another branch's revision, or two newest ones

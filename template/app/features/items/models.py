@@ -17,5 +17,5 @@ class Item(Timestamps, Base):
     description: Mapped[str | None] = mapped_column(String(MAX_DESCRIPTION_LENGTH))
     version: Mapped[int] = mapped_column(default=1)
 
-    # The ORM counts it up, and refuses to overwrite a row that has changed since it was read.
+    # The ORM increments it, and refuses to overwrite a row that has changed since it was read.
     __mapper_args__ = Base.__mapper_args__ | {"version_id_col": version}

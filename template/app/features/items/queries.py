@@ -12,15 +12,16 @@ from app.features.items.models import Item
 
 ItemRow: TypeAlias = Row[int, str, str | None, datetime.datetime, datetime.datetime, int]
 
-# Statements built once, so that SQLAlchemy compiles them once. Those that write name the table and
-# not the model: they return the row that they made, and the session has nothing to keep track of.
+# Statements built once, so that SQLAlchemy compiles them once. A change has the columns and the
+# conditions of its request, and is built on each call. Those that write name the table and not the
+# model: they return the row that they made, and the session has nothing to keep track of.
 COLUMNS = (Item.id, Item.name, Item.description, Item.created_at, Item.updated_at, Item.version)
 ITEM = select(*COLUMNS).where(Item.id == bindparam("id"))
 PAGE = (
     select(*COLUMNS)
     .where(Item.id > bindparam("after"))
     .order_by(Item.id)
-    .limit(bindparam("limit", None, Integer))
+    .limit(bindparam("limit", None, Integer))  # no column gives it a type
 )
 CREATE = insert(Item.__table__).returning(*COLUMNS)
 

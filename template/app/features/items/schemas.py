@@ -27,7 +27,7 @@ class ItemUpdate(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: Name = Field(default_factory=str)  # may be absent, and may not be null
+    name: Name = Field(default_factory=str)  # optional, but not nullable
     description: Description | None = None
 
 

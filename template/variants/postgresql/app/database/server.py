@@ -28,7 +28,7 @@ SERVER = select(
 
 def describe_server(server: Row[str, int], connections: int) -> tuple[str, str]:
     """Return a description of the server, and a problem if it allows fewer than `connections`."""
-    use = f"{connections} of its {server.connections} connections may be opened"
+    use = f"this service may open {connections} of its {server.connections} connections"
     if connections <= server.connections:
         return f"PostgreSQL {server.version}; {use}", ""
     remedy = "lower DATABASE_POOL_SIZE, or raise max_connections or the role's or database's limit"

@@ -13,7 +13,7 @@ SERVER = select(func.sqlite_version().label("version"), column("journal_mode")).
 
 def describe_server(server: Row[str, str], connections: int) -> tuple[str, str]:
     """Return a description of the database, and a problem if readers would wait for writers."""
-    text = f"SQLite {server.version}; {connections} connections may be opened"
+    text = f"SQLite {server.version}; this service may open {connections} connections"
     if server.journal_mode == "wal":
         return text, ""
     return "", "not in WAL mode, so that readers and writers wait; run alembic upgrade head"
