@@ -18,8 +18,8 @@ from tests.support.services import Service, render, render_repository
 PAGE = [*blocks(page_text("how-to/switch-databases.md"))]
 
 NOTES = {
-    "app/notes/__init__.py": "",
-    "app/notes/models.py": """\
+    "app/features/notes/__init__.py": "",
+    "app/features/notes/models.py": """\
 import datetime
 
 from sqlalchemy import JSON, BigInteger, Computed, ForeignKey, Identity, String
@@ -48,7 +48,7 @@ class Tag(Base):
     name: Mapped[str] = mapped_column(String(20), primary_key=True)
     length: Mapped[int] = mapped_column(Computed("length(name)"))
 """,
-    "app/notes/routes.py": """\
+    "app/features/notes/routes.py": """\
 from typing import Any
 
 from fastapi import APIRouter
@@ -56,7 +56,7 @@ from sqlalchemy import bindparam, select
 
 from app.dependencies import ReaderDep
 from app.fields import Id
-from app.notes.models import Note
+from app.features.notes.models import Note
 
 router = APIRouter(prefix="/notes", tags=["notes"])
 
@@ -87,7 +87,7 @@ EDITS = [
     (
         "app/features/registration.py",
         "router as items\n",
-        "from app.notes.routes import router as notes\n",
+        "from app.features.notes.routes import router as notes\n",
     ),
     ("app/features/settings.py", '`PAYMENT_URL`."""\n', '\n    sender: str = "a@example.com"\n'),
     (".env.example", "#MAX_BODY_SIZE=1048576\n", "\n# Who sends mail.\n#SENDER=a@example.com\n"),
@@ -104,7 +104,7 @@ import asyncio, datetime, sys
 from sqlalchemy import insert, null, text
 from app.features.items.models import Item
 from app.main import app
-from app.notes.models import Note, Tag
+from app.features.notes.models import Note, Tag
 
 BERLIN = datetime.timezone(datetime.timedelta(hours=1))
 
@@ -210,8 +210,8 @@ def switch(template: Path, database_name: str, tmp_path: Path) -> Iterator[Switc
     ):
         service.migrate(source)
         revise(service, source, "create notes")
-        model = service.folder / "app/notes/models.py"
-        model.write_text(NOTES["app/notes/models.py"].replace("String(99)", "String(100)"))
+        model = service.folder / "app/features/notes/models.py"
+        model.write_text(NOTES["app/features/notes/models.py"].replace("String(99)", "String(100)"))
         revise(service, source, "longer notes")
         service.run("uv", "run", "python", "-c", FILL, variables=source.variables)
         if database_name == "sqlite":
@@ -271,7 +271,7 @@ def test_the_other_database_takes_code_edits_migrations_and_rows(
     live(fresh)
     for path in service.folder.glob("migrations/versions/*_notes.py"):
         shutil.copy(path, fresh / "migrations/versions")
-    shutil.copy(service.folder / "app/notes/models.py", fresh / "app/features/notes")
+    shutil.copy(service.folder / "app/features/notes/models.py", fresh / "app/features/notes")
 
     switch.go_on("mkdir ../before\n")
     switch.go_on("uvx copier update")

@@ -327,7 +327,7 @@ from fastapi import APIRouter, FastAPI
 from sqlalchemy import select
 
 from app.dependencies import ReaderDep, SessionDep
-from app.notes.models import Note
+from app.features.notes.models import Note
 
 logger = logging.getLogger(__name__)
 
@@ -408,15 +408,15 @@ async def test_a_note_is_kept(client: AsyncClient) -> None:
 
 def add_feature(folder: Path) -> None:
     """Add notes: a router, a table, a setting, a client, a logger's level, and their test."""
-    write(folder, "app/notes/__init__.py", "")
-    write(folder, "app/notes/models.py", NOTES_MODELS)
-    write(folder, "app/notes/routes.py", NOTES_ROUTES)
+    write(folder, "app/features/notes/__init__.py", "")
+    write(folder, "app/features/notes/models.py", NOTES_MODELS)
+    write(folder, "app/features/notes/routes.py", NOTES_ROUTES)
     write(folder, "migrations/versions/2026_12_01_000000000001_create_notes.py", NOTES_MIGRATION)
     write(folder, "tests/features/test_notes.py", NOTES_TEST)
 
     features = folder / "app/features/registration.py"
     insert(features, "\n\n", "from fastapi import", "import logging\n\n")
-    insert(features, "\n", "\n\ndef", "from app.notes.routes import router as notes\n")
+    insert(features, "\n", "\n\ndef", "from app.features.notes.routes import router as notes\n")
     with features.open("a") as file:
         file.write("    app.include_router(notes)\n")
         file.write('    logging.getLogger("httpx2").setLevel("WARNING")\n')
