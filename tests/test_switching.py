@@ -55,8 +55,8 @@ from fastapi import APIRouter
 from sqlalchemy import bindparam, select
 
 from app.dependencies import ReaderDep
-from app.fields import Id
 from app.features.notes.models import Note
+from app.fields import Id
 
 router = APIRouter(prefix="/notes", tags=["notes"])
 
@@ -70,7 +70,7 @@ async def read_note(note_id: Id, reader: ReaderDep) -> dict[str, Any] | None:
     row = (await reader.execute(NOTE, {"id": note_id})).first()
     return row and dict(row._mapping)
 """,
-    "tests/test_notes.py": """\
+    "tests/features/test_notes.py": """\
 from httpx2 import AsyncClient
 
 

@@ -145,5 +145,6 @@ class Dialect(CheckedDialect):
 event.listen(Dialect, "handle_error", leave_no_statement_open)
 
 
-# From now on, `create_async_engine` takes this dialect for the driver.
-registry.register("postgresql.asyncpg", __name__, Dialect.__name__)
+def register() -> None:
+    """Let `create_async_engine` use this dialect for the driver."""
+    registry.register("postgresql.asyncpg", __name__, Dialect.__name__)

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings
 from sqlalchemy import URL
 
 from app import NAME
+from app.database.dialect import register
 from app.database.url import DRIVER, EXAMPLE, READING, locate, parse
 
 ANSWER_TIMEOUT = 0.5  # seconds for the server's response to arrive
@@ -53,6 +54,7 @@ class DatabaseSettings(BaseSettings):
     @cached_property
     def driver_url(self) -> URL:
         """`postgresql+asyncpg://…`; its `str()` and `repr()` mask the password."""
+        register()  # whoever has the URL has the dialect
         if self.database_url is not None:
             return parse(self.database_url.get_secret_value())
         password = self.database_password.get_secret_value() if self.database_password else None

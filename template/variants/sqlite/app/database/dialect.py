@@ -146,5 +146,6 @@ def wrap_refusal(context: ExceptionContext) -> StatementError | None:
     return StatementError(str(error), context.statement, None, error, hide_parameters=True)
 
 
-# From now on, `create_async_engine` takes this dialect for the driver.
-registry.register("sqlite.aiosqlite", __name__, Dialect.__name__)
+def register() -> None:
+    """Let `create_async_engine` use this dialect for the driver."""
+    registry.register("sqlite.aiosqlite", __name__, Dialect.__name__)

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings
 from sqlalchemy import URL
 
+from app.database.dialect import register
 from app.database.url import EXAMPLE, parse
 
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
@@ -28,6 +29,7 @@ class DatabaseSettings(BaseSettings):
     @cached_property
     def driver_url(self) -> URL:
         """`sqlite+aiosqlite:///…`."""
+        register()  # whoever has the URL has the dialect
         return parse(self.database_url)
 
     @property
