@@ -183,7 +183,9 @@ def check_whole(folder: Path, answers: dict[str, Any]) -> None:
     constants = {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in ast.parse(files["app/__init__.py"]).body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and isinstance(node.value, ast.Constant)
     }
     assert constants["TITLE"] == answers["project_name"]
     assert constants["DESCRIPTION"] == answers["description"]

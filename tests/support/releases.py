@@ -445,6 +445,7 @@ def add_options(folder: Path) -> None:
 
 # The first words are those of docs/reference/files.md.
 SEAMS: dict[str, Edit] = {
+    "a feature": add_feature,
     "a feature's router, a middleware, an error handler, a logger's level": add_feature,
     "a setting": add_feature,
     "a client, a cache or another resource of the process": add_feature,
@@ -458,7 +459,13 @@ SEAMS: dict[str, Edit] = {
         folder, '    { cmd = "python -V" },\n'
     ),
     "a test": add_feature,
-    "a fixture of the tests, a value for a required setting": lambda folder: insert(
+    "a value for a required setting, for the tests and the OpenAPI document": lambda folder: insert(
+        folder / "tests/features/conftest.py",
+        "REQUIRED: dict[str, Any] = {",
+        "}\n",
+        '"notes_url": "https://other.example"',
+    ),
+    "a fixture of the tests": lambda folder: insert(
         folder / "tests/features/conftest.py",
         "        yield app\n",
         "",
