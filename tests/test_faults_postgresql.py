@@ -473,7 +473,7 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
     replace(settings, '_session_timeout": 60_000', '_session_timeout": 500')
     migrations = extended.folder / "migrations"
     replace(migrations / "dialect.py", 'LOCK_TIMEOUT = "1s"', 'LOCK_TIMEOUT = "300ms"')
-    replace(migrations / "running.py", "ATTEMPTS = 30", "ATTEMPTS = 2")
+    replace(migrations / "runner.py", "ATTEMPTS = 30", "ATTEMPTS = 2")
     return extended
 
 

@@ -433,7 +433,7 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from app import dialect
+from app.database import dialect
 from app.settings import Settings
 
 set_up = dialect.set_up

@@ -154,7 +154,7 @@ def test_a_migration_that_never_gets_its_lock_says_so_in_one_line(
 ) -> None:
     living.add_revision("early", FIRST, ['op.execute("CREATE TABLE early (id integer)")'])
     living.add_revision("more", "early", PLAIN)
-    replace(living.folder / "migrations" / "running.py", "ATTEMPTS = 30", "ATTEMPTS = 2")
+    replace(living.folder / "migrations" / "runner.py", "ATTEMPTS = 30", "ATTEMPTS = 2")
     with proxied.holding("SELECT * FROM items"):
         migration = start_alembic(living, proxied.url)
         said, _ = migration.communicate(timeout=60)
@@ -563,7 +563,7 @@ def test_a_release_is_rolled_back_by_its_image_alone(
     living.run(*command, variables=variables)
 
     back = service.run(*command, variables=variables)
-    assert "revision newer, which is not among the files" in back.stdout
+    assert "revision newer, which is not among these migrations" in back.stdout
     with service.serve(**variables) as server:
         assert server.client.get("/health/ready").status_code == 200
         assert server.client.post("/items", json={"name": "a"}).status_code == 201
@@ -573,7 +573,7 @@ def test_a_release_is_rolled_back_by_its_image_alone(
     assert "another branch's" in plain.stdout
     assert "Traceback" not in plain.stdout
     forward = living.run(*command, variables=variables)
-    assert "not among the files" not in forward.stdout
+    assert "not among these migrations" not in forward.stdout
 
 
 @postgresql

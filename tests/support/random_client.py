@@ -103,7 +103,7 @@ class RandomClient:
         if kind == "delete":
             return Request("DELETE", path, 204, name, None, {})
         tag = version if kind == "change" else version + 1
-        sent = {"json": {"description": text}, "headers": {"If-Match": f'"{tag}"'}}
+        sent = {"json": {"description": text}, "headers": {"If-Match": f'"{tag}-00000000"'}}
         if kind == "change":
             return Request("PATCH", path, 200, name, (text, version + 1), sent)
         return Request("PATCH", path, 412, name, state, sent)
@@ -139,6 +139,6 @@ class RandomClient:
         if answer.status_code in (200, 201):
             body = answer.json()
             self._ids[planned.name] = body["id"]
-            found = (body["description"], int(answer.headers["etag"].strip('"')))
+            found = (body["description"], int(answer.headers["etag"].strip('"').partition("-")[0]))
             assert found == planned.after, planned
         self._possible[planned.name] = {planned.after}
