@@ -27,6 +27,8 @@ def make_settings() -> Settings:
 
     So the document is the same in every environment, and CI needs none.
     """
+    for name in FeatureSettings.model_fields:
+        os.environ.pop(name.upper(), None)
     try:
         features = FeatureSettings(**REQUIRED)
     except ValidationError as error:

@@ -44,7 +44,7 @@ async def http_error(request: Request, error: Any) -> Response:
     if not is_body_allowed_for_status_code(error.status_code):
         return Response(status_code=error.status_code, headers=error.headers)
     if isinstance(error.detail, dict):
-        members = error.detail
+        members = {str(name): member for name, member in error.detail.items()}
     else:
         said = error.detail != responses.get(error.status_code)  # more than the title
         members = {"detail": str(error.detail)} if said else {}

@@ -3,6 +3,7 @@
 No route says any of it; one that has a further error names its status: `responses={403: {}}`.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,13 +18,14 @@ from app.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
 
 def add_openapi(app: FastAPI) -> None:
     """Let the document say what is sent; call this when all routes are there."""
-    app.openapi = partial(openapi, app)  # type: ignore[method-assign]
+    app.openapi = partial(openapi, app.openapi)  # type: ignore[method-assign]
     check_names(app)
     app.openapi()  # now, and not at the first request that is compared with it
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
-    document = FastAPI.openapi(app)
+def openapi(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Complete the document that `make` returns: FastAPI's, or a feature's own."""
+    document = make()
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     if "headers" in components:

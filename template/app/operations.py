@@ -38,12 +38,12 @@ def find_route(scope: Scope) -> RouteContext | None:
         return None
     app: FastAPI = scope["app"]
     endpoint = id(scope["endpoint"])  # a router is one too, and has no hash
-    known: dict[int, list[RouteContext]] = getattr(app.state, "routes", {})
+    known: dict[int, list[RouteContext]] = getattr(app.state, "_routes", {})
     if endpoint not in known:  # the first request, or a route that was added since
         known = {endpoint: []}
         for route in iter_route_contexts(app.routes):
             known.setdefault(id(route.endpoint), []).append(route)
-        app.state.routes, app.state.operations = known, {}
+        app.state._routes, app.state._operations = known, {}
     routes = known[endpoint]
     if len(routes) > 1:  # a handler of several routes, or a router that is included twice
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -61,7 +61,7 @@ def find_operation(scope: Scope) -> Operation | None:
     """Return what a request's operation takes, if it is one of FastAPI's."""
     if scope["type"] != "http" or (route := find_route(scope)) is None:
         return None
-    known: dict[tuple[str | None, str], Operation | None] = scope["app"].state.operations
+    known: dict[tuple[str | None, str], Operation | None] = scope["app"].state._operations
     key = route.path_format, scope["method"]
     if key not in known:
         known[key] = read_operation(route, scope["method"])

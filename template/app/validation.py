@@ -14,6 +14,7 @@ from app.problems import FieldError, problem
 
 URLENCODED = "application/x-www-form-urlencoded"
 FORMS = {URLENCODED, "multipart/form-data"}
+PLACES = ("body", "query", "path", "header", "cookie")
 ACCEPT = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}  # of a 415; RFC 9110, 15.5.16: Accept
 
 
@@ -53,7 +54,7 @@ def refuse(connection: HTTPConnection, error: Any) -> Response:
     """Answer 415, 428 or 422, and never repeat a value: it may be a password, sent by mistake."""
     errors = error.errors()
     body = getattr(error, "body", None)
-    if body and any(found["loc"][0] == "body" for found in errors):
+    if body and any(found["loc"][:1] == ("body",) for found in errors):
         operation = find_operation(connection.scope)
         if operation and operation.media_types and not accepts(operation, connection):
             response = problem(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE)
@@ -88,7 +89,9 @@ def takes(operation: Operation) -> frozenset[str]:
 
 
 def field_error(found: Any, body: Any) -> FieldError:
-    place, *path = found["loc"]
+    place, path = None, [*found["loc"]]
+    if path and path[0] in PLACES:  # else of a model that a handler has validated itself
+        place = path.pop(0)
     detail = found["msg"]
     if found["type"] == "union_tag_invalid":  # whose message has the tag that was sent
         detail = f"Input tag should be one of {found['ctx']['expected_tags']}"
@@ -99,7 +102,7 @@ def field_error(found: Any, body: Any) -> FieldError:
     known = {"place": place, "code": found["type"], "detail": detail}
     if place == "body":
         return FieldError(**known, pointer=point(path, body, found["type"] == "missing"))
-    return FieldError(**known, name=clean(".".join(map(str, path))))
+    return FieldError(**known, name=clean(".".join(map(str, path))) or None)
 
 
 def point(path: list[Any], body: Any, missing: bool) -> str:

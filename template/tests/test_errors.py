@@ -8,9 +8,11 @@ from typing import Annotated, Any, Literal
 
 import pytest
 from fastapi import APIRouter, Body, Cookie, Depends, FastAPI, Header, HTTPException, Query
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyQuery
 from httpx2 import ASGITransport, AsyncClient, Response
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from sqlalchemy import literal, select
 from starlette.requests import ClientDisconnect
 
@@ -281,6 +283,7 @@ async def test_a_precondition_may_be_required(client: AsyncClient) -> None:
         (409, {"code": "sold_out", "status": 1}, {"code": "sold_out"}),
         (409, {"detail": "Sold out."}, {"detail": "Sold out.", "type": "/problems/conflict"}),
         (409, ["sold out"], {"detail": "['sold out']"}),
+        (409, {1: "sold out"}, {"1": "sold out"}),
         (499, "Gone.", {"title": "Error", "detail": "Gone."}),
     ],
 )
@@ -294,6 +297,32 @@ async def test_what_a_handler_raises_is_a_problem_of_its_status(
     problem = check_problem(await client.get("/raised"), status)
 
     assert problem.items() >= members.items()
+
+
+async def test_errors_of_a_model_that_a_handler_validates_name_its_fields(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    class Size(BaseModel):
+        width: int
+
+        @model_validator(mode="after")
+        def check(self) -> "Size":
+            raise PydanticCustomError("too_wide", "This is too wide")
+
+    @app.get("/sizes/{width}")
+    async def read_size(width: str) -> None:
+        try:
+            Size(width=width)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+
+    of_a_field = check_problem(await client.get("/sizes/hunter2"), 422)
+    of_all = check_problem(await client.get("/sizes/7"), 422)
+
+    [error] = of_a_field["errors"]
+    assert (error["name"], error["code"], "in" in error) == ("width", "int_parsing", False)
+    [error] = of_all["errors"]
+    assert (error.get("name"), error["code"]) == (None, "too_wide")
 
 
 async def test_a_problem_of_ones_own_inherits_nothing(app: FastAPI, client: AsyncClient) -> None:

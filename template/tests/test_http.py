@@ -41,7 +41,7 @@ async def app(app: FastAPI) -> FastAPI:
 
     @app.get("/with-a-tag")
     async def tagged(response: Response) -> str:
-        response.headers["ETag"] = '"1"'
+        response.headers.update({"ETag": '"1"', "X-Own": "kept", "Set-Cookie": "theme=dark"})
         return "a"
 
     @app.get("/kept")
@@ -162,6 +162,8 @@ async def test_who_has_the_current_representation_gets_no_other(
     if status == 304:
         assert response.content == b""
         assert not {"content-length", "content-type"} & response.headers.keys()
+    assert response.headers["x-own"] == "kept"
+    assert response.headers["set-cookie"] == "theme=dark"
 
 
 @pytest.mark.parametrize(
