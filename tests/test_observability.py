@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -20,6 +21,7 @@ from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
 from tests.support.databases import Database
 from tests.support.pages import block_text, page_text, table
+from tests.support.processes import wait_for
 from tests.support.services import Service
 
 PAGE = "how-to/metrics-and-traces.md"
@@ -172,6 +174,45 @@ def test_a_collector_gets_traces_and_metrics_without_secrets(
 
     assert SECRET not in collector.text()
     assert "my-service" in collector.text()
+
+
+HOLD = """
+import asyncio
+
+from fastapi import APIRouter
+from sqlalchemy import literal, select
+
+from app.dependencies import SessionDep
+
+router = APIRouter()
+
+
+@router.get("/hold")
+async def hold(session: SessionDep) -> None:
+    await session.execute(select(literal(1)))
+    await asyncio.sleep(3)
+"""
+
+
+def test_a_request_that_gets_no_connection_is_counted(
+    service: Service, migrated: Database, collector: Collector, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    copy.extend(routes=HOLD)
+    on = variables("environment", collector.endpoint) | migrated.variables
+    pool = {"DATABASE_POOL_SIZE": "1", "DATABASE_POOL_TIMEOUT": "0.2"}
+
+    with copy.serve(**on, **pool) as server, ThreadPoolExecutor() as threads:
+        held = threads.submit(server.client.get, "/hold")
+        wait_for(lambda: server.client.get("/items").status_code == 503, 10)
+        assert held.result().status_code == 200
+        server.stop(signal.SIGTERM)
+
+    metrics = collector.metrics()
+    [unavailable] = metrics["app.unavailable"]
+    [timeouts] = metrics["db.client.connection.timeouts"]
+    assert plain(unavailable.attributes) == {"reason": "pool full"}
+    assert unavailable.as_int == timeouts.as_int > 0
 
 
 def test_a_collector_that_does_not_answer_holds_nothing_up(service: Service) -> None:

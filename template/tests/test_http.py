@@ -166,6 +166,20 @@ async def test_who_has_the_current_representation_gets_no_other(
     assert response.headers["set-cookie"] == "theme=dark"
 
 
+@pytest.mark.parametrize(("method", "status"), [("POST", 201), ("PATCH", 200), ("GET", 203)])
+async def test_only_a_200_that_is_read_becomes_a_304(
+    app: FastAPI, client: AsyncClient, method: str, status: int
+) -> None:
+    @app.api_route("/changed", methods=[method], status_code=status)
+    async def change(response: Response) -> str:
+        response.headers["ETag"] = '"1"'
+        return "a"
+
+    response = await client.request(method, "/changed", headers={"If-None-Match": '"1"'})
+
+    assert (response.status_code, response.json()) == (status, "a")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "kept"),
     [
