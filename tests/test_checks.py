@@ -1,5 +1,6 @@
 """The services' own checks pass: fresh, without the example, and with a table of one's own."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -49,6 +50,20 @@ def test_a_change_of_what_clients_rely_on_is_refused_until_it_is_accepted(
     copied.run("uv", "run", "poe", "openapi")
     assert copied.run(*check).stdout == ""
     assert file.read_text() != accepted
+
+
+def test_the_document_is_the_same_whatever_the_environment_says(copied: Service) -> None:
+    with (copied.folder / "app/features/settings.py").open("a") as file:
+        file.write('\n    api_title: str = "Orders"\n')
+    with (copied.folder / "app/features/registration.py").open("a") as file:
+        file.write("    app.title = app.state.settings.api_title\n")
+    copied.run("uv", "run", "poe", "openapi")
+
+    check = ("uv", "run", "--no-sync", "python", "openapi_file.py", "--check")
+    other = {"API_TITLE": "Mine", "DOCS_ENABLED": "false", "DATABASE_URL": "nowhere"}
+    copied.run(*check, variables=other | {"CI": "true"})
+
+    assert json.loads((copied.folder / "openapi.json").read_text())["info"]["title"] == "Orders"
 
 
 @pytest.mark.long
