@@ -27,7 +27,7 @@ from tests.support.proxy import open_proxy
 from tests.support.repository import replace
 from tests.support.services import Server, Service
 
-UVICORN = (".venv/bin/uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
+UVICORN = (".venv/bin/python", "-m", "app.server", "--timeout-graceful-shutdown", "10")
 INSTALLED = binaries()
 
 pytestmark = [

@@ -84,7 +84,7 @@ TYPED_ELSEWHERE = {
     "uv run poe openapi": "test_a_change_of_what_clients_rely_on_is_refused_until_it_is_accepted",
     "uvx pre-commit install": "test_a_commit_is_checked_by_the_same_tools",
     "uv run pytest": "test_a_fresh_service_passes_its_checks",
-    "uv run uvicorn app.main:app": "test_every_endpoint_answers",
+    "uv run python -m app.server": "test_every_endpoint_answers",
     "docker compose up --build": "test_process_1_answers_what_it_has_and_ends_on_sigterm",
     "uvx copier update --skip-answered": "test_an_update_by_hand_goes_as_the_page_says",
 }
@@ -160,7 +160,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(
         ({"LOG_LEVEL": "hunter2"}, "LOG_LEVEL"),
     ],
 )
-@pytest.mark.parametrize("command", [("uvicorn", "app.main:app"), ("alembic", "current")])
+@pytest.mark.parametrize("command", [("python", "-m", "app.server"), ("alembic", "current")])
 def test_a_wrong_setting_ends_with_one_message(
     service: Service,
     database: Database,

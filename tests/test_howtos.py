@@ -213,7 +213,7 @@ def test_a_websocket_has_a_session_for_each_message(
         command = (".venv/bin/python", "-c", TALK, address, str(process), *messages)
         return copy.run(*command).stdout.splitlines()
 
-    with copy.serve(".venv/bin/uvicorn", "app.main:app", **variables) as server:
+    with copy.serve(".venv/bin/python", "-m", "app.server", **variables) as server:
         said = talk(server, 0, '{"name": "a"}', '{"name": "a"}', '{"name": 1}', '{"name": "b"}')
         assert [re.sub(r"\d+", "1", line) for line in said] == [
             '{"items":1}',
@@ -232,7 +232,7 @@ def test_a_websocket_has_a_session_for_each_message(
     assert "engine disposed of" in log
 
     variables |= {"DATABASE_COMMAND_TIMEOUT": "1"}
-    with copy.serve(".venv/bin/uvicorn", "app.main:app", **variables) as server:
+    with copy.serve(".venv/bin/python", "-m", "app.server", **variables) as server:
         with migrated.block_writes(3):  # for longer than a statement may wait
             assert talk(server, 0, '{"name": "d"}')[1:] == ["1013"]
         assert "WEBSOCKET /live/items 503 " in server.log()

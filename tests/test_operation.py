@@ -70,7 +70,7 @@ def test_one_role_migrates_and_another_serves(
     )
 
     copy.run(".venv/bin/alembic", "upgrade", "head", variables=owner)
-    with copy.serve(".venv/bin/uvicorn", "app.main:app", **serving) as server:
+    with copy.serve(".venv/bin/python", "-m", "app.server", **serving) as server:
         http = server.client
         assert http.get("/health/ready").status_code == 200
         path = http.post("/items", json={"name": "a"}).headers["Location"]

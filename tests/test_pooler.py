@@ -64,7 +64,7 @@ def behind(pooler: str) -> dict[str, str]:
 
 def test_a_setting_is_all_that_a_pooler_needs(service: Service, behind: dict[str, str]) -> None:
     # Two processes, since each would give its prepared statements the same names.
-    command = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--workers", "2")
+    command = ("uv", "run", "--no-sync", "python", "-m", "app.server", "--workers", "2")
     with service.serve(*command, **behind) as server, ThreadPoolExecutor(20) as pool:
         http = server.client
 

@@ -324,7 +324,7 @@ def test_what_joins_the_stack_later_is_released_before_the_engine(
     more = '        stack.callback(logger.info, "later resource released")\n        yield\n'
     replace(copy.folder / LIFESPAN, "        yield\n", more)
 
-    with copy.serve(".venv/bin/uvicorn", "app.main:app", **database.variables) as server:
+    with copy.serve(".venv/bin/python", "-m", "app.server", **database.variables) as server:
         server.stop(signal.SIGTERM)
 
     assert 0 < server.log().index("later resource released") < server.log().index("disposed of")

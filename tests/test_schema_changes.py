@@ -249,7 +249,7 @@ class Follower:
 
     @contextmanager
     def _serve(self) -> Iterator[Server]:
-        command = (".venv/bin/uvicorn", "app.main:app")
+        command = (".venv/bin/python", "-m", "app.server")
         with self.service.serve(*command, **self.database.variables) as server:
             yield server
             server.stop(signal.SIGTERM)

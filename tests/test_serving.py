@@ -20,7 +20,16 @@ from tests.support.random_client import SEED
 from tests.support.services import Server, Service
 from tests.support.watcher import left_in
 
-UVICORN = ("uv", "run", "--no-sync", "uvicorn", "app.main:app", "--timeout-graceful-shutdown", "10")
+UVICORN = (
+    "uv",
+    "run",
+    "--no-sync",
+    "python",
+    "-m",
+    "app.server",
+    "--timeout-graceful-shutdown",
+    "10",
+)
 
 
 ENDLESS = """
@@ -180,7 +189,7 @@ def test_a_form_is_sent_as_one_and_one_that_cannot_be_stored_is_the_servers_erro
 ) -> None:
     copy = service.copy(tmp_path / "service")
     copy.extend(routes=UPLOAD)
-    serve = "uv run --no-sync --with python-multipart python -m uvicorn app.main:app"
+    serve = "uv run --no-sync --with python-multipart python -m app.server"
     command = ("sh", "-c", f'ulimit -f 1000 && exec {serve} "$@"', "sh")  # no file over 512,000
     variables = migrated.variables | {"MAX_BODY_SIZE": "5000000"}
     with copy.serve(*command, **variables) as server:

@@ -1,4 +1,4 @@
-"""What a server runs: `uvicorn app.main:app`."""
+"""What `app.server` runs: the service with the environment's settings and its features."""
 
 from app.factory import create_app
 from app.features.registration import add_features

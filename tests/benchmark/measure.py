@@ -22,7 +22,10 @@ from tests.support.proxy import Proxy, open_proxy
 from tests.support.services import Server, Service
 
 APPS = Path(__file__).parent / "apps"
-SERVER = (".venv/bin/uvicorn", "measured:app", "--no-access-log", "--timeout-keep-alive", "600")
+SERVER = (
+    *(".venv/bin/python", "-m", "app.server", "measured:app"),
+    *("--no-access-log", "--timeout-keep-alive", "600"),
+)
 
 SEEDS = 200  # rows: behind a page of 100 there is another
 ROWS = 1_000_000

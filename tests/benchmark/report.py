@@ -30,7 +30,7 @@ def machine() -> str:
 
 def versions(service: Service) -> dict[str, str]:
     """Return what ran: Python, and the packages that a request passes through."""
-    names = ["fastapi", "starlette", "pydantic", "sqlalchemy", "uvicorn", "uvloop", "httptools"]
+    names = ["fastapi", "starlette", "pydantic", "sqlalchemy", "uvicorn", "uvloop", "h11"]
     names.append({"postgresql": "asyncpg", "sqlite": "aiosqlite"}[service.database])
     program = (
         f"import json, importlib.metadata as m; print(json.dumps([m.version(n) for n in {names}]))"

@@ -111,7 +111,7 @@ def write_next_release(repository: Path) -> None:
 
 def write_next_packages(pyproject: Path) -> None:
     text = re.sub(r'(    "[a-z0-9\[\]-]+>=[0-9.]+)', r"\1.0", pyproject.read_text())
-    text = re.sub(r'    "(httptools)>=.*\n', "", text)
+    text = re.sub(r'    "(h11)>=.*\n', "", text)
     own = "    # The service's own:\n"
     text = text.replace(own, f'    "typing-extensions>=4.12",\n{own}', 1)
     pyproject.write_text(

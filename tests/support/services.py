@@ -173,7 +173,7 @@ class Service:
         """Start a server, by default as the image does, and wait for its first answer."""
         port = free_port()
         log_file = self.folder.parent / f"{self.folder.name}-{port}.log"
-        command = command or ("uv", "run", "--no-sync", "uvicorn", "app.main:app")
+        command = command or ("uv", "run", "--no-sync", "python", "-m", "app.server")
         with (
             log_file.open("wb") as log,
             httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_TIMEOUT) as client,

@@ -18,7 +18,10 @@ from tests.support.services import Server, Service
 SETTLES = 10.0  # seconds; longer than any limit after which something is given up
 APP = Path(__file__).parent / "watched"
 # `watched:app` is the service with a path that tells what is in use.
-UVICORN = (".venv/bin/uvicorn", "watched:app", "--timeout-graceful-shutdown", "10")
+UVICORN = (
+    *(".venv/bin/python", "-m", "app.server", "watched:app"),
+    *("--timeout-graceful-shutdown", "10"),
+)
 RIGHT = {"right": True}  # extensions of a request that is right: it gets no 4xx
 
 RECORD = re.compile(

@@ -11,12 +11,12 @@ import sys
 import warnings
 from pathlib import Path
 
-import uvicorn
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from pydantic import ValidationError
 
+from app.server import serve
 from app.settings import ServiceSettings, Settings, load_settings
 
 DATA = Path(__file__).parent / ".postgres"
@@ -80,7 +80,7 @@ if __name__ == "__main__":
     except CommandError as error:  # another branch's revision, or two newest ones
         sys.exit(f"alembic upgrade head: {error}")
     try:
-        uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])
+        serve(["--reload", "--reload-dir", "app", *sys.argv[1:]])
     finally:
         # PostgreSQL is stopped next, and a second Ctrl-C would only stop that.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -5,11 +5,11 @@ Options are uvicorn's: `uv run poe dev --port 8001`.
 
 import sys
 
-import uvicorn
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 
+from app.server import serve
 from app.settings import Settings, load_settings
 
 if __name__ == "__main__":
@@ -19,4 +19,4 @@ if __name__ == "__main__":
         command.upgrade(Config(toml_file="pyproject.toml"), "head")
     except CommandError as error:  # another branch's revision, or two newest ones
         sys.exit(f"alembic upgrade head: {error}")
-    uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])
+    serve(["--reload", "--reload-dir", "app", *sys.argv[1:]])

@@ -1,0 +1,166 @@
+"""How the service is served: `python -m app.server`, whose options are uvicorn's.
+
+uvicorn on h11, with a limit to whatever a client may send, or leave unsent. Nothing else here
+knows uvicorn's inside: its protocol, of 0.54, is asked for what it has no options for.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+MAX_CONNECTIONS = 1_000  # or half of the process's descriptors, if those are fewer
+MAX_HEAD_SIZE = 16_384  # bytes; h11 refuses a head that is still incomplete by then
+MAX_HEADERS = 100
+# A chunk costs some 10 µs, however small: of a request's, so many may be smaller than that.
+SMALL_CHUNKS, SMALL_CHUNK_SIZE = 1_000, 128
+KEEP_ALIVE = 75  # seconds without a request; longer than proxies keep a connection: proxy.md
+# A client whose turn it is sends or takes so many bytes in that time, or is left.
+PERIOD, LEAST = 20.0, 10_000
+WARN_AFTER = 10.0  # seconds from one line about too many connections to the next
+
+
+def serve(arguments: Sequence[str] | None = None) -> None:
+    """Run uvicorn; arguments and `UVICORN_…` variables win over these options."""
+    options = {
+        "app": "app.main:app",
+        "http": "app.server:Protocol",
+        "limit_concurrency": max_connections(),
+        "h11_max_incomplete_event_size": MAX_HEAD_SIZE,
+        "timeout_keep_alive": KEEP_ALIVE,
+        "ws_max_size": 1_048_576,
+    }
+    uvicorn.main(arguments, prog_name="python -m app.server", default_map=options)
+
+
+def max_connections() -> int:
+    if sys.platform == "win32":
+        return MAX_CONNECTIONS
+    import resource  # not on Windows
+
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return min(MAX_CONNECTIONS, descriptors // 2) if descriptors > 0 else MAX_CONNECTIONS
+
+
+class Connection(h11.Connection):
+    """h11's, without the leniency by which a proxy could see other requests in the same bytes."""
+
+    paused = False
+    spare = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.IDLE:
+            head = self.trailing_data[0].partition(b"\r\n\r\n")[0]
+            if head.count(b"\n") != head.count(b"\r\n") or b"\n " in head or b"\n\t" in head:
+                raise h11.RemoteProtocolError("a bare LF, or a folded line")
+        event = super().next_event()
+        if event is h11.PAUSED:
+            self.paused = True
+        elif isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            is_1_1 = event.http_version == b"1.1"
+            if b"transfer-encoding" in names and (b"content-length" in names or not is_1_1):
+                raise h11.RemoteProtocolError("two lengths")
+            if len(event.headers) > MAX_HEADERS or not (is_1_1 or event.http_version == b"1.0"):
+                raise h11.RemoteProtocolError("too many headers, or another version")
+            self.spare = SMALL_CHUNKS * SMALL_CHUNK_SIZE
+        elif isinstance(event, h11.Data):
+            self.spare += len(event.data) - SMALL_CHUNK_SIZE
+            if self.spare < 0:
+                raise h11.RemoteProtocolError("too many small chunks")
+        return event
+
+
+class Protocol(H11Protocol):
+    """uvicorn's, with limits to connections, to a pipeline, and to the client's time.
+
+    A request that comes before the last one is answered is not served, and the connection is
+    closed: no client needs that, while a request that hides in another arrives like this.
+    """
+
+    conn: Connection
+    warned = -WARN_AFTER
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = Connection(h11.SERVER, self.config.h11_max_incomplete_event_size or 0)
+        self.since = self.loop.time()  # it waits for its client since then
+        self.owed, self.moved, self.unsent = False, 0, 0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+        self.timer = self.loop.call_later(PERIOD, self.look)
+        if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
+            self.make_room()
+
+    def make_room(self) -> None:
+        """Close the connection that has waited for its client the longest."""
+        others = (other for other in self.connections if isinstance(other, Protocol))
+        waiting = (other for other in others if other is not self and other.is_waiting())
+        closed = min(waiting, key=lambda other: other.since, default=self)
+        self.connections.discard(closed)
+        closed.transport.abort()
+        if self.loop.time() >= Protocol.warned + WARN_AFTER:
+            Protocol.warned = self.loop.time()
+            text = "limit of %s connections: the one that waits longest is closed for each new one"
+            self.logger.warning(text, self.limit_concurrency)
+
+    def is_waiting(self) -> bool:
+        """Tell whether it is the client's turn: to send the rest of a request, to take an answer."""
+        asks = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.flow.read_paused
+        return asks or self.transport.get_write_buffer_size() > 0
+
+    def look(self) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        moved = self.moved + self.unsent - unsent
+        owed = unsent > 0 or (self.is_waiting() and self.timeout_keep_alive_task is None)
+        if owed and self.owed and moved < LEAST:
+            return self.transport.abort()
+        self.owed, self.moved, self.unsent = owed, 0, unsent
+        self.timer = self.loop.call_later(PERIOD, self.look)
+
+    def data_received(self, data: bytes) -> None:
+        self.moved += len(data)
+        for start in range(0, len(data), MAX_HEAD_SIZE):
+            if not (self.conn.paused or self.transport.is_closing()):
+                super().data_received(data[start : start + MAX_HEAD_SIZE])
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.conn.paused and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self.timer.cancel()
+        self.conn.paused = True
+        super().handle_websocket_upgrade(event)
+
+    def send_400_response(self, msg: str) -> None:
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            return super().send_400_response(msg)
+        self.transport.close()  # it was answered before, or is being answered
+
+    def resume_writing(self) -> None:
+        self.owed = False
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        self.owed, self.since = False, self.loop.time()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+        self.timer.cancel()
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,420 @@
+"""The server against bytes that no client should send, and against clients that never go on."""
+
+import http.client
+import json
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.databases import SQLiteDatabase
+from tests.support.processes import wait_for
+from tests.support.repository import replace
+from tests.support.services import Server, Service
+
+ROUTES = """
+import asyncio
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request, Response, WebSocket
+from fastapi.responses import StreamingResponse
+
+router = APIRouter(include_in_schema=False)
+ran: list[str] = []
+
+
+@router.api_route("/hidden", methods=["GET", "POST", "DELETE"])
+async def hidden(request: Request) -> None:
+    ran.append(request.method)
+
+
+@router.get("/ran")
+async def get_ran() -> list[str]:
+    return ran
+
+
+@router.api_route("/echo", methods=["GET", "POST", "DELETE"])
+async def echo(request: Request) -> dict[str, object]:
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+    return {"size": size, "headers": dict(request.headers)}
+
+
+@router.get("/long")
+async def wait() -> str:
+    await asyncio.sleep(2)
+    return "done"
+
+
+@router.get("/large")
+async def large() -> Response:
+    return Response(b"x" * 1_000_000)
+
+
+async def lines() -> AsyncIterator[bytes]:
+    while True:
+        yield b"x" * 10_000
+        await asyncio.sleep(0)
+
+
+@router.get("/stream")
+async def stream() -> StreamingResponse:
+    return StreamingResponse(lines())
+
+
+@router.websocket("/refused")
+async def refuse(socket: WebSocket) -> None:
+    await socket.close()
+"""
+# Seconds, in place of a minute and more; with half of the bytes that are due in that time.
+SHORTER = (("PERIOD, LEAST = 20.0, 10_000", "PERIOD, LEAST = 1.0, 500"), ("= 75 ", "= 1 "))
+WITH_WEBSOCKETS = ("uv", "run", "--no-sync", "--with", "websockets", "python", "-m", "app.server")
+
+HIDDEN = b"POST /hidden HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
+SIZE = len(HIDDEN)
+
+
+def head(*lines: str, start: str = "POST /echo HTTP/1.1") -> bytes:
+    """Return a request's head, whose lines may be as wrong as the test wants them."""
+    return "\r\n".join([start, "Host: a", *lines, "", ""]).encode("latin-1")
+
+
+def chunked(*lines: str, body: bytes, start: str = "POST /echo HTTP/1.1") -> bytes:
+    return head(*lines, start=start) + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+
+
+LENGTH = f"Content-Length: {SIZE}"
+CHUNKED = "Transfer-Encoding: chunked"
+WEBSOCKET = (
+    "Connection: Upgrade",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+
+# In each of these a proxy could see other requests than the server: it refuses them all.
+REFUSED = {
+    "a length and chunks": head(LENGTH, CHUNKED) + b"0\r\n\r\n" + HIDDEN,
+    "chunks and a length": head(CHUNKED, "Content-Length: 0") + HIDDEN,
+    "chunks in HTTP/1.0": head(CHUNKED, start="POST /echo HTTP/1.0") + b"0\r\n\r\n" + HIDDEN,
+    "chunks twice": head(CHUNKED, CHUNKED) + b"0\r\n\r\n" + HIDDEN,
+    "bare LF": head(LENGTH).replace(b"\r\n", b"\n") + HIDDEN,
+    "one bare LF": head(f"X-A: b\n{LENGTH}") + HIDDEN,
+    "LF at the end of the head": head()[:-2] + b"\n" + HIDDEN,
+    "bare CR": head(f"X-A: b\r{LENGTH}") + HIDDEN,
+    "NUL": head("X-A: \0", LENGTH) + HIDDEN,
+    "a folded line": head("X-A: b", " c: d", LENGTH) + HIDDEN,
+    "a folded coding": head("Transfer-Encoding:", " chunked") + b"0\r\n\r\n" + HIDDEN,
+    "a line before the first": b"\r\n" + head(LENGTH) + HIDDEN,
+    "a blank before the colon": head(f"Content-Length : {SIZE}") + HIDDEN,
+    "a blank in a name": head(f"Content Length: {SIZE}") + HIDDEN,
+    "a head without a host": b"POST /echo HTTP/1.1\r\nContent-Length: 0\r\n\r\n" + HIDDEN,
+    "two hosts": head("Host: b", LENGTH) + HIDDEN,
+    "HTTP/2.0": head(LENGTH, start="POST /echo HTTP/2.0x") + HIDDEN,
+    "HTTP/0.9": b"GET /echo\r\n\r\n" + HIDDEN,
+    "a blank in the target": head(LENGTH, start="POST /echo /echo HTTP/1.1") + HIDDEN,
+    "HTTP/2's beginning": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + HIDDEN,
+    "TLS": b"\x16\x03\x01\x00\xa5\x01\x00\x00\xa1\x03\x03",
+    "101 headers": head(*["X-A: b"] * 101) + HIDDEN,
+    "a head of 40 kB": head("X-A: " + "b" * 40_000) + HIDDEN,
+    "a target of 40 kB": head(start=f"POST /echo?{'a' * 40_000} HTTP/1.1") + HIDDEN,
+    **{
+        f"Content-Length: {value!r}": head(f"Content-Length: {value}") + HIDDEN
+        for value in ("+0", "-1", "0x0", "1e1", "0 0", "0, 1", "", "²", "9" * 30, "0;a", "1_0")
+    },
+    "different lengths": head("Content-Length: 0", LENGTH) + HIDDEN,
+    **{
+        f"Transfer-Encoding: {value!r}": head(f"Transfer-Encoding: {value}") + b"0\r\n\r\n" + HIDDEN
+        for value in (
+            *("chunked, identity", "identity", "gzip, chunked", "chunked, chunked", ", chunked"),
+            *("xchunked", "\x0bchunked", "chunked\x0b", '"chunked"', "chunked;a=b", "", "chunked,"),
+        )
+    },
+    **{
+        f"a chunk of size {size!r}": head(CHUNKED) + b"%s\r\n%s\r\n0\r\n\r\n" % (size, HIDDEN)
+        for size in (b"-1", b"+5", b"0x5", b"5\n", b"zz", b"", b"f" * 30, b"5 5", b"5;a\nb", b"0_5")
+    },
+    "a chunk that is longer than its size": head(CHUNKED) + b"1\r\n" + HIDDEN + b"0\r\n\r\n",
+    "a trailer that is none": head(CHUNKED) + b"0\r\n" + b"no trailer\r\n\r\n" + HIDDEN,
+    "very many small chunks": head(CHUNKED) + b"1\r\na\r\n" * 2_000 + b"0\r\n\r\n" + HIDDEN,
+}
+# In each of these the hidden request is the body of the other.
+BODIES = {
+    **{
+        f"Upgrade: {protocol}": head("Connection: Upgrade", f"Upgrade: {protocol}", LENGTH) + HIDDEN
+        for protocol in ("foo", "h2c", "TLS/1.0", "websockets", "HTTP/2.0, h2c", "")
+    },
+    "Upgrade in chunks": chunked("Connection: upgrade", "Upgrade: foo", CHUNKED, body=HIDDEN),
+    "Upgrade without Connection": head("Upgrade: websocket", LENGTH) + HIDDEN,
+    "GET": head(LENGTH, start="GET /echo HTTP/1.1") + HIDDEN,
+    "DELETE": head(LENGTH, start="DELETE /echo HTTP/1.1") + HIDDEN,
+    "GET in chunks": chunked(CHUNKED, body=HIDDEN, start="GET /echo HTTP/1.1"),
+    "Chunked": chunked("Transfer-Encoding: Chunked", body=HIDDEN),
+    "a tab before chunked": chunked("Transfer-Encoding:\tchunked\t", body=HIDDEN),
+    "equal lengths": head(LENGTH, LENGTH) + HIDDEN,
+    "Expect": head("Expect: 100-continue", LENGTH) + HIDDEN,
+}
+# These are answered, and what comes behind them is not.
+ALONE = {
+    "a pipeline": (head("Content-Length: 0"), 200),
+    "Upgrade without a body": (head("Connection: upgrade", "Upgrade: foo"), 200),
+    "CONNECT": (head(start="CONNECT a:443 HTTP/1.1"), 404),
+    "a method in lower case": (head(start="post /echo HTTP/1.1"), 405),
+    "HEAD": (head(start="HEAD /echo HTTP/1.1"), 405),
+    "HTTP/1.0": (head(start="POST /echo HTTP/1.0"), 200),
+    "an absolute target": (head(start="POST http://b/echo HTTP/1.1"), 404),
+    "trailers": (head(CHUNKED) + b"0\r\nIf-Match: b\r\n\r\n", 200),
+    "a body that is too large": (head("Content-Length: 9000000"), 413),
+    "a WebSocket that is refused": (head(*WEBSOCKET, start="GET /refused HTTP/1.1"), 403),
+    "a WebSocket by POST": (head(*WEBSOCKET, LENGTH, start="POST /refused HTTP/1.1"), 405),
+    "a WebSocket without a key": (head(*WEBSOCKET[:2], start="GET /refused HTTP/1.1"), 400),
+}
+
+
+@pytest.fixture(scope="module")
+def extended(
+    service_of: Callable[[str], Service], tmp_path_factory: pytest.TempPathFactory
+) -> Service:
+    """A service whose server does not wait long; what a server is told here is told no database."""
+    copy = service_of("sqlite").copy(tmp_path_factory.mktemp("server") / "service")
+    copy.extend(routes=ROUTES)
+    for was, shorter in SHORTER:
+        replace(copy.folder / "app/server.py", was, shorter)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def variables(
+    files_of_migrated: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("served")
+    return SQLiteDatabase(folder, files_of_migrated("sqlite")).variables
+
+
+@pytest.fixture(scope="module")
+def server(extended: Service, variables: dict[str, str]) -> Iterator[Server]:
+    with extended.serve(*WITH_WEBSOCKETS, **variables) as server:
+        yield server
+
+
+def connect(server: Server) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", server.client.base_url.port or 0), timeout=30)
+
+
+def exchange(server: Server, sent: bytes) -> tuple[int, bytes, http.client.HTTPMessage]:
+    """Send bytes on a connection of their own, and return the first answer."""
+    with connect(server) as client:
+        with suppress(ConnectionError):  # it answers before it has everything
+            client.sendall(sent)
+        answer = http.client.HTTPResponse(client)
+        answer.begin()
+        return answer.status, answer.read(), answer.headers
+
+
+def send(client: socket.socket, sent: bytes) -> bool:
+    """Say whether the server still takes something."""
+    with suppress(TimeoutError, ConnectionError):
+        client.sendall(sent)
+        return True
+    return False
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Read what there is, and say whether the server has closed the connection."""
+    client.settimeout(0)
+    try:
+        while client.recv(1_000_000):
+            pass
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        pass
+    return True
+
+
+def test_what_two_parsers_could_read_in_two_ways_is_refused(server: Server) -> None:
+    for name, sent in REFUSED.items():
+        status, body, _ = exchange(server, sent)
+        assert (name, status) == (name, 400), body
+    assert server.client.get("/ran").json() == []
+    assert "Traceback" not in server.log()
+
+
+def test_a_request_in_the_body_of_another_is_its_body(server: Server) -> None:
+    for name, sent in BODIES.items():
+        status, body, _ = exchange(server, sent)
+        assert (name, status) == (name, 200), body
+        assert (name, json.loads(body)["size"]) == (name, SIZE)
+    assert server.client.get("/ran").json() == []
+
+
+def test_a_request_that_comes_before_the_last_one_is_answered_is_not_served(
+    server: Server,
+) -> None:
+    for name, (sent, expected) in ALONE.items():
+        status, body, _ = exchange(server, sent + HIDDEN)
+        assert (name, status) == (name, expected), body
+    assert server.client.get("/ran").json() == []
+    assert "Traceback" not in server.log()
+
+
+def test_a_client_that_waits_for_each_answer_keeps_its_connection(server: Server) -> None:
+    with connect(server) as client:
+        for sent in (head(LENGTH) + HIDDEN, chunked(CHUNKED, body=HIDDEN)) * 3:
+            for piece in (sent[:20], sent[20:60], sent[60:]):  # also a head in pieces
+                client.sendall(piece)
+                time.sleep(0.01)
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert json.loads(answer.read())["size"] == SIZE
+
+
+def test_trailers_are_no_headers(server: Server) -> None:
+    trailers = ("If-Match: b", "X-Forwarded-For: b", "Authorization: b", "Content-Length: 9")
+    with_trailers = chunked(CHUNKED, body=b"a")[:-2] + "\r\n".join([*trailers, "", ""]).encode()
+
+    status, body, _ = exchange(server, with_trailers)
+
+    assert (status, json.loads(body)["size"]) == (200, 1)
+    assert json.loads(body)["headers"].keys() == {"host", "transfer-encoding"}
+
+
+def test_a_client_that_does_not_go_on_is_left_and_one_that_does_is_served(server: Server) -> None:
+    def drip(client: socket.socket) -> bool:
+        send(client, b"a")
+        return is_closed(client)
+
+    begun = {
+        "silence": b"",
+        "idle": head("Content-Length: 0"),
+        "half a head": head()[:-10],
+        "a dripping head": head()[:-2] + b"X-A: ",
+        "half a body": head("Content-Length: 9") + b"a",
+        "a dripping body": head("Content-Length: 9999") + b"a",
+        "dripping chunks": head(CHUNKED) + b"ffff\r\n",
+        "a body after its answer": head("Content-Length: 9999999", start="POST /items HTTP/1.1"),
+    }
+    with ExitStack() as stack:
+        clients = {name: stack.enter_context(connect(server)) for name in begun}
+        unread = {path: stack.enter_context(connect(server)) for path in ("/large", "/stream")}
+        slow, honest = (stack.enter_context(connect(server)) for _ in range(2))
+        for name, sent in begun.items():
+            clients[name].sendall(sent)
+        for path, client in unread.items():
+            client.sendall(head(start=f"GET {path} HTTP/1.1"))
+        slow.sendall(head(start="GET /long HTTP/1.1"))
+        honest.sendall(head("Content-Length: 100000"))
+        left = set(clients)
+        for _ in range(100):
+            honest.sendall(b"a" * 1_000)
+            time.sleep(0.03)
+            left -= {n for n in left if (drip if "drip" in n else is_closed)(clients[n])}
+        wait_for(lambda: all(is_closed(clients[name]) for name in left))
+        for client, expected in ((slow, b'"done"'), (honest, b'"size":100000')):
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert expected in answer.read()
+        # Whoever takes no answer is cut off; what the kernel has of it can still be read.
+        wait_for(lambda: len(connections(server)) <= 3)
+
+
+def connections(server: Server) -> list[object]:
+    return [found for found in serving(server).net_connections("tcp") if found.raddr]
+
+
+def serving(server: Server) -> psutil.Process:
+    """Return the process that serves: the last of those that started each other."""
+    process = psutil.Process(server.process.pid)
+    return [process, *process.children(recursive=True)][-1]
+
+
+def endless(client: socket.socket) -> None:
+    send(client, head()[:-2])
+    while send(client, b"X-A: b\r\n" * 2_000):
+        pass
+
+
+def pipeline(client: socket.socket) -> None:
+    client.settimeout(0.1)
+    for _ in range(10):
+        send(client, head(start="GET /large HTTP/1.1") * 2_000)
+
+
+def unread(client: socket.socket) -> None:
+    send(client, head(start="GET /large HTTP/1.1"))
+
+
+def unread_stream(client: socket.socket) -> None:
+    send(client, head(start="GET /stream HTTP/1.1"))
+
+
+def unfinished(client: socket.socket) -> None:
+    json_type = "Content-Type: application/json"
+    begun = head("Content-Length: 262144", json_type, start="POST /items HTTP/1.1")
+    send(client, begun + b" " * 262_143)
+
+
+def test_hostile_connections_take_little_memory(
+    extended: Service, variables: dict[str, str]
+) -> None:
+    attacks = (endless, pipeline, unread_stream, unfinished)
+    with extended.serve(*(".venv/bin/python", "-m", "app.server"), **variables) as server:
+        process = serving(server)
+        for _ in range(20):
+            server.client.get("/large")
+        before = process.memory_info().rss
+
+        def take(count: int) -> float:
+            """Return how many MiB more than before the worst of them takes."""
+            most = 0
+            for attack in attacks:
+                with ExitStack() as stack:
+                    for _ in range(count):
+                        client = stack.enter_context(connect(server))
+                        attack(client)
+                        most = max(most, process.memory_info().rss)
+                assert server.client.get("/health/live").status_code == 200
+            return (most - before) / 2**20
+
+        assert take(1) < 16
+        first = take(150)
+        assert first < 64
+        assert take(150) < first + 8  # it has been given back, to the process at the least
+
+
+def test_when_connections_run_out_those_that_wait_are_closed_and_the_log_says_so(
+    extended: Service, variables: dict[str, str]
+) -> None:
+    command = ("sh", "-c", 'ulimit -n 128 && exec .venv/bin/python -m app.server "$@"', "sh")
+    with extended.serve(*command, **variables) as server, ExitStack() as stack:
+        busy = stack.enter_context(connect(server))
+        busy.sendall(head(start="GET /long HTTP/1.1"))
+        silent = [stack.enter_context(connect(server)) for _ in range(200)]
+
+        assert server.client.get("/health/live").status_code == 200
+        assert len(connections(server)) <= 64
+        assert is_closed(silent[0])
+        answer = http.client.HTTPResponse(busy)
+        answer.begin()
+        assert answer.read() == b'"done"'
+    assert len(re.findall("WARNING .*limit of 64 connections", server.log())) == 1
+
+
+@pytest.mark.parametrize("started", ["the image", "poe dev"])
+def test_however_it_is_started_it_is_the_same_server(
+    extended: Service, variables: dict[str, str], started: str
+) -> None:
+    image = (extended.folder / "Dockerfile").read_text().rpartition("\nCMD ")[2]
+    command = json.loads(image) if started == "the image" else ["python", "dev.py"]
+    command[0] = f".venv/bin/{command[0]}"
+    with extended.serve(*command, **variables) as server:
+        status, _, headers = exchange(server, head(LENGTH) + HIDDEN + HIDDEN)
+        assert (status, server.client.get("/ran").json()) == (200, [])
+        assert (headers["server"] is None) == (started == "the image")
+        assert exchange(server, REFUSED["bare LF"])[0] == 400
