@@ -19,6 +19,10 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_ID = 2**63 - 1
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and lone surrogates
+# Python sorts the marks behind a letter by insertion: 60,000 of them for a minute. Stream-Safe Text
+# has at most 30 (https://unicode.org/reports/tr15/#Stream_Safe_Text_Format).
+MARKS = "".join(filter(unicodedata.combining, map(chr, range(0x300, 0x1F000))))
+TOO_MANY_MARKS = re.compile("[" + MARKS + "]{31}")
 
 
 def check_digits(number: object) -> object:
@@ -62,7 +66,11 @@ Time = Annotated[datetime.time, AfterValidator(check_zone)]
 
 
 def normalize(name: object) -> object:
-    return unicodedata.normalize("NFC", name).strip() if isinstance(name, str) else name
+    if not isinstance(name, str):
+        return name
+    if not name.isascii() and TOO_MANY_MARKS.search(name):
+        raise PydanticCustomError("too_many_marks", "At most 30 marks may follow a letter")
+    return unicodedata.normalize("NFC", name).strip()
 
 
 Normalized = BeforeValidator(normalize)

@@ -1,7 +1,6 @@
 """How the service is served: `python -m app.server`, whose options are uvicorn's.
 
-uvicorn on h11, with a limit to whatever a client may send, or leave unsent. Nothing else here
-knows uvicorn's inside: its protocol, of 0.54, is asked for what it has no options for.
+uvicorn on h11, with limits that uvicorn 0.54 has no options for; nothing else knows its inside.
 """
 
 import sys
@@ -39,10 +38,10 @@ def serve(arguments: Sequence[str] | None = None) -> None:
 def max_connections() -> int:
     if sys.platform == "win32":
         return MAX_CONNECTIONS
-    import resource  # not on Windows
+    import resource
 
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return min(MAX_CONNECTIONS, descriptors // 2) if descriptors > 0 else MAX_CONNECTIONS
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] % sys.maxsize  # infinity: -1
+    return min(MAX_CONNECTIONS, descriptors // 2)
 
 
 class Connection(h11.Connection):
@@ -64,7 +63,7 @@ class Connection(h11.Connection):
             is_1_1 = event.http_version == b"1.1"
             if b"transfer-encoding" in names and (b"content-length" in names or not is_1_1):
                 raise h11.RemoteProtocolError("two lengths")
-            if len(event.headers) > MAX_HEADERS or not (is_1_1 or event.http_version == b"1.0"):
+            if len(event.headers) > MAX_HEADERS or event.http_version not in (b"1.0", b"1.1"):
                 raise h11.RemoteProtocolError("too many headers, or another version")
             self.spare = SMALL_CHUNKS * SMALL_CHUNK_SIZE
         elif isinstance(event, h11.Data):
@@ -75,10 +74,10 @@ class Connection(h11.Connection):
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, with limits to connections, to a pipeline, and to the client's time.
+    """uvicorn's, with limits to connections and to the client's time, and without pipelines.
 
-    A request that comes before the last one is answered is not served, and the connection is
-    closed: no client needs that, while a request that hides in another arrives like this.
+    A request that comes before the last one is answered is not served: no client needs that, while
+    a request that hides in another arrives like this.
     """
 
     conn: Connection
@@ -92,29 +91,28 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        close = self.timeout_keep_alive_handler
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, close)
         self.timer = self.loop.call_later(PERIOD, self.look)
         if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
             self.make_room()
 
     def make_room(self) -> None:
         """Close the connection that has waited for its client the longest."""
-        others = (other for other in self.connections if isinstance(other, Protocol))
-        waiting = (other for other in others if other is not self and other.is_waiting())
+        known: set[Any] = self.connections - {self}  # WebSockets among them
+        waiting = (other for other in known if isinstance(other, Protocol) and other.is_waiting())
         closed = min(waiting, key=lambda other: other.since, default=self)
         self.connections.discard(closed)
         closed.transport.abort()
         if self.loop.time() >= Protocol.warned + WARN_AFTER:
             Protocol.warned = self.loop.time()
-            text = "limit of %s connections: the one that waits longest is closed for each new one"
-            self.logger.warning(text, self.limit_concurrency)
+            limit = self.limit_concurrency
+            self.logger.warning("limit of %s connections: idle ones are closed", limit)
 
     def is_waiting(self) -> bool:
         """Tell whether it is the client's turn: to send the rest of a request, to take an answer."""
-        asks = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.flow.read_paused
-        return asks or self.transport.get_write_buffer_size() > 0
+        sends = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.flow.read_paused
+        return sends or self.transport.get_write_buffer_size() > 0
 
     def look(self) -> None:
         unsent = self.transport.get_write_buffer_size()
@@ -144,9 +142,9 @@ class Protocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         if self.cycle is not None:
             self.cycle.disconnected = True
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            return super().send_400_response(msg)
-        self.transport.close()  # it was answered before, or is being answered
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun
+            return self.transport.close()
+        super().send_400_response(msg)
 
     def resume_writing(self) -> None:
         self.owed = False

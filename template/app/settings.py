@@ -77,7 +77,7 @@ class ServiceSettings(DatabaseSettings):
     docs_enabled: bool = True
     cors_origins: Origins = ()
     allowed_hosts: Hosts = ("*",)
-    max_body_size: PositiveInt = 1_048_576  # bytes
+    max_body_size: PositiveInt = 262_144  # bytes
 
     # SQLAlchemy keeps five connections, and opens and closes up to ten more under load: with 8
     # clients, 50 to 100 connections are opened per second, each delaying a request. Here all that

@@ -129,7 +129,7 @@ def write_next_packages(pyproject: Path) -> None:
 def write_next_app(app: Path) -> None:
     settings = app / "settings.py"
     insert(settings, "    PositiveInt,\n", "", "    StrictBool,\n")
-    replace(settings, "PositiveInt = 1_048_576", "PositiveInt = 2_097_152")
+    replace(settings, "PositiveInt = 262_144", "PositiveInt = 2_097_152")
     insert(settings, "# bytes\n", "", "    log_started: StrictBool = False\n")
     health = app / "health.py"
     insert(health, "", '@router.get("/live")\n', '@router.get("/alive")\n')
@@ -160,7 +160,7 @@ def write_next_container(template: Path) -> None:
     for compose in (template / "variants").glob("*/compose.yaml"):
         insert(compose, "  app:\n    build: .\n", "", "    init: true\n")
     example = template / ".env.example.jinja"
-    replace(example, "#MAX_BODY_SIZE=1048576\n", "#MAX_BODY_SIZE=2097152\n")
+    replace(example, "#MAX_BODY_SIZE=262144\n", "#MAX_BODY_SIZE=2097152\n")
     insert(
         example, "", "\n# The service's own:\n", "\n# Say when it started.\n#LOG_STARTED=false\n"
     )
@@ -577,7 +577,7 @@ CONFLICTS = {
         "GZipMiddleware\n",
     ),
     "a default that a release changes has been changed": Conflict(
-        "app/settings.py", "1_048_576", "4_194_304", "2_097_152"
+        "app/settings.py", "262_144", "4_194_304", "2_097_152"
     ),
     "another base image, or another version of it": Conflict(
         "Dockerfile",
