@@ -31,10 +31,12 @@ INITDB = (
     *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),  # the same on every system
 )
 NOT_DURABLE = ("-cfsync=off", "-cfull_page_writes=off", "-csynchronous_commit=off")
-# PostgreSQL refuses to run as root: here it is another user, who may open root's files.
+# PostgreSQL refuses to run as root: here it is another user, who may open root's files. The
+# "securebits" are for access(2), by which it looks for its own programs.
 AS_NOBODY = (
-    *("setpriv", "--reuid=nobody", "--clear-groups", "--bounding-set=-all,+dac_override"),
+    *("setpriv", "--reuid=nobody", "--clear-groups", "--securebits=+no_setuid_fixup"),
     *("--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"),
+    "--bounding-set=-all,+dac_override",
 )
 REASON = re.compile(r"(?:FATAL|PANIC|DETAIL|HINT|[eE]rror): +(.+)")
 
