@@ -35,10 +35,14 @@ PATHS = [
     f"{'dé' * 60}/{'长' * 60}",  # 300 bytes and more
 ]
 USE = """
-import os, time, dev
-dev.find_database()
-print(os.environ["DATABASE_URL"], flush=True)
+import time
+from dev_database import DATA, start
+print(start(DATA), flush=True)
 time.sleep(600)
+"""
+FIND = """
+from dev_database import find_database
+find_database()
 """
 
 
@@ -84,9 +88,9 @@ class Place:
             finally:
                 process.kill()
 
-    def fail(self) -> str:
+    def fail(self, limit: str = "") -> str:
         """Return why the server does not start."""
-        with self.begin() as process:
+        with self.begin(limit + FIND) as process:
             said, _ = process.communicate(timeout=START_TIMEOUT)
         assert process.returncode == 1
         assert "Traceback" not in said
@@ -117,7 +121,10 @@ def may_connect(user: str, socket: Path) -> bool:
     program = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
     python = "/usr/bin/python3"  # a system's, which any user may run
     command = [python, "-c", program, socket]
-    done = subprocess.run(command, check=False, user=user, extra_groups=[], cwd="/")
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, user=user, extra_groups=[], cwd="/"
+    )
+    assert done.returncode == 0 or "PermissionError" in done.stderr
     return done.returncode == 0
 
 
@@ -141,8 +148,7 @@ def test_the_server_in_development_opens_nothing_to_others(
         urls = [stack.enter_context(place.use())[1] for place in places]
         for place, url in zip(places, urls, strict=True):
             assert place.store_row(url) == 1
-            for process in [place.postmaster(), *place.postmaster().children(recursive=True)]:
-                assert process.net_connections("inet") == []
+            assert place.postmaster().net_connections("inet") == []
             sockets = socket_folder(url)
             assert stat.S_IMODE(sockets.stat().st_mode) == 0o700
             assert sockets.owner() == place.user
@@ -231,14 +237,8 @@ def test_why_the_server_does_not_start_is_said_in_a_sentence(
     place = Place(postgresql, tmp_path / "service", USERS[1 if ROOT else 0])
     state = place.data.parent
 
-    def limited(name: str, size: int) -> str:
-        return f"import resource as r\nr.setrlimit(r.{name}, ({size}, {size}))\n{USE}"
-
-    with place.begin(limited("RLIMIT_FSIZE", 100_000)) as process:  # a full disk
-        said, _ = process.communicate(timeout=START_TIMEOUT)
-    assert process.returncode == 1
-    assert "PostgreSQL does not start: could not write" in said
-    assert "Traceback" not in said
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))"
+    assert "PostgreSQL does not start: could not write" in place.fail(full)
 
     half_made = state / "data.1"  # by one that was killed
     half_made.mkdir()
@@ -262,3 +262,17 @@ def test_why_the_server_does_not_start_is_said_in_a_sentence(
     assert ROOT or "Permission denied" in place.fail()
     place.folder.chmod(0o755)
     wait_until_nothing_runs(place.folder)
+
+
+def test_ctrl_c_while_the_server_is_made_ends_it_and_leaves_nothing_half_made(
+    postgresql: Service, tmp_path: Path
+) -> None:
+    place = Place(postgresql, tmp_path / "service")
+    with place.begin(FIND) as process:
+        wait_for(lambda: any(place.data.parent.glob("data*")))
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=START_TIMEOUT)
+    assert (process.returncode, said) == (130, "")
+    wait_until_nothing_runs(place.data.parent)
+    with place.use() as (_, url):
+        assert place.store_row(url) == 1

@@ -1,9 +1,10 @@
-"""The PostgreSQL of the development dependencies, which runs while a process uses it.
+"""The database of `poe dev`: that of the settings, or a PostgreSQL of the service's own.
 
-A process that uses it holds a shared lock on the file `users`. A keeper, a process of its own,
-starts the server, and stops it when that lock is free: the system releases it however a process
-ends. The server's processes hold the lock on `server`, so that the process id which PostgreSQL
-wrote down is believed only while they live.
+Its programs come with the development dependencies, and it runs while a process uses it, which
+holds a shared lock on the file `users`. A keeper, a process of its own, starts the server, and stops
+it when that lock is free: the system releases it however a process ends. The server's processes hold
+the lock on `server`, so that the process id which PostgreSQL wrote down is believed only while they
+live.
 """
 
 import os
@@ -24,6 +25,7 @@ if sys.platform != "win32":
     import fcntl
     import pwd
 
+DATA = Path(__file__).parent / ".postgres"
 START_TIMEOUT = 60.0  # seconds, of which recovery after a crash takes some
 PROGRAMS = "pginstall18/bin"  # of the package, whose import would write to shared folders
 INITDB = (
@@ -39,6 +41,35 @@ AS_NOBODY = (
     "--bounding-set=-all,+dac_override",
 )
 REASON = re.compile(r"(?:FATAL|PANIC|DETAIL|HINT|[eE]rror): +(.+)")
+
+
+def database_is_missing() -> bool:
+    """Say whether neither the environment nor `.env` names a database."""
+    from pydantic import ValidationError  # the keeper needs neither
+
+    from app.settings import ServiceSettings
+
+    try:
+        ServiceSettings()
+    except ValidationError as error:
+        return "database_missing" in [problem["type"] for problem in error.errors()]
+    return False
+
+
+def find_database(*, make: bool = True) -> None:
+    """Unless the settings name a database, name that of `.postgres/`: if it is there, or `make`."""
+    if not database_is_missing():
+        return
+    if not (make or DATA.is_dir()):
+        message = "No .postgres/ yet: uv run poe dev makes a server of its own there."
+        print(message, file=sys.stderr)
+        return
+    try:
+        os.environ["DATABASE_URL"] = start(DATA)
+    except OSError as error:
+        sys.exit(f"{error}\nWith DATABASE_URL, another server is used.")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def start(folder: Path, *, temporary: bool = False) -> str:
