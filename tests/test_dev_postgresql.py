@@ -120,7 +120,7 @@ def socket_folder(url: str) -> Path:
 def may_connect(user: str, socket: Path) -> bool:
     program = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
     python = "/usr/bin/python3"  # a system's, which any user may run
-    command = [python, "-c", program, socket]
+    command = [python, "-c", program, str(socket)]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, user=user, extra_groups=[], cwd="/"
     )
