@@ -40,7 +40,7 @@ AS_NOBODY = (
     *("--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"),
     "--bounding-set=-all,+dac_override",
 )
-REASON = re.compile(r"(?:FATAL|PANIC|DETAIL|HINT|[eE]rror): +(.+)")
+REASON = re.compile(r"(?:FATAL|PANIC|DETAIL|HINT|(?i:error)): +(.+)")
 
 
 def database_is_missing() -> bool:
