@@ -139,6 +139,7 @@ def find_url(folder: Path) -> str | None:
 def keep(folder: Path, temporary: bool) -> None:
     """Run the server while it is used."""
     os.umask(0o077)
+    unused = threading.Event()
     # The folder's own path may be too long for a socket, and TMPDIR's, too.
     sockets = tempfile.mkdtemp(prefix="postgres-", dir="/tmp")
     try:
@@ -149,13 +150,14 @@ def keep(folder: Path, temporary: bool) -> None:
 
         def stop() -> None:
             lock(folder / "users", fcntl.LOCK_EX)
+            unused.set()
             os.kill(pid, signal.SIGQUIT if temporary else signal.SIGINT)
 
         threading.Thread(target=stop, daemon=True).start()
         lock(folder / "server", fcntl.LOCK_EX)  # until it has ended, for whatever reason
     finally:
         shutil.rmtree(sockets)
-    if temporary:
+    if temporary and unused.is_set():
         shutil.rmtree(folder)
 
 
