@@ -201,6 +201,28 @@ with connect(address) as socket:
 """
 
 
+STRANGER = """
+import sys
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+address = sys.argv[1]
+for origin in ("https://evil.example", "null", "https://shop.example.evil.example", ""):
+    try:
+        connect(address, origin=origin)
+    except InvalidStatus as refused:
+        print(refused.response.status_code)
+with connect(address, origin="https://shop.example") as socket:
+    print(socket.recv())
+    for message in (b'{"name": "of bytes"}', b"\\xff", b"", "", "x" * 70_000):
+        socket.send(message)
+        try:
+            print(socket.recv())
+        except ConnectionClosed as closed:
+            print(closed.rcvd.code)
+"""
+
+
 def test_a_websocket_has_a_session_for_each_message(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:
@@ -231,11 +253,19 @@ def test_a_websocket_has_a_session_for_each_message(
     assert log.count("WEBSOCKET /live/items 101 ") == 2
     assert "engine disposed of" in log
 
-    variables |= {"DATABASE_COMMAND_TIMEOUT": "1"}
+    variables |= {"DATABASE_COMMAND_TIMEOUT": "1", "CORS_ORIGINS": "https://shop.example"}
+    variables |= {"UVICORN_WS_MAX_SIZE": "65536"}
     with copy.serve(".venv/bin/uvicorn", "app.main:app", **variables) as server:
         with migrated.block_writes(3):  # for longer than a statement may wait
             assert talk(server, 0, '{"name": "d"}')[1:] == ["1013"]
         assert "WEBSOCKET /live/items 503 " in server.log()
+
+        address = str(server.client.base_url).replace("http", "ws") + "/live/items"
+        said = copy.run(".venv/bin/python", "-c", STRANGER, address).stdout.splitlines()
+        invalid = '{"error":"The message is not valid."}'
+        created = re.sub(r"\d+", "1", said[5])
+        assert (said[:4], created, said[6:]) == (["403"] * 4, '{"id":1}', [invalid] * 3 + ["1009"])
+        assert "Traceback" not in server.log()
 
 
 KEYS = """
