@@ -112,6 +112,7 @@ def test_every_container_runs_as_the_image_does_with_no_rights(
     assert user > 0
     for pod in pods.values():
         assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == user
         assert pod["securityContext"].get("fsGroup", user) == user
         assert pod["automountServiceAccountToken"] is False
     for container in containers(pods):
