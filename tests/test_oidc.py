@@ -515,6 +515,8 @@ def test_no_trouble_of_the_provider_delays_or_refuses_a_good_token(
             server.stop(signal.SIGTERM)
         log = server.log()
         assert "engine disposed of" in log
+        for reason in ("jwks_uri is not https", "the configuration is another issuer's"):
+            assert REFUSED + reason in log
         for never in ("Traceback", "was destroyed", good, new, "passwd", "maintenance"):
             assert never not in log
 
