@@ -40,6 +40,8 @@ AS_NOBODY = (
     *("--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"),
     "--bounding-set=-all,+dac_override",
 )
+# Python would warn of a process that it forgets while it runs.
+keepers: list[subprocess.Popen[bytes]] = []
 REASON = re.compile(r"(?:FATAL|PANIC|DETAIL|HINT|(?i:error)): +(.+)")
 
 
@@ -101,6 +103,7 @@ def start(folder: Path, *, temporary: bool = False) -> str:
                     pass_fds=[held],
                     start_new_session=True,  # away from the terminal and its Ctrl-C
                 )
+            keepers.append(keeper)
             os.close(held)
         if url := find_url(folder):
             return url
