@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Collection
 from fnmatch import fnmatchcase
+from functools import partial
 from urllib.parse import quote
 
 from fastapi import HTTPException, Request, status
@@ -37,7 +38,7 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
 
     async def traced(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            return await app(scope, receive, send)
+            return await app(scope, receive, partial(log_failure, send))
 
         start = time.perf_counter()
         # The path as it was sent: still encoded, so that it can't break the line. No query: people
@@ -77,15 +78,24 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
         finally:
             if not is_probe(scope):
                 seconds = time.perf_counter() - start
-                text = (*line.values(), round(seconds * 1000, 1))
+                client = (scope.get("client") or ("-",))[0]
+                # Of a proxy's header, if it passes on what a client sent.
+                text = (*line.values(), round(seconds * 1000, 1), quote(client, ":%"))
                 line["http.server.request.duration"] = round(seconds, 6)
                 if route := find_route(scope):
                     line["http.route"] = route.path_format
-                if client := scope.get("client"):
-                    line["client.address"] = client[0]
-                access_logger.info("%s %s %s %s ms", *text, extra=line)
+                if scope.get("client"):
+                    line["client.address"] = client
+                access_logger.info("%s %s %s %s ms %s", *text, extra=line)
 
     return traced
+
+
+async def log_failure(send: Send, message: Message) -> None:
+    """Log why the service could not start or stop: the server would log the message of the error."""
+    if message["type"].endswith(".failed"):  # sent while the error is handled
+        error_logger.exception("%s", message["type"])
+    await send(message)
 
 
 def answer_head(app: ASGIApp) -> ASGIApp:

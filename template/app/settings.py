@@ -72,6 +72,7 @@ class ServiceSettings(DatabaseSettings):
 
     log_level: Annotated[LogLevel, BeforeValidator(str.upper)] = "INFO"
     log_format: Literal["text", "json"] = "text"
+    log_values: bool = False  # messages of errors, libraries and warnings; never as JSON
     telemetry_enabled: Annotated[bool, AfterValidator(require_telemetry_packages)] = False
 
     docs_enabled: bool = True
