@@ -57,13 +57,16 @@ def configure_logging(settings: ServiceSettings) -> None:
         logging.getLogger(name).setLevel(max(level, logging.INFO))  # whatever its command says
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # app.access takes its place
-    logging.getLogger("uvicorn.error").addFilter(is_not_logged_elsewhere)
+    logging.getLogger("uvicorn.error").addFilter(leave_out_values)
 
 
-def is_not_logged_elsewhere(record: logging.LogRecord) -> bool:
-    # A WebSocket's line contains the query string, and the traceback of a start that failed the
-    # messages of errors: app.access and app.errors have both without.
-    return not str(record.msg).startswith(('%s - "WebSocket %s', "Traceback "))
+def leave_out_values(record: logging.LogRecord) -> bool:
+    """Keep out of uvicorn's records what a request or an error contains."""
+    text = str(record.msg)
+    if text.startswith("Traceback "):  # of a start or a shutdown that fails, logged meanwhile
+        record.msg, record.exc_info = "the lifespan failed", sys.exc_info()
+    # A WebSocket's line contains the query string; app.access logs it without.
+    return "WebSocket %s" not in text
 
 
 def add_ids(record: logging.LogRecord) -> bool:

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Collection
 from fnmatch import fnmatchcase
-from functools import partial
 from urllib.parse import quote
 
 from fastapi import HTTPException, Request, status
@@ -38,7 +37,7 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
 
     async def traced(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            return await app(scope, receive, partial(log_failure, send))
+            return await app(scope, receive, send)
 
         start = time.perf_counter()
         # The path as it was sent: still encoded, so that it can't break the line. No query: people
@@ -89,13 +88,6 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
                 access_logger.info("%s %s %s %s ms %s", *text, extra=line)
 
     return traced
-
-
-async def log_failure(send: Send, message: Message) -> None:
-    """Log why the service could not start or stop: the server would log the message of the error."""
-    if message["type"].endswith(".failed"):  # sent while the error is handled
-        error_logger.exception("%s", message["type"])
-    await send(message)
 
 
 def answer_head(app: ASGIApp) -> ASGIApp:
