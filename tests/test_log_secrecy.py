@@ -5,14 +5,13 @@ import json
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from tests.support.databases import Database
-from tests.support.processes import wait_for
 from tests.support.services import FIRST, Server, Service
 
 HERE = Path(__file__).parent / "support/roads"
@@ -27,6 +26,24 @@ RAISE = """
 op.execute('''CREATE FUNCTION raise_value(value text) RETURNS integer LANGUAGE plpgsql AS
     $$BEGIN RAISE EXCEPTION 'bad %', value USING ERRCODE = '23505'; END$$''')
 """
+FAIL = [
+    "value = os.environ.get('VALUE', '')",
+    "roads = sa.table('roads', sa.column('name', sa.String()), sa.column('number', sa.Integer()))",
+    "if os.environ.get('ROAD') == 'rows that clash':",
+    "    op.bulk_insert(roads, [{'name': value, 'number': 1}] * 2)",
+    "if os.environ.get('ROAD') == 'a value that is none':",
+    "    op.bulk_insert(roads, [{'name': value, 'number': value}])",
+    "if os.environ.get('ROAD') == 'an error of its own':",
+    "    int(value)",
+]
+UNCAUGHT = "import os, app.main; int(os.environ['VALUE'])"
+COMMANDS = {
+    "start": ("uvicorn", "app.main:app", "--port", "0"),
+    "rows that clash": ("alembic", "upgrade", "head"),
+    "a value that is none": ("alembic", "upgrade", "head"),
+    "an error of its own": ("alembic", "upgrade", "head"),
+    "uncaught": ("python", "-c", UNCAUGHT),
+}
 TALK = """
 import sys
 from websockets.sync.client import connect
@@ -93,6 +110,7 @@ def roads(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Service
     copy.extend(**{name: (HERE / f"{name}.py").read_text() for name in ("models", "routes")})
     more = RAISE.splitlines() if service.database == "postgresql" else []
     copy.add_revision("roads", FIRST, [*TABLE, *more])
+    copy.add_revision("fails", "roads", FAIL)
     return copy
 
 
@@ -102,7 +120,9 @@ def send_all(server: Server, service: Service, marks: Marks) -> None:
     http.headers["Connection"] = "close"  # what fails after its answer ends the connection
     known = http.get("/roads").json()
     taken = [f"simple/{name}" for name in known["simple"]]
-    taken += [f"{way}/{name}" for way in ("statement", "later", "logged") for name in known["statements"]]
+    taken += [
+        f"{way}/{name}" for way in ("statement", "later", "logged") for name in known["statements"]
+    ]
     for road in [*taken, "answer", "call"]:
         http.post(f"/roads/{road}", json=marks.new(road))
     with http.stream("POST", "/roads/stream", json=marks.new("stream")) as response:
@@ -122,19 +142,39 @@ def send_all(server: Server, service: Service, marks: Marks) -> None:
     assert http.get("/health/ready").json() == {"status": "ready"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_value_comes_into_the_log_by_any_road(
     roads: Service, migrated: Database, log_format: str
 ) -> None:
-    roads.migrate(migrated)
     marks = Marks()
+    variables = migrated.variables | MOST | {"LOG_FORMAT": log_format}
+    roads.migrate(migrated)
 
-    with roads.serve(**migrated.variables, **MOST, LOG_FORMAT=log_format) as server:
+    stop = {"ROAD": "stop", "VALUE": marks.new("stop")}
+    with roads.serve(".venv/bin/uvicorn", "app.main:app", **variables, **stop) as server:
         send_all(server, roads, marks)
         server.stop(signal.SIGTERM)
 
     log = server.log()
     assert marks.found(log) == []
     assert max(map(len, log.splitlines())) < 16_384
-    for kind in ("uncaught", "ValueError", "IntegrityError", "unhandled error"):
+    if log_format == "json":
+        assert [json.loads(line) for line in log.splitlines()]
+    for kind in ("ValueError", "IntegrityError", "unhandled error", "the lifespan failed"):
         assert kind in log
+
+
+def test_no_command_that_fails_prints_a_value(roads: Service, migrated: Database) -> None:
+    marks = Marks()
+    said = ""
+    for road, (program, *words) in COMMANDS.items():
+        own = {"ROAD": road, "VALUE": marks.new(road)}
+        variables = migrated.variables | MOST | own
+        done = roads.run(f".venv/bin/{program}", *words, variables=variables, check=False)
+        assert done.returncode != 0
+        said += done.stdout
+
+    assert marks.found(said) == []
+    for kind in ("ValueError", "IntegrityError", "the lifespan failed", "uncaught error"):
+        assert kind in said

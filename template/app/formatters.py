@@ -71,7 +71,7 @@ def one_line(record: logging.LogRecord, values: bool = False) -> str:
         text = record.getMessage() if values else message_of(record)
     except Exception as error:  # noqa: BLE001 - logging would print the arguments
         text = f"{place(record)}: not to be formatted ({type(error).__name__})"
-    return cut(printable(text), LONGEST)
+    return cut(printable(text.strip()), LONGEST)
 
 
 def details(record: logging.LogRecord, values: bool = False) -> list[str]:

@@ -5,12 +5,14 @@ import asyncio
 import gc
 import json
 import logging
+import os
 import threading
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import APIRouter, BackgroundTasks, Body, Request, WebSocket
+from fastapi import APIRouter, BackgroundTasks, Body, FastAPI, Request, WebSocket
 from fastapi.responses import StreamingResponse
 from httpx2 import AsyncClient
 from opentelemetry import trace
@@ -21,11 +23,22 @@ from sqlalchemy.types import Integer
 from app.dependencies import SessionDep
 from app.features.more.models import Road
 
-router = APIRouter(prefix="/roads")
 logger = logging.getLogger(__name__)
 
-TABLE: Any = Road.__table__
-ADD = insert(TABLE)
+ADD = insert(Road.__table__)
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    value, road = os.environ.get("VALUE", ""), os.environ.get("ROAD")
+    if road == "start":
+        int(value)
+    yield
+    if road == "stop":
+        int(value)
+
+
+router = APIRouter(prefix="/roads", lifespan=lifespan)
 
 
 class Named(BaseModel):
@@ -131,6 +144,10 @@ def logged_extra(value: str) -> None:
     logger.error("more", extra={"error": ValueError(value)})
 
 
+def logged_for_long(value: str) -> None:
+    logger.error("é\n" * 50_000, extra={"much": "é\n" * 50_000, "more": ["more"] * 50_000})
+
+
 def logged_stack(value: str) -> None:
     logger.error("here", stack_info=True)
 
@@ -226,6 +243,7 @@ SIMPLE: list[Callable[[str], Awaitable[None] | None]] = [
     logged_error,
     logged_wrongly,
     logged_extra,
+    logged_for_long,
     logged_stack,
     logged_unshowable,
     library,
@@ -253,7 +271,10 @@ STATEMENTS = {
     "a_path": lambda value: (select(func.json_extract("{}", value)), {}),
     "a_pattern": lambda value: (select(func.regexp_count("a", f"[{value}")), {}),
     "raised_by_sql": lambda value: (text("SELECT raise_value(:value)"), {"value": value}),
-    "no_such_column": lambda value: (text("SELECT missing FROM roads WHERE name = :v"), {"v": value}),
+    "no_such_column": lambda value: (
+        text("SELECT missing FROM roads WHERE name = :v"),
+        {"v": value},
+    ),
     "no_such_parameter": lambda value: (text("SELECT :value, :other"), {"value": value}),
 }
 
