@@ -91,7 +91,11 @@ def without_messages(span: ReadableSpan) -> ReadableSpan:
         events=[
             Event(
                 event.name,
-                {key: value for key, value in (event.attributes or {}).items() if key not in left_out},
+                {
+                    key: value
+                    for key, value in (event.attributes or {}).items()
+                    if key not in left_out
+                },
                 event.timestamp,
             )
             for event in span.events

@@ -193,7 +193,7 @@ async def in_a_task(value: str) -> None:
     async def work() -> None:
         int_of(value)
 
-    asyncio.create_task(work(), name=value)  # noqa: RUF006
+    asyncio.create_task(work(), name=value)
     await asyncio.sleep(0.01)
     gc.collect()
 
@@ -212,7 +212,7 @@ async def pending(value: str) -> None:
     async def wait() -> None:
         await asyncio.get_running_loop().create_future()
 
-    asyncio.create_task(wait(), name=value)  # noqa: RUF006
+    asyncio.create_task(wait(), name=value)
     await asyncio.sleep(0)
     gc.collect()
 
