@@ -16,7 +16,16 @@ LONGEST_LINE = 16_000
 SHORT = 800
 
 IDS = ("request_id", "trace_id", "span_id")
-STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
+RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {
+    "asctime",
+    "color_message",
+    "exception",
+    "level",
+    "logger",
+    "message",
+    "service.version",
+    "time",
+}
 
 
 class TextFormatter(logging.Formatter):
@@ -49,9 +58,11 @@ class JSONFormatter(logging.Formatter):
             "service.version": VERSION,
         }
         own = is_trusted(record)
-        for name, value in vars(record).items():
-            if name in IDS or own and name not in STANDARD and name not in fields:
-                fields[name] = value
+        fields |= {
+            name: value
+            for name, value in vars(record).items()
+            if name not in RESERVED and (own or name in IDS)
+        }
         if exception := "\n".join(details(record)):
             fields["exception"] = exception
         try:
