@@ -152,7 +152,8 @@ def test_no_value_comes_into_the_log_by_any_road(
     roads.migrate(migrated)
 
     stop = {"ROAD": "stop", "VALUE": marks.new("stop")}
-    with roads.serve(".venv/bin/uvicorn", "app.main:app", **variables, **stop) as server:
+    command = (".venv/bin/uvicorn", "app.main:app", "--log-level", "trace")
+    with roads.serve(*command, **variables, **stop) as server:
         send_all(server, roads, marks)
         server.stop(signal.SIGTERM)
 

@@ -7,7 +7,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app import VERSION
-from app.redaction import is_trusted, message_of, place, traceback_of, without_message
+from app.redaction import (
+    is_trusted,
+    message_of,
+    name_of,
+    place,
+    traceback_of,
+    without_message,
+)
 
 # Container runtimes cut a line at 16 KiB. Characters: of a message, and of a traceback; of a line
 # of JSON; of each text in a line that would be longer.
@@ -81,7 +88,7 @@ def one_line(record: logging.LogRecord, values: bool = False) -> str:
     try:
         text = record.getMessage() if values else message_of(record)
     except Exception as error:  # noqa: BLE001 - logging would print the arguments
-        text = f"{place(record)}: not to be formatted ({type(error).__name__})"
+        text = f"{place(record)}: not to be formatted ({name_of(error)})"
     return cut(printable(text.strip()), LONGEST)
 
 
@@ -89,8 +96,11 @@ def details(record: logging.LogRecord, values: bool = False) -> list[str]:
     """Return the record's traceback and stack, if any."""
     found = []
     if record.exc_info and (error := record.exc_info[1]):
-        show = traceback.format_exception if values else traceback_of
-        found.append(cut("".join(show(error)).rstrip(), LONGEST))
+        try:
+            show = traceback.format_exception if values else traceback_of
+            found.append(cut("".join(show(error)).rstrip(), LONGEST))
+        except Exception as other:  # noqa: BLE001 - the record would be lost
+            found.append(f"{name_of(error)}, not to be formatted ({name_of(other)})")
     if record.stack_info:
         found.append(cut(record.stack_info, LONGEST))
     return found
