@@ -45,6 +45,8 @@ def test_the_documentation_shows_examples_and_every_failure_and_asks_no_other_ho
 ) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
 
     with service.serve(**migrated.variables, MAX_BODY_SIZE="1000") as server:
         origin = f"http://{HOST}:{server.client.base_url.port}"
@@ -71,3 +73,4 @@ def test_the_documentation_shows_examples_and_every_failure_and_asks_no_other_ho
         assert read.execute(item_id="1") == 200
 
     assert {url for url in asked if not url.startswith((f"{origin}/", "data:"))} == set()
+    assert [line for line in said if "Content Security Policy" in line] == []

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from app.database.errors import OUTCOME_UNKNOWN
+from app.headers import complete
 from app.health import is_probe
 from app.logging import request_id, request_id_of
 from app.operations import find_route
@@ -50,8 +51,8 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
         async def send_with_id(message: Message) -> None:
             if message["type"] in STARTS:
                 line[STATUS] = message.get("status", status.HTTP_101_SWITCHING_PROTOCOLS)
-                header = (b"x-request-id", current.encode())
-                message["headers"] = [*message.get("headers", ()), header]
+                headers = complete(message.get("headers", ()), scope)
+                message["headers"] = [*headers, (b"x-request-id", current.encode())]
             elif message["type"] == "websocket.close" and not line[STATUS]:
                 # the server sends 403 for a rejected handshake
                 line[STATUS] = status.HTTP_403_FORBIDDEN
