@@ -78,13 +78,15 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
         finally:
             if not is_probe(scope):
                 seconds = time.perf_counter() - start
-                text = (*line.values(), round(seconds * 1000, 1))
+                client = (scope.get("client") or ("-",))[0]
+                # Of a proxy's header, if it passes on what a client sent.
+                text = (*line.values(), round(seconds * 1000, 1), quote(client, ":%"))
                 line["http.server.request.duration"] = round(seconds, 6)
                 if route := find_route(scope):
                     line["http.route"] = route.path_format
-                if client := scope.get("client"):
-                    line["client.address"] = client[0]
-                access_logger.info("%s %s %s %s ms", *text, extra=line)
+                if scope.get("client"):
+                    line["client.address"] = client
+                access_logger.info("%s %s %s %s ms %s", *text, extra=line)
 
     return traced
 

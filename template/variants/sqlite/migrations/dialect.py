@@ -167,7 +167,7 @@ def check_rows(ctx: MigrationContext, **step: Any) -> None:
     """Refuse to commit a migration that violates foreign keys."""
     assert ctx.connection is not None
     if orphans := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all():
-        raise RuntimeError(f"rows refer to rows that do not exist: {orphans[:10]}")
+        raise CommandError(f"rows refer to rows that do not exist: {orphans[:10]}")
 
 
 def analyze(connection: Connection) -> None:
