@@ -45,10 +45,15 @@ def test_the_documentation_shows_examples_and_every_failure_and_asks_no_other_ho
 ) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
 
     with service.serve(**migrated.variables, MAX_BODY_SIZE="1000") as server:
         origin = f"http://{HOST}:{server.client.base_url.port}"
-        page.goto(f"{origin}/docs")
+        shown = page.goto(f"{origin}/docs")
+        assert (
+            shown is not None and "default-src 'self'" in shown.headers["content-security-policy"]
+        )
 
         create = Operation(page, "create_item")
         expect(create.body).to_have_value('{\n  "name": "Spanner",\n  "description": "13 mm"\n}')
@@ -71,3 +76,4 @@ def test_the_documentation_shows_examples_and_every_failure_and_asks_no_other_ho
         assert read.execute(item_id="1") == 200
 
     assert {url for url in asked if not url.startswith((f"{origin}/", "data:"))} == set()
+    assert [line for line in said if "Content Security Policy" in line] == []

@@ -6,37 +6,24 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx2
-import psutil
 import pytest
 
 from tests.support.databases import Database, SQLiteDatabase, execute
 from tests.support.pages import page_text
-from tests.support.processes import START_TIMEOUT, environment, free_port, wait_until_served
+from tests.support.processes import (
+    START_TIMEOUT,
+    environment,
+    free_port,
+    wait_until_nothing_runs,
+    wait_until_served,
+)
 from tests.support.repository import REPOSITORY, git, names_of_tests
 from tests.support.services import Service
 
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"  # uv is not there
-
-
-def processes_in(folder: Path) -> list[str]:
-    """Return what runs in a folder or was started with its name."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "cwd"]):
-        words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
-        if process.pid != os.getpid() and any(str(folder) in word for word in words):
-            found.append(" ".join(words))
-    return found
-
-
-def wait_until_nothing_runs(folder: Path) -> None:
-    end = time.monotonic() + 10
-    while running := processes_in(folder):
-        assert time.monotonic() < end, running
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])

@@ -23,6 +23,18 @@ from tests.support.services import Service
 GRACE = 30  # seconds: compose.yaml's, and Kubernetes' unless told otherwise
 
 
+LARGE_INDEX = """
+import sqlite3, sys
+connection = sqlite3.connect(f"{sys.argv[1]}/large.db")
+connection.execute("PRAGMA cache_size = 10")
+connection.execute("CREATE TABLE rows (text TEXT)")
+rows = ((f"{number * 7919 % 100_003}" * 40,) for number in range(60_000))
+connection.executemany("INSERT INTO rows VALUES (?)", rows)
+connection.execute("CREATE INDEX by_text ON rows (text)")
+print("made")
+"""
+
+
 @pytest.fixture(scope="module")
 def image(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     try:
@@ -132,6 +144,9 @@ def test_a_container_is_an_ordinary_user_who_can_write_nowhere_but_to_its_volume
         assert image.run(check, {}, {}).returncode == 1
     assert [json.loads(line) for line in server.log().splitlines()]
     assert image.run(["touch", "/app/file"], {}, {}).stdout.endswith("Read-only file system\n")
+    if migrated.mounts:  # SQLite sorts a large index in a file
+        program = ["python", "-c", LARGE_INDEX, *migrated.mounts.values()]
+        assert image.run(program, migrated.mounts, migrated.variables).stdout == "made\n"
 
 
 def test_process_1_answers_what_it_has_and_ends_on_sigterm(

@@ -228,7 +228,7 @@ def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None
     rows = re.findall(r"^\| H(\d+) \|.*\| (.+?) \|$", page, re.MULTILINE)
     tests = names_of_tests()
 
-    assert [int(number) for number, _ in rows] == list(range(1, 93))
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
     for _, shown in rows:
         names = re.findall(r"`(test_\w+)`", shown)
         assert names or re.match(r"none: \w", shown), shown

@@ -112,6 +112,7 @@ def test_every_container_runs_as_the_image_does_with_no_rights(
     assert user > 0
     for pod in pods.values():
         assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["runAsUser"] == user
         assert pod["securityContext"].get("fsGroup", user) == user
         assert pod["automountServiceAccountToken"] is False
     for container in containers(pods):
@@ -158,10 +159,38 @@ def test_whatever_selects_pods_selects_the_deployments(database_name: str) -> No
 
     assert found["Service"]["spec"]["selector"] == labels
     assert found["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    assert found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"] == labels
     if "PodDisruptionBudget" in found:
         assert found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
         budget = found["PodDisruptionBudget"]["spec"]["maxUnavailable"]
         assert found["Deployment"]["spec"]["replicas"] > budget
+        # In an outage of the database no pod is ready, and a node could not be drained.
+        assert found["PodDisruptionBudget"]["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_a_pod_reaches_its_database_and_is_reached_at_its_port(database_name: str) -> None:
+    found = manifests(database_name)
+    policy = found["NetworkPolicy"]["spec"]
+    [app] = found["Deployment"]["spec"]["template"]["spec"]["containers"]
+
+    assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
+    assert policy["ingress"] == [{"ports": [{"port": port["name"]} for port in app["ports"]]}]
+    reached = [port["port"] for rule in policy.get("egress", []) for port in rule["ports"]]
+    assert set(reached) == ({53, 5432} if database_name == "postgresql" else set())
+    if database_name == "postgresql":
+        assert "sslmode=verify-full" in found["Secret"]["stringData"]["DATABASE_URL"]
+
+
+def test_composes_containers_have_no_rights_and_a_share_of_the_machine(service: Service) -> None:
+    compose = yaml.safe_load((service.folder / "compose.yaml").read_text())
+
+    for name, container in compose["services"].items():
+        assert container["read_only"] is True, name
+        assert container["cap_drop"] == ["ALL"], name
+        assert container["security_opt"] == ["no-new-privileges:true"], name
+        assert {"mem_limit", "pids_limit"} <= container.keys(), name
+        assert not {"privileged", "cap_add", "network_mode", "pid"} & container.keys(), name
+        assert all(port.startswith("127.0.0.1:") for port in container.get("ports", [])), name
 
 
 def test_a_variable_that_kubernetes_makes_of_a_service_would_be_refused(

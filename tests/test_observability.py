@@ -180,6 +180,7 @@ HOLD = """
 import asyncio
 
 from fastapi import APIRouter
+from opentelemetry import trace
 from sqlalchemy import literal, select
 
 from app.dependencies import SessionDep
@@ -191,10 +192,16 @@ router = APIRouter()
 async def hold(session: SessionDep) -> None:
     await session.execute(select(literal(1)))
     await asyncio.sleep(3)
+
+
+@router.get("/failing")
+async def fail(value: str) -> None:
+    with trace.get_tracer("mine").start_as_current_span("mine"):
+        int(value)
 """
 
 
-def test_a_request_that_gets_no_connection_is_counted(
+def test_what_goes_wrong_is_counted_and_its_message_is_not_sent(
     service: Service, migrated: Database, collector: Collector, tmp_path: Path
 ) -> None:
     copy = service.copy(tmp_path / "service")
@@ -206,6 +213,7 @@ def test_a_request_that_gets_no_connection_is_counted(
         held = threads.submit(server.client.get, "/hold")
         wait_for(lambda: server.client.get("/items").status_code == 503, 10)
         assert held.result().status_code == 200
+        assert server.client.get("/failing", params={"value": SECRET}).status_code == 500
         server.stop(signal.SIGTERM)
 
     metrics = collector.metrics()
@@ -213,6 +221,10 @@ def test_a_request_that_gets_no_connection_is_counted(
     [timeouts] = metrics["db.client.connection.timeouts"]
     assert plain(unavailable.attributes) == {"reason": "pool full"}
     assert unavailable.as_int == timeouts.as_int > 0
+    [mine] = [span for span in collector.spans() if span.name == "mine"]
+    [event] = mine.events
+    assert plain(event.attributes)["exception.type"] == "ValueError"
+    assert SECRET not in collector.text()
 
 
 def test_a_collector_that_does_not_answer_holds_nothing_up(service: Service) -> None:

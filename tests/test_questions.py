@@ -24,7 +24,7 @@ pytestmark = pytest.mark.fast
 
 # Letters, marks, numbers, punctuation, symbols, spaces, and invisible formatting such as U+202E.
 LINE = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1)
-NAME = LINE.map(lambda text: text[:64].strip()).filter(bool)
+NAME = LINE.map(lambda text: text.replace("<", "")[:64].strip()).filter(bool)
 DESCRIPTION = LINE.map(lambda text: text[:200].strip()).filter(bool)
 
 
@@ -77,6 +77,7 @@ BAD_ANSWERS = [
     "project_name=two\nlines",
     "project_name=nul\x01",
     "project_name=separator\u2028",
+    "project_name=</title><script>alert(1)</script>",
     f"project_name={'a' * 65}",
     "description=",
     "description=two\nlines",
@@ -188,6 +189,7 @@ def check_whole(folder: Path, answers: dict[str, Any]) -> None:
         and isinstance(node.value, ast.Constant)
     }
     assert constants["TITLE"] == answers["project_name"]
+    assert "<" not in constants["TITLE"]  # FastAPI puts it into a page as it is
     assert constants["DESCRIPTION"] == answers["description"]
     title, _, description = files["README.md"].split("\n")[:3]
     assert unescape(title.removeprefix("# ")) == answers["project_name"]

@@ -163,14 +163,12 @@ def test_a_cursor_that_nobody_issued_is_the_clients_error(running: Server, curso
     assert running.client.get("/items", params={"cursor": cursor}).status_code == 422
 
 
-@pytest.mark.parametrize("implementation", ["httptools", "h11"])
 def test_head_ends_where_get_never_does(
-    service: Service, migrated: Database, tmp_path: Path, implementation: str
+    service: Service, migrated: Database, tmp_path: Path
 ) -> None:
     copy = service.copy(tmp_path / "service")
     copy.extend(routes=ENDLESS)
-    command = (*UVICORN, "--http", implementation)
-    with copy.serve(*command, **migrated.variables) as server:
+    with copy.serve(*UVICORN, **migrated.variables) as server:
         http = server.client
         http.timeout = httpx2.Timeout(5)
         for path in ("/endless?first=true", "/endless?first=false", "/items", "/nowhere", "/docs"):

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -89,7 +91,32 @@ def typed(workflow: Path) -> dict[str, list[str]]:
 
 
 def test_no_workflow_is_open_to_attack(linted: Path) -> None:
-    assert lint("zizmor", "--offline", "--quiet", linted / ".github") == ""
+    pedantic = ("zizmor", "--offline", "--quiet", "--persona=pedantic")
+    assert lint(*pedantic, linted / ".github") == ""
+
+
+# What a job does that holds a token which may write: nothing that runs a file of the repository, of
+# a release or of a package.
+HARMLESS_ACTIONS = {"actions/checkout", "actions/deploy-pages", "actions/download-artifact"}
+HARMLESS_PROGRAMS = {"cat", "find", "gh", "git", "test"}
+
+
+def test_a_job_that_may_write_runs_nothing_but_git_and_gh(linted: Path) -> None:
+    for workflow in (linted / ".github/workflows").glob("*.yml"):
+        for name, job in yaml.safe_load(workflow.read_text())["jobs"].items():
+            for step in job["steps"]:
+                if step.get("uses", "").startswith("actions/checkout@"):
+                    assert step["with"]["persist-credentials"] is False, name
+            if not {"write"} & {*job["permissions"].values()}:
+                assert "secrets." not in str(job), name
+                continue
+            actions = {step["uses"].partition("@")[0] for step in job["steps"] if "uses" in step}
+            assert actions <= HARMLESS_ACTIONS, name
+            script = "\n".join(step.get("run", "") for step in job["steps"])
+            script = re.sub(r"<< END\n.*?\nEND\n", "\n", script, flags=re.DOTALL)
+            words = re.findall(r"^(?:if !|if|\s)*(\w+)|\$\((\w+)", script, re.MULTILINE)
+            programs = {first or second for first, second in words}
+            assert programs - {"fi"} <= HARMLESS_PROGRAMS, name
 
 
 def test_every_workflow_has_githubs_form(linted: Path) -> None:
@@ -147,9 +174,10 @@ def test_each_action_is_pinned_to_the_same_commit_everywhere(template: Path) -> 
 
 
 class Runner:
-    """Takes the `run:` steps of a workflow's jobs, each job in a clone of its own, as GitHub does.
+    """Takes the steps of a workflow's jobs, each job in a clone of its own, as GitHub does.
 
-    Only `gh` is not the real one: it notes how it was called.
+    Of actions only those that carry an artifact from one job to another do something. `gh` is not
+    the real one: it notes how it was called.
     """
 
     def __init__(self, workflow: Path, origin: Path, folder: Path, **variables: str) -> None:
@@ -164,6 +192,7 @@ class Runner:
         (folder / "bin/gh").chmod(0o755)
         path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         self.variables = {"PATH": path, "CALLS": str(self.calls), "PROPOSED": "0", **variables}
+        self.variables["GITHUB_RUN_ID"] = "1"
         self.context = {"github.token": "token", "github.workflow": "Update"}
 
     def fill(self, text: str) -> str:
@@ -173,6 +202,15 @@ class Runner:
             lambda match: next(filter(None, map(self.context.get, match[1].split(" || "))), ""),
             text,
         )
+
+    def carry(self, step: dict[str, Any]) -> None:
+        """Do what `actions/upload-artifact` and `actions/download-artifact` do."""
+        action = step["uses"].partition("@")[0]
+        if action.endswith("-artifact"):
+            place = Path(self.fill(step["with"]["path"]))
+            artifact = self.folder / f"artifact-{step['with']['name']}"
+            ends = (place, artifact) if "upload" in action else (artifact, place)
+            shutil.copytree(*ends, symlinks=True)
 
     def run(self, name: str, before: Callable[[dict[str, Any], Path], None] | None = None) -> str:
         """Run a job, and return what it says; `before` is called ahead of each of its steps.
@@ -185,12 +223,14 @@ class Runner:
         git(self.folder, "clone", "--quiet", f"file://{self.origin}", str(clone))
         temporary, output = self.folder / f"{name}-temp", self.folder / f"{name}-output"
         temporary.mkdir()
+        self.context["runner.temp"] = str(temporary)
         said = ""
         for step in job["steps"]:
-            if "run" not in step:
-                continue
             if before is not None:
                 before(step, clone)
+            if "run" not in step:
+                self.carry(step)
+                continue
             values = {**job.get("env", {}), **step.get("env", {})}
             variables = {key: self.fill(str(value)) for key, value in values.items()}
             output.write_text("")
@@ -241,6 +281,7 @@ def make_origin(folder: Path, source: str, release: str) -> Path:
     for test in folder.glob("tests/test_*.py"):
         if test.name != "test_health.py":
             test.unlink()
+    service.run("uv", "lock", "--quiet")
     commit(folder)
     git(folder, "config", "receive.denyCurrentBranch", "ignore")
     return folder
@@ -264,12 +305,13 @@ def test_a_newer_release_becomes_a_pull_request_with_its_notes(
 ) -> None:
     runner.run("ask")
     assert runner.context["needs.ask.outputs.new"] == "1001.0.0"
+    runner.run("update")
     runner.run("propose")
 
     branch = git(origin, "show", "--stat", "--format=%s", "template-1001.0.0")
     assert branch.startswith("Update to 1001.0.0 of the template")
     changed = set(re.findall(r"^ (\S+) +\|", branch, re.MULTILINE))
-    assert changed == {".copier-answers.yml", "app/health.py", "openapi.json", "uv.lock"}
+    assert changed == {".copier-answers.yml", "app/health.py", "openapi.json"}
     calls = runner.calls.read_text()
     assert "pr create --head template-1001.0.0 --title" in calls
     body = [line.removeprefix("body: ") for line in calls.splitlines() if line.startswith("body:")]
@@ -330,6 +372,125 @@ def fail(step: dict[str, Any], clone: Path) -> None:
         (clone / "app/health.py").write_text("import nothing\n")
 
 
+HOOK = """\
+#!/bin/sh
+env > {leak}
+"""
+OPEN_WORKFLOW = """\
+on: push
+permissions: write-all
+jobs: {open: {runs-on: ubuntu-latest, steps: [{run: env}]}}
+"""
+
+
+def test_what_may_write_runs_nothing_of_the_release(
+    runner: Runner, released: Path, origin: Path, tmp_path: Path
+) -> None:
+    leak = tmp_path / "leak"
+    workflow = released / "template/.github/workflows/open.yml"
+    workflow.write_text(OPEN_WORKFLOW)
+    commit(released)
+    git(released, "tag", "--force", "1001.0.0")
+
+    def attack(step: dict[str, Any], clone: Path) -> None:
+        """Do what the code of a release can do while it is checked."""
+        if step.get("name") == "Collect the change and the release notes":
+            (clone / ".git/hooks").mkdir(exist_ok=True)
+            for name in ("pre-commit", "post-checkout", "reference-transaction", "pre-push"):
+                hook = clone / ".git/hooks" / name
+                hook.write_text(HOOK.format(leak=leak))
+                hook.chmod(0o755)
+            git(clone, "config", "filter.leak.clean", f"env > {leak}; cat")
+            (clone / ".gitattributes").write_text("* filter=leak\n")
+            (clone / "conftest.py").write_text(f"open({str(leak)!r}, 'w')")
+
+    steps = runner.jobs["update"]["steps"]
+    steps.remove(next(step for step in steps if step.get("name") == "Check"))  # takes its time
+    runner.run("ask")
+    runner.run("update", attack)
+    leak.unlink(missing_ok=True)  # of the job whose token may read
+    runner.run("propose")
+
+    assert not leak.exists()
+    pushed = git(origin, "ls-tree", "-r", "--name-only", "template-1001.0.0").split()
+    assert {"app/health.py", "conftest.py"} <= {*pushed}
+    assert ".github/workflows/ci.yml" in pushed
+    assert ".github/workflows/open.yml" not in pushed
+    body = runner.calls.read_text().replace("body: ", "")
+    fetch, add = re.findall(r"^    (\w.*)$", body, re.MULTILINE)
+    assert fetch == "gh run download 1 --name update --dir ../update"
+    shutil.copytree(tmp_path / "runner/artifact-update", tmp_path / "update")
+    git(origin, "switch", "--quiet", "template-1001.0.0")
+    Typist(origin).type(add)
+    assert (origin / ".github/workflows/open.yml").read_text() == OPEN_WORKFLOW
+
+
+PATCH = """\
+diff --git a/{name} b/{name}
+new file mode {mode}
+--- /dev/null
++++ b/{name}
+@@ -0,0 +1 @@
++{text}
+"""
+LINK = """\
+diff --git a/.github b/.github
+new file mode 120000
+--- /dev/null
++++ b/.github
+@@ -0,0 +1 @@
++app
+\\ No newline at end of file
+"""
+MOVED = """\
+diff --git a/app/features/__init__.py b/.github/workflows/open.yml
+similarity index 100%
+rename from app/features/__init__.py
+rename to .github/workflows/open.yml
+"""
+NEW_FILE = PATCH.format(name="new", mode="100644", text="text")
+WITHOUT_WORKFLOWS = {  # are proposed without what they do there
+    "another file becomes a workflow": MOVED,
+    "a workflow, and a file": PATCH.format(name=".github/a", mode="100644", text="a") + NEW_FILE,
+}
+PATCHES = {
+    "a file": NEW_FILE,
+    "a hook": PATCH.format(name=".git/hooks/pre-commit", mode="100755", text="exit 1"),
+    "a hook, in capitals": PATCH.format(name=".GIT/hooks/pre-commit", mode="100755", text="exit 1"),
+    "outside": PATCH.format(name="../outside", mode="100644", text="text"),
+    "absolute": PATCH.format(name="/tmp/outside", mode="100644", text="text"),
+    "a link in place of the workflows": LINK,
+    "nothing": "",
+    **WITHOUT_WORKFLOWS,
+}
+
+
+def test_a_patch_changes_nothing_but_the_services_files(origin: Path, tmp_path: Path) -> None:
+    workflow = origin / ".github/workflows/update.yml"
+    before = git(origin, "ls-tree", "-r", "main", ".github")
+    for number, (attack, patch) in enumerate({**PATCHES, "notes": NEW_FILE}.items()):
+        folder = tmp_path / f"runner-{number}"
+        artifact = folder / "artifact-update"
+        artifact.mkdir(parents=True)
+        (artifact / "patch").write_text(patch)
+        (artifact / "notes.md").write_text("Notes.\n")
+        if attack == "notes":  # that would be shown
+            (artifact / "notes.md").unlink()
+            (artifact / "notes.md").symlink_to("/proc/self/environ")
+        runner = Runner(workflow, origin, folder)
+        runner.context["needs.ask.outputs.new"] = str(number)
+
+        with suppress(AssertionError):
+            runner.run("propose")
+
+        proposed = "pr create" in runner.calls.read_text()
+        assert proposed == (attack in ("a file", *WITHOUT_WORKFLOWS)), attack
+        if proposed:
+            pushed = git(origin, "ls-tree", "-r", f"template-{number}", ".github")
+            assert pushed == before, attack
+        assert not [*folder.glob("**/outside"), *folder.glob("**/.git/hooks/pre-commit")], attack
+
+
 @pytest.mark.parametrize(
     ("before", "said"),
     [
@@ -345,7 +506,7 @@ def test_an_update_with_conflicts_or_failing_checks_is_not_proposed(
     runner.context["needs.ask.outputs.new"] = "1001.0.0"
 
     with pytest.raises(AssertionError, match=re.escape(said)):
-        runner.run("propose", before)
+        runner.run("update", before)
 
     assert "pr create" not in runner.calls.read_text()
     assert git(origin, "branch", "--list", "template-*") == ""
@@ -407,6 +568,7 @@ def test_an_audit_fails_on_a_known_vulnerability_or_an_unsafe_workflow(
     service: Service, advisories: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = service.copy(tmp_path / "service")
+    service.leave_shared_environment()
     workflow = service.folder / ".github/workflows/ci.yml"
     packages, workflows = (line.split() for line in typed(workflow)["audit"])
     packages += ["--service-url", advisories]

@@ -19,8 +19,7 @@ OF_THE_BODY = (
 def answer_not_modified(app: ASGIApp) -> ASGIApp:
     """Answer 304 where `If-None-Match` names the current entity tag (RFC 9110, 13.1.2).
 
-    What has a tag may be kept and is asked for again, anything else is not stored, unless the
-    handler says otherwise.
+    What has a tag may be kept and is asked for again, unless the handler says otherwise.
     """
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
@@ -36,7 +35,8 @@ def answer_not_modified(app: ASGIApp) -> ASGIApp:
                 return await (asyncio.sleep(0) if unmodified else send(message))
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             tag = headers.get("etag")
-            headers.setdefault("cache-control", "private, no-cache" if tag else "no-store")
+            if tag is not None:
+                headers.setdefault("cache-control", "private, no-cache")
             unmodified = (
                 tag is not None
                 and scope["method"] in ("GET", "HEAD")

@@ -17,6 +17,8 @@ from app.database.errors import explain
 from app.database.server import SERVER, describe_server
 from app.health import examine as examine_database
 from app.lifespan import lifespan
+from app.logging import configure_logging
+from app.redaction import reason_of
 from app.settings import ServiceSettings, Settings, load_settings
 
 SCHEMA = {
@@ -51,8 +53,8 @@ async def examine(settings: ServiceSettings, processes: int) -> list[Finding]:
             for thread in threading.enumerate():
                 if thread.daemon:
                     thread.join(1)
-            reason = str(getattr(error, "orig", None) or error).partition("\n")[0] or "timed out"
-            return [*findings, Finding("database", f"{url} does not answer: {reason}", True)]
+            text = f"{url} does not answer: {reason_of(error)}"
+            return [*findings, Finding("database", text, True)]
         findings.append(Finding("database", url))
         text, complaint = describe_server(server, processes * settings.database_capacity)
         findings.append(Finding("server", complaint or text, bool(complaint)))
@@ -60,7 +62,7 @@ async def examine(settings: ServiceSettings, processes: int) -> list[Finding]:
             schema, read_only = await examine_database(reader)
         except SQLAlchemyError as error:
             if isinstance(error, DBAPIError) and explain(error)[1]:
-                return [*findings, Finding("schema", f"can't be read: {error.orig}", True)]
+                return [*findings, Finding("schema", f"can't be read: {reason_of(error)}", True)]
             schema, read_only = "behind", False  # not even Alembic's table is there
         if read_only and settings.database_writes:
             findings.append(Finding("server", "takes no writes", True))
@@ -91,8 +93,10 @@ def main() -> None:
         help="how many processes use the database, in all replicas together",
     )
     processes = parser.parse_args().processes
+    settings = load_settings(Settings)
+    configure_logging(settings.model_copy(update={"log_level": "WARNING"}))
     # A command of its own may start an event loop (E14).
-    findings = asyncio.run(examine(load_settings(Settings), processes))  # noqa: TID251
+    findings = asyncio.run(examine(settings, processes))  # noqa: TID251
     for subject, text, wrong in findings:
         print("WRONG" if wrong else "ok   ", f"{subject:9}", text)
     sys.exit(any(finding.wrong for finding in findings))

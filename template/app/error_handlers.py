@@ -15,6 +15,7 @@ from starlette.routing import Match
 
 from app.database.errors import constraint, explain
 from app.problems import FieldError, problem, unavailable, violated_columns
+from app.redaction import reason_of
 from app.validation import refuse
 
 UNREADABLE = "There was an error parsing the body"  # FastAPI's, with 400, whoever failed
@@ -40,7 +41,7 @@ async def http_error(request: Request, error: Any) -> Response:
         if not isinstance(error.__cause__, OSError | MemoryError):
             raise error.__cause__
         reason = "temporary files" if isinstance(error.__cause__, OSError) else "memory"
-        return unavailable(request, reason, str(error.__cause__))
+        return unavailable(request, reason, reason_of(error.__cause__))
     if not is_body_allowed_for_status_code(error.status_code):
         return Response(status_code=error.status_code, headers=error.headers)
     if isinstance(error.detail, dict):
@@ -81,8 +82,7 @@ async def database_error(request: Request, error: Exception) -> Response:
     if code == status.HTTP_500_INTERNAL_SERVER_ERROR:
         raise error
     if code == status.HTTP_503_SERVICE_UNAVAILABLE:
-        cause = str(getattr(error, "orig", None) or error).partition("\n")[0] or "no answer in time"
-        return unavailable(request, reason, cause)
+        return unavailable(request, reason, reason_of(error))
     if isinstance(error, IntegrityError) and (columns := violated_columns(error)):
         kind = constraint(error)
         detail = VIOLATED.get(kind, "This is refused by a constraint.")

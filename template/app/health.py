@@ -14,6 +14,7 @@ from starlette.types import Scope
 
 from app.database.server import READ_ONLY
 from app.dependencies import Reader, ReaderDep
+from app.redaction import reason_of
 
 router = APIRouter(prefix="/health", include_in_schema=False)
 logger = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
         if isinstance(error, TimeoutError) and is_busy(state):
             return {"status": "busy"}
         reason = "The database does not answer, or shows no schema."
-        logger.warning("not ready: %s", str(getattr(error, "orig", error)).partition("\n")[0])
+        logger.warning("not ready: %s", reason_of(error))
     else:
         if reason is None:
             return {"status": "ready"}

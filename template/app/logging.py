@@ -1,24 +1,24 @@
-"""Logging: one format, and the ids of request and trace on every line."""
+"""Logging: one handler for all loggers, and the ids of request and trace on every line."""
 
-import json
 import logging
 import re
 import secrets
+import sys
+import threading
+import warnings
 from collections.abc import Iterable
 from contextvars import ContextVar
-from datetime import UTC, datetime
+from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.trace import format_span_id, format_trace_id
 
-from app import VERSION
+from app.formatters import JSONFormatter, TextFormatter
+from app.redaction import OWN
 from app.settings import ServiceSettings
 
+logger = logging.getLogger(__name__)
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
-
-TEXT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s [%(request_id)s]"
-TRACE = " [%(trace_id)s %(span_id)s]"
-NO_TRACE = {"trace_id": "-", "span_id": "-"}
 
 # https://www.w3.org/TR/trace-context/#traceparent-header: version, trace id, parent id, flags; and
 # further fields of later versions, of which ff is none.
@@ -29,30 +29,44 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
 
 
 def configure_logging(settings: ServiceSettings) -> None:
-    """Send the records of all loggers to stderr, uvicorn's too, a line each."""
+    """Send the records of all loggers to stderr, uvicorn's too, a line each.
+
+    `LOG_LEVEL` is the level of the service's own. A library is heard from WARNING on, since at INFO
+    an HTTP client logs the queries of its calls, and at DEBUG a driver the values of statements; one
+    that is wanted gets a level by its name.
+    """
+    level = logging.getLevelNamesMapping()[settings.log_level]
     handler = logging.StreamHandler()
     handler.name = "service"
     handler.addFilter(add_ids)
-    text = TEXT + TRACE if settings.telemetry_enabled else TEXT
-    formatter = logging.Formatter(text, defaults=NO_TRACE)
-    handler.setFormatter(JSONFormatter() if settings.log_format == "json" else formatter)
+    text = TextFormatter(traced=settings.telemetry_enabled, values=settings.log_values)
+    handler.setFormatter(JSONFormatter() if settings.log_format == "json" else text)
 
     root = logging.getLogger()
-    root.setLevel(settings.log_level)
+    root.setLevel(max(level, logging.WARNING))
     root.handlers = [other for other in root.handlers if other.name != handler.name] + [handler]
+    log_what_python_prints()
 
+    for name in OWN:
+        logging.getLogger(name).setLevel(level)
+    logging.getLogger("alembic").setLevel(max(level, logging.INFO))
     logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
     if settings.database_echo:  # the engine's own `echo` would add a handler of its own
         logging.getLogger("sqlalchemy.engine").setLevel(logging.INFO)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
+        logging.getLogger(name).setLevel(max(level, logging.INFO))  # whatever its command says
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # app.access takes its place
-    logging.getLogger("uvicorn.error").addFilter(is_not_access)
+    logging.getLogger("uvicorn.error").addFilter(leave_out_values)
 
 
-def is_not_access(record: logging.LogRecord) -> bool:
-    # It contains the query string; app.access logs the request without it.
-    return "WebSocket %s" not in str(record.msg)
+def leave_out_values(record: logging.LogRecord) -> bool:
+    """Keep out of uvicorn's records what a request or an error contains."""
+    text = str(record.msg)
+    if text.startswith("Traceback "):  # of a start or a shutdown that fails, logged meanwhile
+        record.msg, record.exc_info = "the lifespan failed", sys.exc_info()
+    # A WebSocket's line contains the query string; app.access logs it without.
+    return "WebSocket %s" not in text
 
 
 def add_ids(record: logging.LogRecord) -> bool:
@@ -64,23 +78,32 @@ def add_ids(record: logging.LogRecord) -> bool:
     return True
 
 
-class JSONFormatter(logging.Formatter):
-    """One object a line: time, level, logger, message, version, request id, what `extra` adds."""
+def log_what_python_prints() -> None:
+    """Log what Python would print to stderr, unless a hook of somebody else's does that."""
+    logging.raiseExceptions = False  # it would print the arguments of a record
+    warnings.showwarning = log_warning  # type: ignore[assignment]
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = log_uncaught
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = log_ignored
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = log_ignored
 
-    standard = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-            "service.version": VERSION,
-        }
-        fields |= {key: value for key, value in vars(record).items() if key not in self.standard}
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields, default=str)
+def log_warning(message: Warning | str, kind: object, file: str, line: int, *more: object) -> None:
+    logger.warning("%s, line %d: %s", file, line, message)
+
+
+def log_uncaught(kind: type[BaseException], error: BaseException, frames: Any) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        return sys.__excepthook__(kind, error, frames)
+    logger.critical("uncaught error; LOG_VALUES=true shows its message", exc_info=error)
+
+
+def log_ignored(failure: Any) -> None:
+    """Log what ended a thread, or was raised where nothing can catch it."""
+    if failure.exc_value is not None and failure.exc_type is not SystemExit:
+        logger.error("an error that nothing caught", exc_info=failure.exc_value)
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from app.database.errors import OUTCOME_UNKNOWN
+from app.headers import complete
 from app.health import is_probe
 from app.logging import request_id, request_id_of
 from app.operations import find_route
@@ -50,8 +51,8 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
         async def send_with_id(message: Message) -> None:
             if message["type"] in STARTS:
                 line[STATUS] = message.get("status", status.HTTP_101_SWITCHING_PROTOCOLS)
-                header = (b"x-request-id", current.encode())
-                message["headers"] = [*message.get("headers", ()), header]
+                headers = complete(message.get("headers", ()), scope)
+                message["headers"] = [*headers, (b"x-request-id", current.encode())]
             elif message["type"] == "websocket.close" and not line[STATUS]:
                 # the server sends 403 for a rejected handshake
                 line[STATUS] = status.HTTP_403_FORBIDDEN
@@ -77,13 +78,15 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
         finally:
             if not is_probe(scope):
                 seconds = time.perf_counter() - start
-                text = (*line.values(), round(seconds * 1000, 1))
+                client = (scope.get("client") or ("-",))[0]
+                # Of a proxy's header, if it passes on what a client sent.
+                text = (*line.values(), round(seconds * 1000, 1), quote(client, ":%"))
                 line["http.server.request.duration"] = round(seconds, 6)
                 if route := find_route(scope):
                     line["http.route"] = route.path_format
-                if client := scope.get("client"):
-                    line["client.address"] = client[0]
-                access_logger.info("%s %s %s %s ms", *text, extra=line)
+                if scope.get("client"):
+                    line["client.address"] = client
+                access_logger.info("%s %s %s %s ms %s", *text, extra=line)
 
     return traced
 

@@ -12,6 +12,8 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import RouteContext, iter_route_contexts
 from starlette.types import Scope
 
+from app.redaction import PlainError
+
 
 class Operation(NamedTuple):
     """What an operation takes, as the OpenAPI document says it, or would if it hid nothing."""
@@ -20,8 +22,12 @@ class Operation(NamedTuple):
     media_types: frozenset[str]
 
 
+class NameClashError(PlainError, ValueError):
+    """Two operations have one id."""
+
+
 def check_names(app: FastAPI) -> None:
-    """Raise ValueError if two operations have one id: clients call their functions by it."""
+    """Raise an error if two operations have one id: clients call their functions by it."""
     taken: dict[str | None, str] = {}
     for route in iter_route_contexts(app.routes):
         for method in route.methods or () if getattr(route, "include_in_schema", False) else ():
@@ -29,7 +35,7 @@ def check_names(app: FastAPI) -> None:
             operation = f"{method} {route.path}"
             if name and taken.setdefault(name, operation) != operation:
                 remedy = "rename a function, or give one an operation_id"
-                raise ValueError(f"{taken[name]} and {operation} are both {name}: {remedy}")
+                raise NameClashError(f"{taken[name]} and {operation} are both {name}: {remedy}")
 
 
 def find_route(scope: Scope) -> RouteContext | None:

@@ -72,6 +72,7 @@ class ServiceSettings(DatabaseSettings):
 
     log_level: Annotated[LogLevel, BeforeValidator(str.upper)] = "INFO"
     log_format: Literal["text", "json"] = "text"
+    log_values: bool = False  # messages of errors, libraries and warnings; never as JSON
     telemetry_enabled: Annotated[bool, AfterValidator(require_telemetry_packages)] = False
 
     docs_enabled: bool = True
@@ -128,13 +129,19 @@ def load_settings(kind: type[AnySettings]) -> AnySettings:
     try:
         return kind()
     except ValidationError as error:
-        errors = error.errors(include_input=False, include_context=False)
+        errors = error.errors(include_context=False)
     problems = [
-        f"  {'_'.join(map(str, problem['loc'])).upper() or 'DATABASE_URL'}: "
-        + problem["msg"].removeprefix("Value error, ")
+        f"  {'_'.join(map(str, problem['loc'])).upper() or 'DATABASE_URL'}: {message_of(problem)}"
         for problem in errors
     ]
     wrong = {problem["loc"][0] for problem in errors if problem["loc"]}
     own = "" if wrong <= ServiceSettings.model_fields.keys() else " and app/features/settings.py"
     print("Wrong settings:", *problems, f"See .env.example{own}.", sep="\n", file=sys.stderr)
     raise SystemExit(1)
+
+
+def message_of(problem: Any) -> str:
+    text: str = problem["msg"].removeprefix("Value error, ")
+    # A validator of a feature's may let out what `int()` says, for one.
+    repeated = problem["type"] == "value_error" and str(problem["input"]) in text
+    return "is not valid" if repeated else text

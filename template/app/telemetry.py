@@ -5,7 +5,7 @@ Imported only if `TELEMETRY_ENABLED` is set: its packages are an extra.
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from threading import Thread
 from typing import Any
@@ -18,8 +18,9 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import Span, SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.trace import Status
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import NAME, VERSION
@@ -38,7 +39,7 @@ async def telemetry(engine: AsyncEngine, capacity: int) -> AsyncGenerator[None]:
     if os.environ.get("OTEL_TRACES_EXPORTER") != "none":
         tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
         tracers.add_span_processor(QueryRedactor())
-        tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        tracers.add_span_processor(BatchSpanProcessor(SpanExporter()))
         trace.set_tracer_provider(tracers)
         providers.append(tracers)
     if os.environ.get("OTEL_METRICS_EXPORTER") != "none":
@@ -68,6 +69,44 @@ class QueryRedactor(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if "url.query" in (span.attributes or {}):
             span.set_attribute("url.query", "REDACTED")
+
+
+class SpanExporter(OTLPSpanExporter):
+    """Leaves the messages of errors out, as the log does: they may contain values."""
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        return super().export([without_messages(span) for span in spans])
+
+
+def without_messages(span: ReadableSpan) -> ReadableSpan:
+    if not span.events and not span.status.description:
+        return span
+    left_out = ("exception.message", "exception.stacktrace")
+    return ReadableSpan(
+        name=span.name,
+        context=span.context,
+        parent=span.parent,
+        resource=span.resource,
+        attributes=span.attributes,
+        events=[
+            Event(
+                event.name,
+                {
+                    key: value
+                    for key, value in (event.attributes or {}).items()
+                    if key not in left_out
+                },
+                event.timestamp,
+            )
+            for event in span.events
+        ],
+        links=span.links,
+        kind=span.kind,
+        status=Status(span.status.status_code),
+        start_time=span.start_time,
+        end_time=span.end_time,
+        instrumentation_scope=span.instrumentation_scope,
+    )
 
 
 def measure_pool(engine: AsyncEngine, capacity: int) -> None:

@@ -22,7 +22,8 @@ ACCEPT = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}  # of a 415; RFC 9110,
 async def check_request(connection: HTTPConnection) -> None:
     """Refuse what FastAPI would ignore: unknown parameters, and what is no form where one is due.
 
-    And JSON of so many values that what is done with each would hold the loop. Not of a probe, which an orchestrator may send with anything, and which has to be answered.
+    So is JSON of so many values that an error for each would hold the loop. A probe is answered
+    whatever an orchestrator sends with it.
     """
     scope = connection.scope
     if not (scope["query_string"] or is_sent(connection)) or is_probe(scope):

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app.database.errors import explain
+from app.redaction import reason_of
 from app.settings import ServiceSettings
 
 ATTEMPTS = 30  # at each migration
@@ -105,7 +106,7 @@ def run(connection: Connection, /, **options: Any) -> None:
             if explain(error)[1] not in CONTENDED:
                 raise
             pending.failures += 1
-            reason = str(error.orig).partition("\n")[0]
+            reason = reason_of(error)
             if pending.failures == ATTEMPTS:
                 current = ", ".join(migration.get_current_heads()) or "none"
                 connection.rollback()
@@ -130,4 +131,4 @@ def exits(settings: ServiceSettings) -> Iterator[None]:
         if status != 503:
             raise
         what = "is not available" if reason in AWAY else "refused a migration, which is rolled back"
-        sys.exit(f"{settings.driver_url} {what}: {error.orig or error}")
+        sys.exit(f"{settings.driver_url} {what}: {reason_of(error)}")

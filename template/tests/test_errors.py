@@ -110,6 +110,8 @@ def check_problem(response: Response, status: int) -> dict[str, Any]:
     assert response.status_code == problem["status"] == status
     assert response.headers["content-type"] == "application/problem+json"
     assert problem["request_id"] == response.headers["x-request-id"]
+    assert response.headers["cache-control"] == "no-store"
+    assert response.headers["x-content-type-options"] == "nosniff"
     return problem
 
 

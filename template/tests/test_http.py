@@ -5,11 +5,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from httpx2 import AsyncClient
 from starlette.routing import Mount, Router
 
+from app.headers import DEFAULTS
 from app.settings import ServiceSettings
 
 OPTIONAL = {
@@ -37,7 +38,8 @@ async def app(app: FastAPI) -> FastAPI:
         raise RuntimeError
 
     @app.post("/posted")
-    async def posted() -> None: ...
+    async def posted(request: Request) -> None:
+        await request.body()
 
     @app.get("/with-a-tag")
     async def tagged(response: Response) -> str:
@@ -47,6 +49,7 @@ async def app(app: FastAPI) -> FastAPI:
     @app.get("/kept")
     async def kept(response: Response) -> None:
         response.headers["Cache-Control"] = "max-age=60"
+        response.headers["Content-Security-Policy"] = "default-src 'self'"
 
     @app.head("/counted", operation_id="head")
     @app.delete("/counted", operation_id="delete")
@@ -197,6 +200,41 @@ async def test_what_has_no_tag_is_not_stored(
     response = await client.request(method, path, headers={"If-None-Match": '"0"'})
 
     assert response.headers["cache-control"] == kept
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "headers"),
+    [
+        ("GET", "/health/live", 200, {}),
+        ("HEAD", "/with-a-tag", 200, {}),
+        ("GET", "/with-a-tag", 304, {"If-None-Match": "*"}),
+        ("GET", "/openapi.json", 200, {}),
+        ("GET", "/static-offline-docs/swagger-ui.css", 200, {}),
+        ("GET", "/mounted/a", 200, {}),
+        ("GET", "/nowhere", 404, {}),
+        ("GET", "/bare/nowhere", 404, {}),
+        ("OPTIONS", "/posted", 405, {}),
+        ("POST", "/posted", 413, {"Content-Length": "9999999999"}),
+        ("GET", "/with-a-tag?unknown=1", 422, {}),
+        ("GET", "/broken", 500, {}),
+    ],
+)
+async def test_every_response_says_what_browsers_may_do_with_it(
+    client: AsyncClient, method: str, path: str, status: int, headers: dict[str, str]
+) -> None:
+    response = await client.request(method, path, headers=headers)
+
+    assert response.status_code == status
+    for name, value in DEFAULTS.items():
+        [given] = response.headers.get_list(name.decode())
+        assert given == value.decode() or name == b"cache-control"
+
+
+async def test_a_handler_may_say_otherwise(client: AsyncClient) -> None:
+    response = await client.get("/kept")
+
+    assert response.headers.get_list("content-security-policy") == ["default-src 'self'"]
+    assert response.headers["x-content-type-options"] == "nosniff"
 
 
 async def test_a_trailing_slash_leads_nowhere(client: AsyncClient) -> None:

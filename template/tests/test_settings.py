@@ -1,8 +1,10 @@
 import os
 import subprocess
 import sys
+from typing import Annotated
 
 import pytest
+from pydantic import AfterValidator, SecretStr
 
 from app.settings import ServiceSettings, load_settings
 
@@ -39,6 +41,20 @@ def test_a_wrong_value_is_named_and_not_shown(
     assert stopped.value.code == 1
     assert f"  {name}: " in message
     assert "hunter2" not in message
+
+
+def test_a_value_that_a_validator_repeats_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Own(ServiceSettings):
+        key: Annotated[SecretStr, AfterValidator(lambda key: int(key.get_secret_value()))]
+
+    monkeypatch.setenv("KEY", "hunter2")
+
+    with pytest.raises(SystemExit):
+        load_settings(Own)
+
+    assert "  KEY: is not valid" in capsys.readouterr().err
 
 
 def test_a_wrong_value_ends_the_start_without_a_traceback() -> None:

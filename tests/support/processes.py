@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import httpx2
+import psutil
 
 INSTALL_TIMEOUT = 300.0  # seconds, on a machine that has to fetch all packages first
 START_TIMEOUT = 90.0  # seconds, on a busy machine that installs packages first
@@ -94,3 +95,20 @@ def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
     while not happened():
         assert time.monotonic() < end, f"not within {seconds} s"
         time.sleep(0.02)
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Return what runs in a folder or was started with its name."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "cwd"]):
+        words = [*(process.info["cmdline"] or []), process.info["cwd"] or ""]
+        if process.pid != os.getpid() and any(str(folder) in word for word in words):
+            found.append(" ".join(words))
+    return found
+
+
+def wait_until_nothing_runs(folder: Path) -> None:
+    end = time.monotonic() + 10
+    while running := processes_in(folder):
+        assert time.monotonic() < end, running
+        time.sleep(0.1)

@@ -164,7 +164,7 @@ def write_next_container(template: Path) -> None:
     insert(
         example, "", "\n# The service's own:\n", "\n# Say when it started.\n#LOG_STARTED=false\n"
     )
-    insert(template / ".gitignore.jinja", ".env\n", "", ".coverage\n")
+    insert(template / ".gitignore.jinja", "*.pem\n", "", ".coverage\n")
 
 
 # Places -------------------------------------------------------------------------------------------

@@ -26,10 +26,10 @@ logger = logging.getLogger("migrations")
 def get_settings() -> ServiceSettings:
     settings: ServiceSettings | None = context.config.attributes.get("settings")
     if settings is None:  # called from the command line
-        if Path("dev.py").is_file():  # a checkout, and not the image
-            from dev import find_existing_database
+        if Path("dev_database.py").is_file():  # a checkout, and not the image
+            from dev_database import find_database
 
-            find_existing_database()
+            find_database(make=False)
         settings = load_settings(ServiceSettings)
         if settings.database_pooler:  # it would keep the lock below for ever
             sys.exit("Migrate on PostgreSQL itself: set its own URL, and DATABASE_POOLER=false.")

@@ -20,14 +20,17 @@ from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from app.settings import ServiceSettings
-from dev import start_postgres
+from dev_database import start as start_postgres
 
 
 def start() -> None:
     """Start a server for this run, unless there is one; pytest's parallel workers find it too."""
     if "TEST_DATABASE_URL" not in os.environ:
         data = Path(tempfile.mkdtemp(prefix="test-postgres-"))
-        os.environ["TEST_DATABASE_URL"] = start_postgres(data, cleanup_mode="delete")
+        try:
+            os.environ["TEST_DATABASE_URL"] = start_postgres(data, temporary=True)
+        except OSError as error:
+            raise pytest.UsageError(f"{error}\nWith TEST_DATABASE_URL, another is used.") from None
     os.environ["DATABASE_URL"] = os.environ["TEST_DATABASE_URL"]
 
 

@@ -1,6 +1,7 @@
 """Alembic on SQLite: complete copies of tables, and a lock that keeps other processes out."""
 
 import logging
+import os
 import re
 import sqlite3
 import time
@@ -166,7 +167,7 @@ def check_rows(ctx: MigrationContext, **step: Any) -> None:
     """Refuse to commit a migration that violates foreign keys."""
     assert ctx.connection is not None
     if orphans := ctx.connection.exec_driver_sql("PRAGMA foreign_key_check").all():
-        raise RuntimeError(f"rows refer to rows that do not exist: {orphans[:10]}")
+        raise CommandError(f"rows refer to rows that do not exist: {orphans[:10]}")
 
 
 def analyze(connection: Connection) -> None:
@@ -176,13 +177,21 @@ def analyze(connection: Connection) -> None:
         connection.exec_driver_sql("ANALYZE")
 
 
+def create(path: str) -> str:
+    """Create a file for its owner alone; SQLite would let all users read it, and so its log."""
+    with suppress(OSError):  # SQLite says what is wrong
+        os.close(os.open(path, os.O_CREAT, 0o600))
+    return path
+
+
 @contextmanager
 def migration_lock(path: str) -> Iterator[None]:
     """Wait until no other process migrates: a lock of a file of its own, which ends with the process.
 
     The database's lock is not held between two migrations, nor during an autocommit block.
     """
-    with closing(sqlite3.connect(f"{path}-migrations", timeout=0, isolation_level=None)) as file:
+    own = create(f"{path}-migrations")
+    with closing(sqlite3.connect(own, timeout=0, isolation_level=None)) as file:
         waits = False
         while not lock(file):
             if not waits:

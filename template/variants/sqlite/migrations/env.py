@@ -15,7 +15,7 @@ from app.database.dialect import Dialect
 from app.logging import configure_logging
 from app.settings import ServiceSettings, load_settings
 from migrations.autogenerate import OPTIONS
-from migrations.dialect import analyze, check_rows, migration_lock
+from migrations.dialect import analyze, check_rows, create, migration_lock
 from migrations.runner import exits, run
 
 OPTIONS |= {
@@ -34,7 +34,7 @@ def get_settings() -> ServiceSettings:
 
 async def run_online(settings: ServiceSettings) -> None:
     # Only migrations create the file: the service opens an existing one.
-    with closing(sqlite3.connect(str(settings.driver_url.database))) as file:
+    with closing(sqlite3.connect(create(str(settings.driver_url.database)))) as file:
         # Persistent in the file: readers and the writer do not block each other.
         file.execute("PRAGMA journal_mode = WAL")
 

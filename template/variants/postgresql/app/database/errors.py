@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from asyncpg import InterfaceError  # type: ignore[import-untyped]
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError, OperationalError
 
 from app.database.connections import OutcomeUnknown
@@ -67,6 +69,8 @@ UNAVAILABLE = {
     "XX": "server error",
 }
 OUTCOME_UNKNOWN = "outcome unknown"
+# Their messages name constraints, columns, roles; the detail, from the second line on, has values.
+WITHOUT_VALUES = ("08", "23", "25", "26", "28", "3D", "40", "42", "53", "55", "57", "58", "XX")
 
 
 def explain(error: DBAPIError) -> tuple[int, str]:
@@ -103,3 +107,16 @@ def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
 def constraint(error: IntegrityError) -> str:
     """Return the kind of the constraint that a statement has violated."""
     return CONSTRAINTS.get(getattr(error.orig, "sqlstate", ""), "constraint")
+
+
+def public_message(error: object) -> str:
+    """Return what the log may say of an error of the driver's: no value of a statement or a row."""
+    if isinstance(error, AsyncAdapt_asyncpg_dbapi.OperationalError):  # there was no connection yet
+        return str(error).partition("\n")[0]
+    cause = getattr(error, "orig", None) or error
+    sqlstate = getattr(cause, "sqlstate", None) or ""
+    # What a function of the database raises has a context, and any message.
+    fixed = sqlstate.startswith(WITHOUT_VALUES) and not getattr(cause, "context", None)
+    if fixed or isinstance(cause, InterfaceError) and not isinstance(cause, ValueError):
+        return str(cause).partition("\n")[0]
+    return sqlstate and f"SQLSTATE {sqlstate}"

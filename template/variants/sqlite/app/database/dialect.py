@@ -1,6 +1,5 @@
 """Connections to the SQLite file: opening, checking and terminating them; how a transaction begins."""
 
-import logging
 import os
 import sqlite3
 from pathlib import Path
@@ -38,8 +37,6 @@ class Dialect(CheckedDialect):
         self.unreachable = False  # since the last attempt to connect
         self._connections = Connections()
         self._autocommit: WeakSet[Any] = WeakSet()
-        # At DEBUG the driver logs the parameters of every statement.
-        logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
     @classmethod
     def engine_created(cls, engine: Engine) -> None:

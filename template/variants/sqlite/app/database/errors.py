@@ -72,3 +72,16 @@ def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
 def constraint(error: IntegrityError) -> str:
     """Return the kind of the constraint that a statement has violated."""
     return CONSTRAINTS.get(getattr(error.driver_exception, "sqlite_errorcode", 0), "constraint")
+
+
+def public_message(error: object) -> str:
+    """Return what the log may say of an error of the driver's: no value of a statement or a row."""
+    if not isinstance(error, sqlite3.Error):
+        return ""
+    text = str(error)
+    code = getattr(error, "sqlite_errorcode", None)
+    if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:  # raised by one: any message
+        return "SQLITE_CONSTRAINT_TRIGGER"
+    # What a function refuses is quoted: a path of JSON, a pattern of a search.
+    plain = code != sqlite3.SQLITE_ERROR or text.startswith(("no such table", "table "))
+    return text if plain else "SQLITE_ERROR"

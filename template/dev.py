@@ -1,4 +1,4 @@
-"""`poe dev`: migrate the database and serve, reloading on changes. Ctrl-C ends it.
+"""`poe dev`: bring the database up, migrate it and serve, reloading on changes. Ctrl-C ends it all.
 
 Options are uvicorn's: `uv run poe dev --port 8001`.
 """
@@ -11,8 +11,19 @@ from alembic.util import CommandError
 
 from app.server import serve
 from app.settings import Settings, load_settings
+from dev_database import find_database
+
+
+def doctor() -> None:
+    """`poe doctor`: examine the database that `poe dev` uses."""
+    from app.doctor import main
+
+    find_database(make=False)
+    main()
+
 
 if __name__ == "__main__":
+    find_database()
     # The reloader would wait for a file change, which cannot fix a wrong variable.
     load_settings(Settings)
     try:

@@ -1,0 +1,5 @@
+"""The database of `poe dev`: that of the settings, by default a file, which needs no server."""
+
+
+def find_database(*, make: bool = True) -> None:
+    """Leave the settings as they are: the first migration makes the file."""
