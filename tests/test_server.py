@@ -71,7 +71,10 @@ async def refuse(socket: WebSocket) -> None:
     await socket.close()
 """
 # Seconds, in place of a minute and more; with half of the bytes that are due in that time.
-SHORTER = (("PERIOD, LEAST = 20.0, 10_000", "PERIOD, LEAST = 1.0, 500"), ("= 75 ", "= 1 "))
+SHORTER = (
+    ("protocol.py", "PERIOD, LEAST = 20.0, 10_000", "PERIOD, LEAST = 1.0, 500"),
+    ("server.py", "KEEP_ALIVE = 75 ", "KEEP_ALIVE = 1 "),
+)
 WITH_WEBSOCKETS = ("uv", "run", "--no-sync", "--with", "websockets", "python", "-m", "app.server")
 
 HIDDEN = b"POST /hidden HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"
@@ -182,8 +185,8 @@ def extended(
     """A service whose server does not wait long; what a server is told here is told no database."""
     copy = service_of("sqlite").copy(tmp_path_factory.mktemp("server") / "service")
     copy.extend(routes=ROUTES)
-    for was, shorter in SHORTER:
-        replace(copy.folder / "app/server.py", was, shorter)
+    for file, was, shorter in SHORTER:
+        replace(copy.folder / "app" / file, was, shorter)
     return copy
 
 
