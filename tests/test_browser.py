@@ -50,7 +50,10 @@ def test_the_documentation_shows_examples_and_every_failure_and_asks_no_other_ho
 
     with service.serve(**migrated.variables, MAX_BODY_SIZE="1000") as server:
         origin = f"http://{HOST}:{server.client.base_url.port}"
-        page.goto(f"{origin}/docs")
+        shown = page.goto(f"{origin}/docs")
+        assert (
+            shown is not None and "default-src 'self'" in shown.headers["content-security-policy"]
+        )
 
         create = Operation(page, "create_item")
         expect(create.body).to_have_value('{\n  "name": "Spanner",\n  "description": "13 mm"\n}')

@@ -473,13 +473,16 @@ def test_no_trouble_of_the_provider_delays_or_refuses_a_good_token(
 
             # each other answer, until one that began with it has ended
             for kind, trouble in kinds_of_trouble(provider, made).items():
-                before = warnings()
-                provider.behave = trouble
-                while warnings() < before + 2:
+                end, provider.behave = warnings() + 2, trouble
+
+                def is_over(kind: str = kind, cut: bool = trouble is hold, end: int = end) -> bool:
                     forged()
                     assert (kind, status(server, good)) == (kind, 200)
-                    if trouble is hold:
+                    if cut:
                         provider.cut()
+                    return warnings() >= end
+
+                wait_for(is_over)
             assert status(server, new) == 503
 
             # what is odd beside what is good, of whatever type of content
@@ -512,6 +515,8 @@ def test_no_trouble_of_the_provider_delays_or_refuses_a_good_token(
             server.stop(signal.SIGTERM)
         log = server.log()
         assert "engine disposed of" in log
+        for reason in ("jwks_uri is not https", "the configuration is another issuer's"):
+            assert REFUSED + reason in log
         for never in ("Traceback", "was destroyed", good, new, "passwd", "maintenance"):
             assert never not in log
 

@@ -212,6 +212,7 @@ def test_an_owner_may_have_tokens_handlers_paths_and_secrets_of_his_own(owned: S
 
     none = "REQUIRED: dict[str, Any] = {}"
     replace(conftest, none, none.replace("{}", '{"jwt_secret": "hunter2"}'))
+    owned.run("uv", "run", "--no-sync", "poe", "openapi")
     owned.run("uv", "run", "--no-sync", "poe", "check")
 
 

@@ -40,6 +40,8 @@ AS_NOBODY = (
     *("--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"),
     "--bounding-set=-all,+dac_override",
 )
+# Python would warn of a process that it forgets while it runs.
+keepers: list[subprocess.Popen[bytes]] = []
 REASON = re.compile(r"(?:FATAL|PANIC|DETAIL|HINT|(?i:error)): +(.+)")
 
 
@@ -101,6 +103,7 @@ def start(folder: Path, *, temporary: bool = False) -> str:
                     pass_fds=[held],
                     start_new_session=True,  # away from the terminal and its Ctrl-C
                 )
+            keepers.append(keeper)
             os.close(held)
         if url := find_url(folder):
             return url
@@ -139,6 +142,7 @@ def find_url(folder: Path) -> str | None:
 def keep(folder: Path, temporary: bool) -> None:
     """Run the server while it is used."""
     os.umask(0o077)
+    unused = threading.Event()
     # The folder's own path may be too long for a socket, and TMPDIR's, too.
     sockets = tempfile.mkdtemp(prefix="postgres-", dir="/tmp")
     try:
@@ -149,13 +153,14 @@ def keep(folder: Path, temporary: bool) -> None:
 
         def stop() -> None:
             lock(folder / "users", fcntl.LOCK_EX)
+            unused.set()
             os.kill(pid, signal.SIGQUIT if temporary else signal.SIGINT)
 
         threading.Thread(target=stop, daemon=True).start()
         lock(folder / "server", fcntl.LOCK_EX)  # until it has ended, for whatever reason
     finally:
         shutil.rmtree(sockets)
-    if temporary:
+    if temporary and unused.is_set():
         shutil.rmtree(folder)
 
 
