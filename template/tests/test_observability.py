@@ -134,7 +134,7 @@ def call_library() -> None:
     ],
 )
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_no_value_is_logged_by_whoever_raises_or_logs_it(
+async def test_no_value_is_logged_by_whoever_raises_or_logs_it(
     settings: ServiceSettings,
     log_format: str,
     log: Callable[[], None],
@@ -152,7 +152,7 @@ def test_no_value_is_logged_by_whoever_raises_or_logs_it(
         assert [json.loads(line)["level"] for line in said.splitlines()]
 
 
-def test_messages_are_shown_as_text_when_asked_and_never_as_json(
+async def test_messages_are_shown_as_text_when_asked_and_never_as_json(
     settings: ServiceSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for log_format, count in (("text", 2), ("json", 0)):
@@ -163,7 +163,7 @@ def test_messages_are_shown_as_text_when_asked_and_never_as_json(
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_message_ends_no_line_and_is_cut(
+async def test_a_message_ends_no_line_and_is_cut(
     settings: ServiceSettings, log_format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure_logging(settings.model_copy(update={"log_format": log_format}))
@@ -179,7 +179,7 @@ def test_a_message_ends_no_line_and_is_cut(
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
-def test_the_level_is_the_services_and_libraries_are_heard_from_warning_on(
+async def test_the_level_is_the_services_and_libraries_are_heard_from_warning_on(
     settings: ServiceSettings, level: str
 ) -> None:
     configure_logging(settings.model_copy(update={"log_level": level, "database_echo": False}))
@@ -195,7 +195,7 @@ def test_the_level_is_the_services_and_libraries_are_heard_from_warning_on(
     assert heard("root", *libraries) == {logging.WARNING}
 
 
-def test_what_python_would_print_is_logged(
+async def test_what_python_would_print_is_logged(
     settings: ServiceSettings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hooks = [(sys, "excepthook"), (sys, "unraisablehook"), (threading, "excepthook")]
