@@ -505,7 +505,7 @@ def test_a_slug_that_a_release_no_longer_accepts_is_not_replaced_by_another(
     service = render_repository(
         template, tmp_path / "service", release=WORKING_TREE, project_name="Valkey"
     )
-    replace(template / "copier.yml", "uvicorn, uvloop,", "uvicorn, uvloop, valkey,")
+    replace(template / "copier.yml", "uvloop, wcwidth,", "uvloop, valkey, wcwidth,")
     commit(template, "A new dependency")
     git(template, "tag", "1002.0.0")
 

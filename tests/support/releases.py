@@ -530,7 +530,7 @@ EDITS: dict[str, Edit] = SEAMS | {
     "the example is renamed and grown": rename_example,
     "the lifespan opens another resource": open_resource_in_lifespan,
     "a line of the log has another form": lambda folder: replace(
-        folder / "app/logging.py", "%(levelname)-7s", "%(levelname)-8s"
+        folder / "app/formatters.py", "{record.levelname:7}", "{record.levelname:8}"
     ),
     "a setting has another default": lambda folder: replace(
         folder / "app/settings.py", " = 1  # seconds; 0: never", " = 2  # seconds; 0: never"

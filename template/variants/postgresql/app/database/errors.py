@@ -115,8 +115,9 @@ def public_message(error: object) -> str:
         return str(error).partition("\n")[0]
     cause = getattr(error, "orig", None) or error
     sqlstate = getattr(cause, "sqlstate", None) or ""
-    # What a function of the database raises has a context, and any message.
-    fixed = sqlstate.startswith(WITHOUT_VALUES) and not getattr(cause, "context", None)
+    # What a function of the database raises has any message, and its language in the context.
+    raised = "PL/" in (getattr(cause, "context", None) or "")
+    fixed = sqlstate.startswith(WITHOUT_VALUES) and not raised
     if fixed or isinstance(cause, InterfaceError) and not isinstance(cause, ValueError):
         return str(cause).partition("\n")[0]
     return sqlstate and f"SQLSTATE {sqlstate}"

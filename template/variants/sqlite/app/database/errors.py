@@ -25,6 +25,10 @@ CONSTRAINTS = {
     sqlite3.SQLITE_CONSTRAINT_ROWID: "unique",
     sqlite3.SQLITE_CONSTRAINT_UNIQUE: "unique",
 }
+# Messages of SQLITE_ERROR that name what the schema or the statement names. What a function refuses
+# is quoted, too: a path of JSON, a pattern of a search.
+NAMES_ALONE = re.compile(r'no such table|table |error in |near "[A-Z]+": syntax error$')
+
 # The file's state: 503, with this reason.
 UNAVAILABLE = {
     sqlite3.SQLITE_BUSY: "lock timeout",
@@ -82,6 +86,5 @@ def public_message(error: object) -> str:
     code = getattr(error, "sqlite_errorcode", None)
     if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:  # raised by one: any message
         return "SQLITE_CONSTRAINT_TRIGGER"
-    # What a function refuses is quoted: a path of JSON, a pattern of a search.
-    plain = code != sqlite3.SQLITE_ERROR or text.startswith(("no such table", "table "))
+    plain = code != sqlite3.SQLITE_ERROR or NAMES_ALONE.match(text)
     return text if plain else "SQLITE_ERROR"
