@@ -173,7 +173,7 @@ ALONE = {
     "trailers": (head(CHUNKED) + b"0\r\nIf-Match: b\r\n\r\n", 200),
     "a body that is too large": (head("Content-Length: 9000000"), 413),
     "a WebSocket that is refused": (head(*WEBSOCKET, start="GET /refused HTTP/1.1"), 403),
-    "a WebSocket by POST": (head(*WEBSOCKET, LENGTH, start="POST /refused HTTP/1.1"), 405),
+    "a WebSocket by POST": (head(*WEBSOCKET, LENGTH, start="POST /refused HTTP/1.1"), 400),
     "a WebSocket without a key": (head(*WEBSOCKET[:2], start="GET /refused HTTP/1.1"), 400),
 }
 
@@ -387,6 +387,79 @@ def test_hostile_connections_take_little_memory(
         first = take(150)
         assert first < 64
         assert take(150) < first + 8  # it has been given back, to the process at the least
+
+
+SIZE_OF_BODY = 262_144  # MAX_BODY_SIZE
+
+
+def fill(start: str, part: str, end: str = "") -> bytes:
+    """Return a body of the largest size that is taken, `part` again and again."""
+    room = SIZE_OF_BODY - len((start + end).encode())
+    return (start + part * (room // len(part.encode())) + end).encode()
+
+
+LARGE_BODIES = {
+    "unknown keys": b"{%s}" % b",".join(b'"%x":0' % n for n in range(28_000)),
+    "one key again and again": fill("{", '"a":0,', '"a":0}'),
+    "numbers": fill("[", "0,", "0]"),
+    "fractions": fill("[", "1.7976931348623157e308,", "0]"),
+    "texts": fill("[", '"",', '""]'),
+    "objects": fill("[", "{},", "{}]"),
+    "fields that are refused": fill('{"name":[', "null,", "null]}"),
+    "lists in lists": fill("", "["),
+    "objects in objects": fill("", '{"a":'),
+    "an integer": fill("", "9"),
+    "a fraction": fill("0.", "9"),
+    "an exponent": fill("1e", "9"),
+    "a long name": fill('{"name":"', "a", '"}'),
+    "escapes": fill('{"name":"', "\\u0301", '"}'),
+    "surrogates": fill('{"name":"', "\\ud800", '"}'),
+    "marks": fill('{"name":"a', "\u0316\u0301", '"}'),
+    "ligatures": fill('{"name":"', "\ufdfa", '"}'),
+    "blanks": fill('{"name":"a"}', " "),
+    "NUL": fill("", "\0"),
+}
+# Of the size of a head, which is sixteen times smaller.
+LARGE_HEADS = {
+    "tags": head("If-Match: " + '"1-00000000",' * 1_000, start="PATCH /items/1 HTTP/1.1"),
+    "tags that are compared": head(
+        "If-None-Match: " + ' W/"a",' * 2_000, start="GET /items HTTP/1.1"
+    ),
+    "parameters": head(start=f"GET /items?{'a=1&' * 3_500} HTTP/1.1"),
+    "names of parameters": head(
+        start=f"GET /items?{'&'.join(f'{n:x}' for n in range(3_000))} HTTP/1.1"
+    ),
+    "a limit": head(start=f"GET /items?limit={'9' * 15_000} HTTP/1.1"),
+    "a cursor": head(start=f"GET /items?cursor={'A' * 15_000} HTTP/1.1"),
+    "an id": head(start=f"GET /items/{'9' * 15_000} HTTP/1.1"),
+    "a path": head(start=f"GET {'/a' * 7_500} HTTP/1.1"),
+    "escapes of a path": head(start=f"GET /{'%2f' * 5_000} HTTP/1.1"),
+    "cookies": head("Cookie: " + "a=b;" * 3_500, start="GET /items HTTP/1.1"),
+    "media types": head("Accept: " + "a/b," * 3_500, start="GET /items HTTP/1.1"),
+    "a media type": head("Content-Type: application/json" + ";a=b" * 3_500, LENGTH) + b"1" * SIZE,
+    "an id of a request": head("X-Request-ID: " + "a" * 15_000, start="GET /items HTTP/1.1"),
+    "a trace": head("traceparent: 00-" + "0" * 15_000, start="GET /items HTTP/1.1"),
+    "99 headers": head(*["X-A: " + "b" * 150] * 98, start="GET /items HTTP/1.1"),
+}
+
+
+def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[str, str]) -> None:
+    """The CPU of a request, which load does not change, is the most that it can stop the loop."""
+    typed = "Content-Type: application/json"
+    sent = {
+        name: head(typed, f"Content-Length: {len(body)}", start="POST /items HTTP/1.1") + body
+        for name, body in LARGE_BODIES.items()
+    }
+    with extended.serve(*(".venv/bin/python", "-m", "app.server"), **variables) as server:
+        process = serving(server)
+        assert exchange(server, sent["blanks"])[0] == 201
+        for name, request in (sent | LARGE_HEADS).items():
+            before = sum(process.cpu_times()[:2])
+            status, body, _ = exchange(server, request)
+            cpu = sum(process.cpu_times()[:2]) - before
+            print(name, status, round(cpu, 2))
+            assert (name, status < 500) == (name, True), body
+            assert (name, cpu < 0.1) == (name, True), cpu
 
 
 def test_when_connections_run_out_those_that_wait_are_closed_and_the_log_says_so(

@@ -108,6 +108,8 @@ class Protocol(H11Protocol):
             self.cycle.keep_alive = False
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        if event.method != b"GET":  # the WebSocket's protocol would not answer
+            return self.send_400_response("a WebSocket begins with GET")
         self.timer.cancel()
         self.conn.paused = True
         super().handle_websocket_upgrade(event)
