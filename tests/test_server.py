@@ -72,8 +72,9 @@ async def refuse(socket: WebSocket) -> None:
 """
 # Seconds, in place of a minute and more; with half of the bytes that are due in that time.
 SHORTER = (
-    ("protocol.py", "PERIOD, LEAST = 20.0, 10_000", "PERIOD, LEAST = 1.0, 500"),
-    ("server.py", "KEEP_ALIVE = 75 ", "KEEP_ALIVE = 1 "),
+    ("protocol.py", "CLIENT_TIMEOUT = 20.0", "CLIENT_TIMEOUT = 1.0"),
+    ("protocol.py", "LEAST = 10_000", "LEAST = 500"),
+    ("server.py", "KEEP_ALIVE_TIMEOUT = 75 ", "KEEP_ALIVE_TIMEOUT = 1 "),
 )
 WITH_WEBSOCKETS = ("uv", "run", "--no-sync", "--with", "websockets", "python", "-m", "app.server")
 

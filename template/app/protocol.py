@@ -12,8 +12,8 @@ MAX_HEAD_SIZE = 16_384  # bytes; h11 refuses a head that is still incomplete by 
 MAX_HEADERS = 100
 # A chunk costs some 10 µs, however small: of a request's, so many may be smaller than that.
 SMALL_CHUNKS, SMALL_CHUNK_SIZE = 1_000, 128
-# A client whose turn it is sends or takes so many bytes in that time, in seconds, or is left.
-PERIOD, LEAST = 20.0, 10_000
+CLIENT_TIMEOUT = 20.0  # seconds in which a client whose turn it is sends or takes …
+LEAST = 10_000  # … so many bytes, or is left
 WARN_AFTER = 10.0  # seconds from one line about too many connections to the next
 
 
@@ -66,7 +66,7 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         close = self.timeout_keep_alive_handler
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, close)
-        self.timer = self.loop.call_later(PERIOD, self.look)
+        self.timer = self.loop.call_later(CLIENT_TIMEOUT, self.look)
         if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
             self.make_room()
 
@@ -94,7 +94,7 @@ class Protocol(H11Protocol):
         if owed and self.owed and moved < LEAST:
             return self.transport.abort()
         self.owed, self.moved, self.unsent = owed, 0, unsent
-        self.timer = self.loop.call_later(PERIOD, self.look)
+        self.timer = self.loop.call_later(CLIENT_TIMEOUT, self.look)
 
     def data_received(self, data: bytes) -> None:
         self.moved += len(data)

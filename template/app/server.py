@@ -8,7 +8,7 @@ import uvicorn
 from app.protocol import MAX_HEAD_SIZE
 
 MAX_CONNECTIONS = 1_000  # or half of the process's descriptors, if those are fewer
-KEEP_ALIVE = 75  # seconds without a request; longer than proxies keep a connection: proxy.md
+KEEP_ALIVE_TIMEOUT = 75  # seconds without a request; longer than proxies keep a connection: proxy.md
 
 
 def serve(arguments: Sequence[str] | None = None) -> None:
@@ -18,7 +18,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
         "http": "app.protocol:Protocol",
         "limit_concurrency": max_connections(),
         "h11_max_incomplete_event_size": MAX_HEAD_SIZE,
-        "timeout_keep_alive": KEEP_ALIVE,
+        "timeout_keep_alive": KEEP_ALIVE_TIMEOUT,
         "ws_max_size": 1_048_576,
     }
     uvicorn.main(arguments, prog_name="python -m app.server", default_map=options)
