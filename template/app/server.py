@@ -8,7 +8,7 @@ import uvicorn
 from app.protocol import MAX_HEAD_SIZE
 
 MAX_CONNECTIONS = 1_000  # or half of the process's descriptors, if those are fewer
-KEEP_ALIVE_TIMEOUT = 75  # seconds without a request; longer than proxies keep a connection: proxy.md
+KEEP_ALIVE_TIMEOUT = 75  # seconds without a request; proxies keep a connection for less
 
 
 def serve(arguments: Sequence[str] | None = None) -> None:
