@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from app.fields import MAX_ID
-from app.operations import check_names
 from app.problems import Problem
 from app.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
+from app.routing import check_names
 
 
 def add_openapi(app: FastAPI) -> None:
