@@ -20,7 +20,6 @@ def add_openapi(app: FastAPI) -> None:
     """Let the document say what is sent; call this when all routes are there."""
     app.openapi = partial(openapi, app.openapi)  # type: ignore[method-assign]
     check_names(app)
-    app.openapi()  # now, and not at the first request that is compared with it
 
 
 def openapi(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
