@@ -2,6 +2,7 @@
 
 import datetime
 from collections.abc import Callable
+from typing import Any
 
 from sqlalchemy import DateTime, Dialect, Integer, TypeDecorator
 
@@ -27,8 +28,10 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
 
     def result_processor(
         self, dialect: Dialect, coltype: object
-    ) -> Callable[[str | None], datetime.datetime | None]:
-        return read  # what SQLAlchemy would do first, and this after it, in a third of the time
+    ) -> Callable[[Any], datetime.datetime | None] | None:
+        if dialect.name != "sqlite":  # rows of another database are moved here
+            return super().result_processor(dialect, coltype)
+        return read  # in a third of the time that SQLAlchemy's own and a second step would take
 
 
 def read(text: str | None) -> datetime.datetime | None:
