@@ -5,7 +5,7 @@ the difference into the last commit, in a repository of its own that knows nobod
 the result is written: over files that git knows and nobody has touched, and where nothing is.
 
 Options are those of `copier update`: `uv run poe update --vcs-ref 1.2.0`.
-It ends with 0; with 1 if there are conflicts; with 2 if it is refused and nothing has changed.
+It ends with 0; with 3 if there are conflicts; with 2 if it is refused and nothing has changed.
 """
 
 import os
@@ -295,7 +295,10 @@ def write(store: Store, prefix: str, merged: Tree, stages: Stages) -> None:
     others = store.read(git("rev-parse", "HEAD").strip())
     whole = {path: entry for path, entry in others.items() if not path.startswith(prefix)}
     whole |= {prefix + path: entry for path, entry in merged.items()}
-    git("read-tree", "-m", "-u", "HEAD", store.write(whole))
+    try:
+        git("read-tree", "-m", "-u", "HEAD", store.write(whole))
+    except Refusal as refusal:
+        sys.exit(f"It ended half-way ({refusal}). Take it back: {TAKE_BACK}")
     lines = [f"0 {'0' * 40}\t{prefix}{path}\0" for path in stages]
     for path, entries in stages.items():
         lines += [f"{entry}\t{prefix}{path}\0" for entry in entries]
@@ -329,7 +332,7 @@ def update(options: list[str]) -> int:
         write(store, prefix, merged, stages)
     changed = {path for path in mine | merged if mine.get(path) != merged.get(path)}
     followed = changed - stages.keys() - old.keys() - new.keys()
-    print(f"From {release} to {newer} of the template: {len(changed)} files, all in git's index.")
+    print(f"{release} to {newer}: {len(changed)} files have changed, and are in git's index.")
     conflicts = [f"{path}: {kinds.get(path, 'CONFLICT')}" for path in stages]
     for said, paths in (
         ("To be resolved; git add each when it is right:", conflicts),
@@ -338,8 +341,8 @@ def update(options: list[str]) -> int:
     ):
         if paths:
             print(f"\n{said}\n{listed(paths)}")
-    print(f"\nTo take all of it back:\n\n    {TAKE_BACK}")
-    return 1 if stages else 0
+    print(f"\nTo take all of it back:\n\n    {TAKE_BACK}", file=sys.stderr)
+    return 3 if stages else 0
 
 
 def main() -> None:

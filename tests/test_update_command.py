@@ -1,0 +1,569 @@
+"""`poe update`: git merges a release; what git can't bring back is not touched, whatever it is.
+
+Most cases change no release, only what lives in the service's folder. So Copier renders once, and
+they take its two results.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.databases import DATABASES
+from tests.support.processes import environment
+from tests.support.releases import CONFLICTS, NEXT, WORKING_TREE, conflicts, publish
+from tests.support.repository import REPOSITORY, commit, git, replace, text_files
+from tests.support.services import render_repository
+
+Entry = tuple[str, bytes]
+
+
+def everything(folder: Path) -> dict[str, Entry]:
+    """Return all that is in a folder, but for what git keeps: links, empty folders, any bytes."""
+    found: dict[str, Entry] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if ".git" in path.relative_to(folder).parts:
+            continue
+        if path.is_symlink():
+            found[name] = ("link", os.fsencode(path.readlink()))
+        elif path.is_dir():
+            found[name] = ("folder", b"")
+        else:
+            found[name] = (f"file {path.stat().st_mode:o}", path.read_bytes())
+    return found
+
+
+def call(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as `poe update` does, with a Copier that is installed already."""
+    return subprocess.run(
+        [sys.executable, "update.py", "--defaults", *options],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@dataclass(frozen=True)
+class Update:
+    """A service of one release, and what the command makes of it."""
+
+    before: Path
+    after: Path
+
+    def service(self, folder: Path) -> Path:
+        return Path(shutil.copytree(self.before, folder, symlinks=True))
+
+
+@pytest.fixture(scope="module")
+def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
+
+
+@pytest.fixture(scope="module")
+def next_release(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Update:
+    """From the working tree to the next release, by the command."""
+    folder = tmp_path_factory.mktemp("next")
+    before = render_repository(templates, folder / "before", release=WORKING_TREE)
+    after = Path(shutil.copytree(before, folder / "after"))
+    done = call(after, "--vcs-ref", NEXT)
+    assert done.returncode == 0, done.stderr
+    return Update(before, after)
+
+
+@pytest.fixture(scope="module")
+def rewritten(next_release: Update, tmp_path_factory: pytest.TempPathFactory) -> Update:
+    """To a release that changes every file, and has one more."""
+    after = tmp_path_factory.mktemp("rewritten") / "after"
+    shutil.copytree(next_release.before, after)
+    for name in git(after, "ls-files").splitlines():
+        with (after / name).open("a") as file:
+            file.write("# new\n")
+    (after / NEW).write_text("of the release\n")
+    return Update(next_release.before, after)
+
+
+Call = Callable[[Path, Update], tuple[int, str]]
+
+
+@pytest.fixture
+def merge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run the command here, on releases that are rendered already."""
+    name = importlib.util.spec_from_file_location("update", REPOSITORY / "template/update.py")
+    assert name is not None
+    assert name.loader is not None
+    module: Any = importlib.util.module_from_spec(name)
+    name.loader.exec_module(module)
+
+    def run(folder: Path, update: Update) -> tuple[int, str]:
+        def render(store: Any, *_: Any) -> tuple[dict[str, str], ...]:
+            return store.take_in(update.before), store.take_in(update.after)
+
+        monkeypatch.setattr(module, "FOLDER", folder)
+        monkeypatch.setattr(module, "render", render)
+        monkeypatch.setattr(sys, "argv", ["update.py"])
+        with pytest.raises(SystemExit) as ended:
+            module.main()
+        said = capsys.readouterr()
+        code = ended.value.code
+        return code if isinstance(code, int) else 1, said.out + said.err
+
+    return run
+
+
+def take_back(folder: Path, said: str) -> None:
+    [command] = re.findall(r"^    (git restore .*)$", said, re.MULTILINE)
+    subprocess.run(command.split(), cwd=folder, check=True)
+
+
+# What it delivers ---------------------------------------------------------------------------------
+
+
+def test_the_command_makes_of_a_service_what_copier_makes_of_it(
+    next_release: Update, tmp_path: Path
+) -> None:
+    by_copier = next_release.service(tmp_path / "copier")
+    subprocess.run(
+        [sys.executable, "-m", "copier", "update", "--defaults", "--quiet", "--vcs-ref", NEXT],
+        cwd=by_copier,
+        env=environment(),
+        check=True,
+    )
+
+    assert text_files(next_release.after) == text_files(by_copier)
+
+
+def test_an_edit_that_meets_no_change_is_merged_and_staged(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    with (folder / "app/health.py").open("a") as file:
+        file.write("\n\n# Ours.\n")
+    commit(folder)
+
+    code, said = merge(folder, next_release)
+
+    assert code == 0, said
+    expected = (next_release.after / "app/health.py").read_text() + "\n\n# Ours.\n"
+    assert (folder / "app/health.py").read_text() == expected
+    assert f"{WORKING_TREE} to {NEXT}: " in said
+    assert git(folder, "diff", "--name-only") == ""
+    assert git(folder, "ls-files", "--others", "--exclude-standard") == ""
+    assert "app/health.py" in git(folder, "diff", "--staged", "--name-only")
+
+
+def test_a_conflict_is_named_and_unmerged_and_both_texts_are_in_the_file(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    for conflict in CONFLICTS.values():
+        conflict.edit(folder)
+    commit(folder)
+    before = everything(tmp_path)
+
+    code, said = merge(folder, next_release)
+
+    files = {conflict.file for conflict in CONFLICTS.values()}
+    assert code == 3
+    assert conflicts(folder) == files
+    assert {*re.findall(r"^- (\S+): CONFLICT", said, re.MULTILINE)} == files
+    for conflict in CONFLICTS.values():
+        text = (folder / conflict.file).read_text()
+        ours, theirs = (
+            text.split("<<<<<<< service\n", 1)[1].split(">>>>>>>", 1)[0].split("=======\n")
+        )
+        assert conflict.mine.splitlines()[-1] in ours
+        assert conflict.theirs in theirs
+    take_back(folder, said)
+    assert everything(tmp_path) == before
+    assert git(folder, "status", "--porcelain") == ""
+
+
+def test_what_was_moved_gets_its_change_and_what_was_deleted_is_named(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    git(folder, "mv", "app", "orders")
+    git(folder, "rm", "--quiet", "compose.yaml", "tests/test_transactions.py")
+    commit(folder)
+
+    code, said = merge(folder, next_release)
+
+    changed = {
+        name
+        for name, text in text_files(next_release.after).items()
+        if name.startswith("app/") and text != text_files(next_release.before).get(name)
+    }
+    assert code == 0, said
+    assert len(changed) > 3
+    for name in changed:
+        moved = name.replace("app/", "orders/")
+        assert (folder / moved).read_text() == (next_release.after / name).read_text()
+        assert f"- {moved}\n" in said
+    assert "since you have deleted or rewritten it:\n\n- compose.yaml\n" in said
+    assert "- tests/test_transactions.py\n" in said
+    assert not (folder / "app").exists()
+    assert not (folder / "compose.yaml").exists()
+
+
+def test_what_a_release_no_longer_has_is_a_conflict_only_where_it_was_edited(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    """The next release's own update, turned around: `tests/test_sessions.py` goes."""
+    update = Update(next_release.after, next_release.before)
+    removed = "tests/test_sessions.py"
+    for name, edit in (("as it was", ""), ("edited", "# Ours.\n")):
+        folder = update.service(tmp_path / name)
+        with (folder / removed).open("a") as file:
+            file.write(edit)
+        commit(folder)
+
+        code, said = merge(folder, update)
+
+        assert (code, (folder / removed).exists()) == ((3, True) if edit else (0, False)), said
+        assert (f"- {removed}: CONFLICT" in said) == bool(edit)
+
+
+# What it leaves alone -----------------------------------------------------------------------------
+
+OUTSIDE = "outside"
+NEW = "tests/new.py"
+
+
+def ignore(folder: Path, name: str) -> None:
+    git(folder, "rm", "--quiet", "--cached", name)
+    exclude = folder / ".git/info/exclude"
+    exclude.parent.mkdir(exist_ok=True)
+    with exclude.open("a") as file:
+        file.write(f"/{name}\n")
+
+
+def ignored(folder: Path, name: str) -> None:
+    ignore(folder, name)
+
+
+def ignored_and_changed(folder: Path, name: str) -> None:
+    ignore(folder, name)
+    (folder / name).write_bytes(b"\xff private")
+
+
+def ignored_and_deleted(folder: Path, name: str) -> None:
+    ignore(folder, name)
+    (folder / name).unlink()
+
+
+def ignored_and_a_folder(folder: Path, name: str) -> None:
+    ignored_and_deleted(folder, name)
+    (folder / name).mkdir()
+    (folder / name / "private").write_text("private")
+
+
+def ignored_and_a_link(folder: Path, name: str) -> None:
+    ignored_and_deleted(folder, name)
+    outside = folder.parent / OUTSIDE / name
+    outside.parent.mkdir(parents=True, exist_ok=True)
+    outside.write_text("private")
+    (folder / name).symlink_to(outside)
+
+
+def untracked(folder: Path, name: str) -> None:
+    git(folder, "rm", "--quiet", "--cached", name)
+
+
+def untracked_and_changed(folder: Path, name: str) -> None:
+    untracked(folder, name)
+    (folder / name).write_text("private")
+
+
+def left_alone(folder: Path, name: str) -> None:
+    """What git has is not private, but beside it is."""
+    (folder / f"{name}.orig").write_text("private")
+
+
+PRIVATE = [
+    ignored,
+    ignored_and_changed,
+    ignored_and_deleted,
+    ignored_and_a_folder,
+    ignored_and_a_link,
+    untracked,
+    untracked_and_changed,
+    left_alone,
+]
+
+
+@pytest.mark.parametrize("turn", range(len(PRIVATE)))
+def test_whatever_git_does_not_hold_is_not_touched(
+    merge: Call, rewritten: Update, tmp_path: Path, turn: int
+) -> None:
+    """Each file in each way, as turns go by; the release changes every line of all."""
+    folder = rewritten.service(tmp_path / "service")
+    names = sorted(git(folder, "ls-files").split("\n")[:-1])
+    names.remove(".copier-answers.yml")
+    for place, name in enumerate(names):
+        PRIVATE[(place + turn) % len(PRIVATE)](folder, name)
+    git(folder, "commit", "--quiet", "--message", "Private")
+    held = {*git(folder, "ls-files").splitlines()}
+    before = everything(tmp_path)
+
+    code, said = merge(folder, rewritten)
+
+    after = everything(tmp_path)
+    differing = {name for name in before | after if before.get(name) != after.get(name)}
+    own = {name.removeprefix("service/") for name in differing}
+    arrived = {*git(folder, "ls-files").splitlines()} - held
+    assert code == 0, said
+    assert own <= held | arrived
+    assert arrived == {NEW}
+    changed = {
+        name
+        for name in names
+        if (rewritten.before / name).read_bytes() != (rewritten.after / name).read_bytes()
+    }
+    assert changed - held == {*re.findall(r"^- (.*)$", said, re.MULTILINE)}  # none without a word
+    assert changed & held <= own
+    take_back(folder, said)
+    assert everything(tmp_path) == before
+
+
+def file_in_the_way(place: Path) -> None:
+    place.write_text("private")
+
+
+def folder_in_the_way(place: Path) -> None:
+    place.mkdir()
+
+
+def link_in_the_way(place: Path) -> None:
+    place.symlink_to("nowhere")
+
+
+def link_above(place: Path) -> None:
+    place.parent.parent.mkdir(exist_ok=True)
+    (place.parents[2] / OUTSIDE).mkdir()
+    place.parent.symlink_to(f"../{OUTSIDE}", target_is_directory=True)
+
+
+def file_above(place: Path) -> None:
+    place.parent.write_text("private")
+
+
+def repository_above(place: Path) -> None:
+    place.parent.mkdir()
+    git(place.parent, "init", "--quiet")
+
+
+@pytest.mark.parametrize("known", ["ignored", "untracked"])
+@pytest.mark.parametrize(
+    "put",
+    [file_in_the_way, folder_in_the_way, link_in_the_way, link_above, file_above, repository_above],
+)
+def test_what_is_where_a_release_has_a_new_file_is_named_and_nothing_changes(
+    merge: Call, next_release: Update, tmp_path: Path, put: Callable[[Path], None], known: str
+) -> None:
+    new = "private/new.txt" if "above" in put.__name__ else "private.txt"
+    after = Path(shutil.copytree(next_release.after, tmp_path / "release"))
+    (after / new).parent.mkdir(exist_ok=True)
+    (after / new).write_text("of the release\n")
+    (tmp_path / "here").mkdir()
+    folder = next_release.service(tmp_path / "here/service")
+    if known == "ignored":
+        (folder / ".git/info").mkdir()
+        (folder / ".git/info/exclude").write_text("/private*\n")
+    put(folder / new)
+    before = everything(tmp_path)
+
+    code, said = merge(folder, Update(next_release.before, after))
+
+    assert code == 2
+    assert f"move them: \n- {new.partition('/')[0]}\nNothing has changed." in said
+    assert everything(tmp_path) == before
+    assert git(folder, "diff", "HEAD", "--name-only") == ""
+
+
+@pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
+def test_an_edit_that_git_was_told_to_overlook_is_not_overwritten(
+    merge: Call, next_release: Update, tmp_path: Path, flag: str
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    git(folder, "update-index", flag, "app/settings.py", "app/main.py")
+    (folder / "app/settings.py").write_text("PRIVATE = 1\n")
+    before = everything(folder)
+
+    code, said = merge(folder, next_release)
+
+    assert (code, everything(folder)) == (2, before)
+    assert "- app/settings.py" in said
+    assert "app/main.py" not in said  # the release does not change it
+
+
+def test_a_service_below_the_root_of_a_repository_is_merged_and_nothing_beside_it(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    git(tmp_path, "init", "--quiet", str(root))
+    folder = next_release.service(root / "services/orders")
+    shutil.rmtree(folder / ".git")
+    (root / "README.md").write_text("All services.\n")
+    conflict = CONFLICTS["a default that a release changes has been changed"]
+    conflict.edit(folder)
+    commit(root)
+    (root / "README.md").write_text("Unfinished.\n")  # of a colleague, and no matter here
+    before = everything(root)
+
+    code, said = merge(folder, next_release)
+
+    assert code == 3
+    assert conflicts(root) == {f"services/orders/{conflict.file}"}
+    updated = text_files(folder) | {conflict.file: ""}
+    assert updated == text_files(next_release.after) | {conflict.file: ""}
+    assert (root / "README.md").read_text() == "Unfinished.\n"
+    take_back(folder, said)
+    assert everything(root) == before
+
+
+SETTINGS = """\
+[apply]
+whitespace = error
+ignoreWhitespace = change
+[commit]
+gpgSign = true
+[core]
+autocrlf = true
+attributesFile = {attributes}
+hooksPath = {hooks}
+whitespace = trailing-space,tab-in-indent
+[diff]
+external = false
+noprefix = true
+renames = false
+[merge]
+renames = false
+conflictStyle = diff3
+renormalize = true
+[merge "mine"]
+driver = true
+[rerere]
+enabled = true
+autoUpdate = true
+"""
+
+
+def test_nobodys_settings_change_an_update(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    expected = next_release.service(tmp_path / "plain/service")
+    folder = next_release.service(tmp_path / "service")
+    for service in (expected, folder):
+        with (service / "app/health.py").open("a") as file:
+            file.write("\n\n# Ours, with a blank at the end. \n")
+        git(service, "mv", "app/logging.py", "app/log.py")
+        CONFLICTS["a default that a release changes has been changed"].edit(service)
+        commit(service)
+    plain = merge(expected, next_release)
+    hooks, attributes = tmp_path / "hooks", tmp_path / "attributes"
+    hooks.mkdir()
+    for name in ("post-checkout", "post-index-change", "pre-commit", "reference-transaction"):
+        (hooks / name).write_text(f"#!/bin/sh\ntouch '{tmp_path}/hooked'\nexit 1\n")
+        (hooks / name).chmod(0o755)
+    attributes.write_text("* merge=mine\n")
+    settings = tmp_path / "gitconfig"
+    settings.write_text(SETTINGS.format(attributes=attributes, hooks=hooks))
+    (folder / ".git/info").mkdir()
+    shutil.copy(attributes, folder / ".git/info/attributes")
+
+    done = call(folder, "--vcs-ref", NEXT, GIT_CONFIG_GLOBAL=str(settings))
+
+    assert (done.returncode, done.stdout + done.stderr) == plain
+    assert text_files(folder) == text_files(expected)
+    assert not (tmp_path / "hooked").exists()
+    assert "app/log.py" in done.stdout
+
+
+# Versions that are raised by others ---------------------------------------------------------------
+
+VERSION = re.compile(
+    r'^( *(?:- uses: \S+@|image: \S+:|"[\w.\[\]-]+>=)|FROM \S+:)((?:[0-9a-f]{40} # v)?[\d.]+)', re.M
+)
+
+
+def raise_versions(folder: Path, month: int, every: int) -> dict[str, list[str]]:
+    """Raise each `every`-th version, as releases and Dependabot do; return all, by file."""
+    found = {}
+    for name in ("pyproject.toml", "Dockerfile", "compose.yaml", *WORKFLOWS):
+        numbers: dict[str, int] = {}
+
+        def version_of(match: re.Match[str], numbers: dict[str, int] = numbers) -> str:
+            head, value = match.groups()
+            place = numbers.setdefault(head, len(numbers))
+            if place % every:
+                return match[0]
+            sha, mark, _ = value.rpartition(" # v")
+            return f"{head}{f'{month:040x}{mark}' if sha else ''}{100 + month}.{place}"
+
+        text = VERSION.sub(version_of, (folder / name).read_text())
+        (folder / name).write_text(text)
+        found[name] = [match[2] for match in VERSION.finditer(text)]
+    return found
+
+
+WORKFLOWS = (".github/workflows/ci.yml", ".github/workflows/update.yml")
+
+
+@pytest.mark.parametrize("database", DATABASES)
+def test_a_year_of_dependabot_conflicts_with_no_release(
+    merge: Call, templates: Path, database: str, tmp_path: Path
+) -> None:
+    folder = render_repository(
+        templates, tmp_path / "service", release=WORKING_TREE, database=database
+    )
+    releases = [Path(shutil.copytree(folder, tmp_path / "release-0"))]
+    for quarter in range(1, 5):
+        release = Path(shutil.copytree(releases[-1], tmp_path / f"release-{quarter}"))
+        raise_versions(release, quarter * 3, every=2)
+        replace(release / "app/health.py", '@router.get("/live")', '@router.get("/live")  #')
+        releases.append(release)
+    month = 0
+    for old, new in pairwise(releases):
+        for _ in range(3):
+            month += 1
+            raised = raise_versions(folder, month, every=1 + month % 4)
+            commit(folder, f"Dependabot, month {month}")
+
+        code, said = merge(folder, Update(old, new))
+
+        assert code == 0, said
+        for name, before in raised.items():
+            after = [match[2] for match in VERSION.finditer((folder / name).read_text())]
+            theirs = [match[2] for match in VERSION.finditer((new / name).read_text())]
+            assert after == [max(pair, key=number) for pair in zip(before, theirs, strict=True)]
+        commit(folder, "Update")
+
+
+def number(version: str) -> list[int]:
+    return [int(part) for part in version.rpartition(" # v")[2].split(".")]
+
+
+def test_a_version_that_was_lowered_or_pinned_is_a_conflict_as_before(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    replace(folder / "Dockerfile", "FROM python:3.14-slim AS", "FROM python:3.13-slim AS")
+    replace(folder / "pyproject.toml", '"alembic>=1.20"', '"alembic==1.20"')
+    commit(folder)
+
+    code, _ = merge(folder, next_release)
+
+    assert (code, conflicts(folder)) == (3, {"Dockerfile", "pyproject.toml"})
