@@ -495,7 +495,7 @@ def test_nobodys_settings_change_an_update(
 # Versions that are raised by others ---------------------------------------------------------------
 
 VERSION = re.compile(
-    r'^( *(?:- uses: \S+@|image: \S+:|"[\w.\[\]-]+>=)|FROM \S+:)((?:[0-9a-f]{40} # v)?[\d.]+)', re.M
+    r'^( *(?:- uses: \S+@|image: \S+:|"[\w.\[\]-]+>=)|FROM \S+:)((?:[0-9a-f]{40} # v)?[\d.]+)', re.MULTILINE
 )
 
 
