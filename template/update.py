@@ -180,8 +180,9 @@ def render(
     folder.mkdir()
     (folder / ANSWERS).write_bytes(answers.encode("utf-8", "surrogateescape"))
     trust = [option for option in options if option in ("--trust", "--UNSAFE")]
-    fixed = ("--defaults", "--overwrite", "--quiet", "--vcs-ref", release)
-    copier("recopy", *fixed, *trust, str(folder))
+    # As data the answers are checked, and what was edited by hand is refused.
+    given = ("--data-file", str(folder / ANSWERS), "--vcs-ref", release)
+    copier("recopy", "--defaults", "--overwrite", "--quiet", *given, *trust, str(folder))
     old = store.take_in(folder)
     store.commit_folder(folder)
     copier("update", "--skip-answered", "--quiet", *options, str(folder))

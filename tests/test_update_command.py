@@ -19,9 +19,17 @@ from typing import Any
 import pytest
 
 from tests.support.databases import DATABASES
+from tests.support.pages import table
 from tests.support.processes import environment
 from tests.support.releases import CONFLICTS, NEXT, WORKING_TREE, conflicts, publish
-from tests.support.repository import REPOSITORY, commit, git, replace, text_files
+from tests.support.repository import (
+    REPOSITORY,
+    commit,
+    git,
+    names_of_tests,
+    replace,
+    text_files,
+)
 from tests.support.services import render_repository
 
 Entry = tuple[str, bytes]
@@ -434,6 +442,107 @@ def test_a_service_below_the_root_of_a_repository_is_merged_and_nothing_beside_i
     assert everything(root) == before
 
 
+# What it refuses ----------------------------------------------------------------------------------
+
+
+def edit_answers(pattern: str, replacement: str) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        file = folder / ".copier-answers.yml"
+        text, count = re.subn(pattern, replacement, file.read_text())
+        assert count == 1
+        file.write_text(text)
+        commit(folder)
+
+    return edit
+
+
+def commit_without_answers(folder: Path) -> None:
+    git(folder, "rm", "--quiet", "--cached", ".copier-answers.yml")
+    git(folder, "commit", "--quiet", "--message", "Without answers")
+
+
+COPIERS = "the answers have been edited by hand"  # Copier's message, on whichever line
+
+REFUSED: dict[str, Callable[[Path], object]] = {
+    "Commit or stash these changes first": lambda folder: (folder / "README.md").write_text("…"),
+    "The last commit has no .copier-answers.yml": commit_without_answers,
+    "is no release": edit_answers("_commit: .*", "_commit: latest"),
+    "Copier: ValueError: Unknown revision": edit_answers("_commit: .*", "_commit: 0.0.1"),
+    "Copier: ValueError: Local template must be a directory": edit_answers(
+        "_src_path: .*", "_src_path: /nowhere"
+    ),
+    COPIERS: edit_answers("database: .*", "database: postgresql"),
+    "Copier: yaml.parser.ParserError: while parsing": edit_answers("database: .*", "database: ["),
+    "Copier: You are downgrading from 1001.0.0": edit_answers("_commit: .*", "_commit: 1001.0.0"),
+}
+
+
+@pytest.mark.parametrize(("message", "edit"), REFUSED.items(), ids=REFUSED)
+def test_an_update_that_cannot_be_is_refused_in_a_sentence(
+    next_release: Update, tmp_path: Path, message: str, edit: Callable[[Path], object]
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    edit(folder)
+    before = everything(tmp_path), git(folder, "status", "--porcelain")
+
+    done = call(folder, "--vcs-ref", NEXT)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith("Nothing has changed.\n")
+    assert (everything(tmp_path), git(folder, "status", "--porcelain")) == before
+
+
+def test_a_service_that_is_up_to_date_is_left_as_it_is(
+    next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+
+    done = call(folder, "--vcs-ref", WORKING_TREE)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"The service follows {WORKING_TREE}, and there is nothing to update.\n"
+
+
+def test_an_old_git_is_refused_by_name(
+    merge: Call, next_release: Update, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/git").write_text("#!/bin/sh\necho git version 2.34.1\n")
+    (tmp_path / "bin/git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+    assert merge(folder, next_release) == (2, f"{OLD_GIT}\nNothing has changed.\n")
+
+
+OLD_GIT = "git 2.38 or newer is needed. With an older one: uvx copier update."
+
+
+def test_every_refusal_of_the_command_is_tried() -> None:
+    explained = {
+        cell.strip("`") for cell in table("reference/updates.md", "When the command refuses")
+    }
+
+    other = {"git 2.38 or newer is needed", *WAYS.values(), "Copier:"}
+    own = {message for message in REFUSED if "Copier:" not in message} - {COPIERS}
+    assert explained == own | other
+    assert set(WAYS) <= names_of_tests()
+
+
+WAYS = {
+    "test_what_is_where_a_release_has_a_new_file_is_named_and_nothing_changes": (
+        "A file of the release goes where these are"
+    ),
+    "test_an_edit_that_git_was_told_to_overlook_is_not_overwritten": (
+        "git was told not to look at these"
+    ),
+}
+
+
+# What it does not depend on -----------------------------------------------------------------------
+
 SETTINGS = """\
 [apply]
 whitespace = error
@@ -495,7 +604,8 @@ def test_nobodys_settings_change_an_update(
 # Versions that are raised by others ---------------------------------------------------------------
 
 VERSION = re.compile(
-    r'^( *(?:- uses: \S+@|image: \S+:|"[\w.\[\]-]+>=)|FROM \S+:)((?:[0-9a-f]{40} # v)?[\d.]+)', re.MULTILINE
+    r'^( *(?:- uses: \S+@|image: \S+:|"[\w.\[\]-]+>=)|FROM \S+:)((?:[0-9a-f]{40} # v)?[\d.]+)',
+    re.MULTILINE,
 )
 
 

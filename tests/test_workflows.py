@@ -503,7 +503,7 @@ def test_an_update_with_conflicts_is_proposed_as_a_draft_that_names_them(
 
     calls = propose_not_ready(runner)
 
-    assert [call for call in calls if "create" in call][0].endswith("--draft")
+    assert next(call for call in calls if "create" in call).endswith("--draft")
     assert "body: - app/health.py: CONFLICT (contents)" in calls
     pushed = git(origin, "show", "template-1001.0.0:app/health.py")
     assert "\n<<<<<<< service\n" in pushed
@@ -735,6 +735,12 @@ def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path)
             assert shows(printed[-1], block.text)
 
     assert git(origin, "status", "--porcelain") == ""
+    assert (origin / "app/health.py").read_text().endswith("# As of 1001.0.0.\n")
+    renamed = re.search(r"`(uv run poe update --vcs-ref=.*)`", page_text("reference/updates.md"))
+    assert renamed
+    Typist(origin).type(renamed[1].replace("NAME=ANSWER", "'project_name=Order Desk'"))
+    assert git(origin, "diff", "--staged", "--name-only", "app").split() == ["app/__init__.py"]
+    commit(origin)
     [move] = [block.text for block in blocks(rest) if "sed" in block.text]
     Typist(origin).type(re.sub("https://.*?\\.git", f"file://{released}", move))
     assert "up-to-date" in Typist(origin).type("copier check-update")
@@ -759,7 +765,7 @@ def test_an_update_says_what_it_did_and_how_to_take_it_back(origin: Path) -> Non
         Typist(origin).type(check)
     assert "UU app/health.py" in git(origin, "status", "--short")
     page = page_text("how-to/update.md")
-    [markers] = [block.text for block in blocks(page) if "<<<<" in block.text]
+    [markers] = [block.text for block in blocks(page) if "<<< before" in block.text]
     assert shows(health.read_text(), markers)
     assert (sync, poe) == ("uv sync", "uv run poe check")
 
