@@ -126,7 +126,8 @@ def merge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
             module.main()
         said = capsys.readouterr()
         code = ended.value.code
-        return code if isinstance(code, int) else 1, said.out + said.err
+        words = said.out + said.err
+        return (code, words) if isinstance(code, int) else (1, f"{words}{code}")
 
     return run
 
@@ -224,6 +225,20 @@ def test_what_was_moved_gets_its_change_and_what_was_deleted_is_named(
     assert "- tests/test_transactions.py\n" in said
     assert not (folder / "app").exists()
     assert not (folder / "compose.yaml").exists()
+
+
+def test_a_new_file_comes_where_the_template_has_it_whatever_was_moved(
+    merge: Call, rewritten: Update, tmp_path: Path
+) -> None:
+    folder = rewritten.service(tmp_path / "service")
+    git(folder, "mv", "tests", "checks")
+    commit(folder)
+
+    _, said = merge(folder, rewritten)
+
+    assert "- checks/test_health.py\n" in said
+    assert (folder / NEW).exists()
+    assert not (folder / NEW.replace("tests", "checks")).exists()
 
 
 def test_what_a_release_no_longer_has_is_a_conflict_only_where_it_was_edited(
@@ -415,6 +430,19 @@ def test_an_edit_that_git_was_told_to_overlook_is_not_overwritten(
     assert (code, everything(folder)) == (2, before)
     assert "- app/settings.py" in said
     assert "app/main.py" not in said  # the release does not change it
+
+
+def test_an_index_that_is_locked_is_said_and_nothing_is_written(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    (folder / ".git/index.lock").touch()
+    before = everything(folder)
+
+    code, said = merge(folder, next_release)
+
+    assert (code, everything(folder)) == (1, before)
+    assert "index.lock" in said
 
 
 def test_a_service_below_the_root_of_a_repository_is_merged_and_nothing_beside_it(
