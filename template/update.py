@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -121,21 +122,24 @@ class Store:
 
 
 def look_ahead() -> tuple[str, str, str]:
-    """Return the service's place in its repository, its answers and its release.
+    """Return the last commit, the service's place in it, and its answers.
 
     Raises:
         Refusal: if it can't be updated as it is.
     """
+    if find_spec("copier") is None:
+        raise Refusal("Copier is not installed here. Type uv run poe update, which has it.")
     if tuple(map(int, re.findall(r"\d+", run("git", "--version"))[:2])) < (2, 38):
         raise Refusal("git 2.38 or newer is needed. With an older one: uvx copier update.")
     try:
+        head = git("rev-parse", "HEAD").strip()
         prefix = git("rev-parse", "--show-prefix").rstrip("\n")
-        answers = git("show", f"HEAD:./{ANSWERS}")
+        answers = git("show", f"{head}:./{ANSWERS}")
     except Refusal as refusal:
         raise Refusal(f"The last commit has no {ANSWERS} ({refusal}). Commit it.") from None
     if dirty := git("status", "--porcelain", "--untracked-files=no", "--", "."):
         raise Refusal(f"Commit or stash these changes first:\n{dirty.rstrip()}")
-    return prefix, answers, release_of(answers)
+    return head, prefix, answers
 
 
 def release_of(answers: str) -> str:
@@ -291,19 +295,21 @@ def check_nothing_is_lost(paths: Iterable[str], mine: Tree, merged: Tree) -> Non
         )
 
 
-def write(store: Store, prefix: str, merged: Tree, stages: Stages) -> None:
-    """Bring the merge into the service's folder, and into its index with the conflicts."""
-    others = store.read(git("rev-parse", "HEAD").strip())
-    whole = {path: entry for path, entry in others.items() if not path.startswith(prefix)}
+def write(store: Store, head: str, prefix: str, merged: Tree, stages: Stages) -> None:
+    """Bring the merge into the service's folder, and into its index with the conflicts.
+
+    git itself refuses to replace what was edited or committed meanwhile.
+    """
+    whole = {path: entry for path, entry in store.read(head).items() if not path.startswith(prefix)}
     whole |= {prefix + path: entry for path, entry in merged.items()}
-    try:
-        git("read-tree", "-m", "-u", "HEAD", store.write(whole))
-    except Refusal as refusal:
-        sys.exit(f"It ended half-way ({refusal}). Take it back: {TAKE_BACK}")
     lines = [f"0 {'0' * 40}\t{prefix}{path}\0" for path in stages]
     for path, entries in stages.items():
         lines += [f"{entry}\t{prefix}{path}\0" for entry in entries]
-    git("update-index", "-z", "--index-info", text="".join(lines))
+    try:
+        git("read-tree", "-m", "-u", head, store.write(whole))
+        git("update-index", "-z", "--index-info", text="".join(lines))
+    except Refusal as refusal:
+        sys.exit(f"It could not be written: {refusal}\nSee git status; to go back: {TAKE_BACK}")
 
 
 # What is said -------------------------------------------------------------------------------------
@@ -314,11 +320,12 @@ def listed(paths: Iterable[str]) -> str:
 
 
 def update(options: list[str]) -> int:
-    prefix, answers, release = look_ahead()
+    head, prefix, answers = look_ahead()
+    release = release_of(answers)
     with TemporaryDirectory(prefix="update-") as temporary:
         store = Store(Path(temporary))
-        head = store.read(git("rev-parse", "HEAD").strip())
-        mine = {p.removeprefix(prefix): head[p] for p in head if p.startswith(prefix)}
+        all_files = store.read(head)
+        mine = {p.removeprefix(prefix): all_files[p] for p in all_files if p.startswith(prefix)}
         old, new = render(store, Path(temporary) / "service", answers, release, options)
         newer = release_of(store.text(new[ANSWERS]))
         if old == new:
@@ -330,7 +337,7 @@ def update(options: list[str]) -> int:
         merged, stages, kinds = merge(store, old, mine, new)
         deleted = keep_deleted(merged, stages)
         check_nothing_is_lost((merged.keys() | arrived) - mine.keys(), mine, merged)
-        write(store, prefix, merged, stages)
+        write(store, head, prefix, merged, stages)
     changed = {path for path in mine | merged if mine.get(path) != merged.get(path)}
     followed = changed - stages.keys() - old.keys() - new.keys()
     print(f"{release} to {newer}: {len(changed)} files have changed, and are in git's index.")

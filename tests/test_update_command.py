@@ -103,7 +103,7 @@ def rewritten(next_release: Update, tmp_path_factory: pytest.TempPathFactory) ->
     return Update(next_release.before, after)
 
 
-Call = Callable[[Path, Update], tuple[int, str]]
+Call = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
@@ -115,8 +115,11 @@ def merge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     module: Any = importlib.util.module_from_spec(name)
     name.loader.exec_module(module)
 
-    def run(folder: Path, update: Update) -> tuple[int, str]:
+    def run(
+        folder: Path, update: Update, meanwhile: Callable[[], object] = lambda: None
+    ) -> tuple[int, str]:
         def render(store: Any, *_: Any) -> tuple[dict[str, str], ...]:
+            meanwhile()
             return store.take_in(update.before), store.take_in(update.after)
 
         monkeypatch.setattr(module, "FOLDER", folder)
@@ -432,6 +435,43 @@ def test_an_edit_that_git_was_told_to_overlook_is_not_overwritten(
     assert "app/main.py" not in said  # the release does not change it
 
 
+@pytest.mark.parametrize("then", ["uncommitted", "committed"])
+def test_what_is_edited_while_copier_asks_is_not_overwritten(
+    merge: Call, next_release: Update, tmp_path: Path, then: str
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    changed = folder / "app/settings.py"
+
+    def meanwhile() -> None:
+        changed.write_text("MINE = 1\n")
+        if then == "committed":
+            commit(folder)
+
+    code, said = merge(folder, next_release, meanwhile)
+
+    assert code == 1, said
+    assert "app/settings.py" in said
+    assert changed.read_text() == "MINE = 1\n"
+    assert text_files(folder) == text_files(next_release.before) | {"app/settings.py": "MINE = 1\n"}
+
+
+def test_what_is_committed_while_copier_asks_stays_where_the_release_changes_nothing(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+
+    def meanwhile() -> None:
+        (folder / "app/features/settings.py").write_text("MINE = 1\n")
+        commit(folder)
+
+    code, said = merge(folder, next_release, meanwhile)
+
+    assert code == 0, said
+    mine = {"app/features/settings.py": "MINE = 1\n"}
+    assert text_files(folder) == text_files(next_release.after) | mine
+    assert "features" not in git(folder, "diff", "--staged", "--name-only")
+
+
 def test_an_index_that_is_locked_is_said_and_nothing_is_written(
     merge: Call, next_release: Update, tmp_path: Path
 ) -> None:
@@ -522,6 +562,22 @@ def test_an_update_that_cannot_be_is_refused_in_a_sentence(
     assert (everything(tmp_path), git(folder, "status", "--porcelain")) == before
 
 
+def test_an_old_copier_is_refused_by_name(
+    templates: Path, next_release: Update, tmp_path: Path
+) -> None:
+    template = Path(shutil.copytree(templates, tmp_path / "template"))
+    replace(template / "copier.yml", 'copier_version: "9.19.0"', 'copier_version: "99.0.0"')
+    commit(template)
+    git(template, "tag", "1002.0.0")
+    folder = next_release.service(tmp_path / "service")
+    edit_answers("_src_path: .*", f"_src_path: {template}")(folder)
+
+    done = call(folder)
+
+    assert done.returncode == 2
+    assert f"Copier: {OLD_COPIER} >= 99.0.0" in done.stderr
+
+
 def test_a_service_that_is_up_to_date_is_left_as_it_is(
     next_release: Update, tmp_path: Path
 ) -> None:
@@ -531,6 +587,19 @@ def test_a_service_that_is_up_to_date_is_left_as_it_is(
 
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"The service follows {WORKING_TREE}, and there is nothing to update.\n"
+
+
+def test_another_python_is_refused_with_the_command_that_has_copier(
+    next_release: Update,
+) -> None:
+    command = [sys.executable, "-S", "update.py"]
+
+    done = subprocess.run(
+        command, cwd=next_release.before, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{NO_COPIER}. Type uv run poe update")
 
 
 def test_an_old_git_is_refused_by_name(
@@ -545,6 +614,8 @@ def test_an_old_git_is_refused_by_name(
     assert merge(folder, next_release) == (2, f"{OLD_GIT}\nNothing has changed.\n")
 
 
+NO_COPIER = "Copier is not installed here"
+OLD_COPIER = "This template requires Copier version"
 OLD_GIT = "git 2.38 or newer is needed. With an older one: uvx copier update."
 
 
@@ -553,7 +624,7 @@ def test_every_refusal_of_the_command_is_tried() -> None:
         cell.strip("`") for cell in table("reference/updates.md", "When the command refuses")
     }
 
-    other = {"git 2.38 or newer is needed", *WAYS.values(), "Copier:"}
+    other = {"git 2.38 or newer is needed", *WAYS.values(), NO_COPIER, OLD_COPIER, "Copier:"}
     own = {message for message in REFUSED if "Copier:" not in message} - {COPIERS}
     assert explained == own | other
     assert set(WAYS) <= names_of_tests()
