@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from tests.support.databases import DATABASES
 from tests.support.pages import table
@@ -260,6 +262,54 @@ def test_what_a_release_no_longer_has_is_a_conflict_only_where_it_was_edited(
 
         assert (code, (folder / removed).exists()) == ((3, True) if edit else (0, False)), said
         assert (f"- {removed}: CONFLICT" in said) == bool(edit)
+
+
+WORDS = st.text("abc \t#<=>", max_size=9)
+
+
+@settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=8,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_no_line_is_lost_and_none_is_misplaced(
+    merge: Call, next_release: Update, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Lines anywhere, in files that move and files that stay."""
+    folder = next_release.service(tmp_path_factory.mktemp("anywhere") / "service")
+    names = st.sampled_from(sorted(text_files(folder).keys() - {".copier-answers.yml"}))
+    mine: dict[str, list[str]] = {}
+    for count in range(48):
+        name = data.draw(names, "edited")
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        line = f"# {count} {data.draw(WORDS, 'line')}.\n"
+        lines.insert(data.draw(st.integers(0, len(lines)), "position"), line)
+        (folder / name).write_text("".join(lines))
+        mine.setdefault(name, []).append(line)
+    # Only what has enough text is recognised where it is.
+    long = [name for name in mine if len((folder / name).read_text()) > 1000]
+    moves = data.draw(st.lists(st.booleans(), min_size=len(long), max_size=len(long)), "moved")
+    moved = {name: name for name in mine}
+    moved |= {name: f"moved/{name}" for name, move in zip(long, moves, strict=True) if move}
+    commit(folder)
+    for name, place in moved.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).rename(folder / place)
+    commit(folder, "Move")
+
+    _, said = merge(folder, next_release)
+
+    unmerged = conflicts(folder)
+    for name, lines in mine.items():
+        kept = (folder / moved[name]).read_text().splitlines(keepends=True)
+        assert set(lines) <= set(kept), name
+        assert (f"- {moved[name]}: CONFLICT (" in said) == (moved[name] in unmerged), name
+        if moved[name] not in unmerged:
+            without = "".join(line for line in kept if line not in lines)
+            assert without == (next_release.after / name).read_text(), name
 
 
 # What it leaves alone -----------------------------------------------------------------------------
