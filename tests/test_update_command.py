@@ -318,65 +318,41 @@ OUTSIDE = "outside"
 NEW = "tests/new.py"
 
 
-def ignore(folder: Path, name: str) -> None:
-    git(folder, "rm", "--quiet", "--cached", name)
-    exclude = folder / ".git/info/exclude"
-    exclude.parent.mkdir(exist_ok=True)
-    with exclude.open("a") as file:
-        file.write(f"/{name}\n")
+def keep(_: Path) -> None: ...
 
 
-def ignored(folder: Path, name: str) -> None:
-    ignore(folder, name)
+def change(place: Path) -> None:
+    place.write_bytes(b"\xff private")
 
 
-def ignored_and_changed(folder: Path, name: str) -> None:
-    ignore(folder, name)
-    (folder / name).write_bytes(b"\xff private")
+def delete(place: Path) -> None:
+    place.unlink()
 
 
-def ignored_and_deleted(folder: Path, name: str) -> None:
-    ignore(folder, name)
-    (folder / name).unlink()
+def make_folder(place: Path) -> None:
+    place.unlink()
+    place.mkdir()
+    (place / "private").write_text("private")
 
 
-def ignored_and_a_folder(folder: Path, name: str) -> None:
-    ignored_and_deleted(folder, name)
-    (folder / name).mkdir()
-    (folder / name / "private").write_text("private")
+def make_link(place: Path) -> None:
+    """A link to what is beside the service."""
+    place.unlink()
+    service = next(parent for parent in place.parents if (parent / ".git").exists())
+    place.symlink_to(service.parent / OUTSIDE / "private")
 
 
-def ignored_and_a_link(folder: Path, name: str) -> None:
-    ignored_and_deleted(folder, name)
-    outside = folder.parent / OUTSIDE / name
-    outside.parent.mkdir(parents=True, exist_ok=True)
-    outside.write_text("private")
-    (folder / name).symlink_to(outside)
+def add_neighbour(place: Path) -> None:
+    """What git has stays as it is, and has a private neighbour."""
+    place.with_name(f"{place.name}.orig").write_text("private")
 
 
-def untracked(folder: Path, name: str) -> None:
-    git(folder, "rm", "--quiet", "--cached", name)
-
-
-def untracked_and_changed(folder: Path, name: str) -> None:
-    untracked(folder, name)
-    (folder / name).write_text("private")
-
-
-def left_alone(folder: Path, name: str) -> None:
-    """What git has is not private, but beside it is."""
-    (folder / f"{name}.orig").write_text("private")
-
-
+IGNORED = [keep, change, delete, make_folder, make_link]
+UNTRACKED = [keep, change, make_folder, make_link]
 PRIVATE = [
-    ignored,
-    ignored_and_changed,
-    ignored_and_deleted,
-    ignored_and_a_folder,
-    ignored_and_a_link,
-    untracked,
-    untracked_and_changed,
-    left_alone,
+    *((it, True) for it in IGNORED),
+    *((it, False) for it in UNTRACKED),
+    (add_neighbour, False),
 ]
 
 
@@ -388,8 +364,19 @@ def test_whatever_git_does_not_hold_is_not_touched(
     folder = rewritten.service(tmp_path / "service")
     names = sorted(git(folder, "ls-files").split("\n")[:-1])
     names.remove(".copier-answers.yml")
+    (folder / ".git/info").mkdir()
+    (tmp_path / OUTSIDE).mkdir()
+    (tmp_path / OUTSIDE / "private").write_text("private")
+    private, excluded = [], []
     for place, name in enumerate(names):
-        PRIVATE[(place + turn) % len(PRIVATE)](folder, name)
+        alter, is_ignored = PRIVATE[(place + turn) % len(PRIVATE)]
+        if alter is not add_neighbour:
+            private.append(name)
+        if is_ignored:
+            excluded.append(f"/{name}\n")
+        alter(folder / name)
+    (folder / ".git/info/exclude").write_text("".join(excluded))
+    git(folder, "rm", "--quiet", "-r", "--cached", *private)
     git(folder, "commit", "--quiet", "--message", "Private")
     held = {*git(folder, "ls-files").splitlines()}
     before = everything(tmp_path)
