@@ -360,7 +360,7 @@ PRIVATE = [
 def test_whatever_git_does_not_hold_is_not_touched(
     merge: Call, rewritten: Update, tmp_path: Path, turn: int
 ) -> None:
-    """Each file in each way, as turns go by; the release changes every line of all."""
+    """Each file in each way, as turns go by; the release changes every file."""
     folder = rewritten.service(tmp_path / "service")
     names = sorted(git(folder, "ls-files").split("\n")[:-1])
     names.remove(".copier-answers.yml")
@@ -397,6 +397,33 @@ def test_whatever_git_does_not_hold_is_not_touched(
     }
     assert changed - held == {*re.findall(r"^- (.*)$", said, re.MULTILINE)}  # none without a word
     assert changed & held <= own
+    take_back(folder, said)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize("alter", [make_folder, make_link])
+def test_a_folder_or_a_link_that_took_a_files_place_stays(
+    merge: Call, rewritten: Update, tmp_path: Path, alter: Callable[[Path], None]
+) -> None:
+    folder = rewritten.service(tmp_path / "service")
+    (tmp_path / OUTSIDE).mkdir()
+    (tmp_path / OUTSIDE / "private").write_text("private")
+    names = sorted({*git(folder, "ls-files").splitlines()} - {".copier-answers.yml"})[::2]
+    for name in names:
+        alter(folder / name)
+    commit(folder)
+    before = everything(tmp_path)
+
+    code, said = merge(folder, rewritten)
+
+    after = everything(tmp_path)
+    own = {name for name in before if name.endswith("/private") or before[name][0] == "link"}
+    assert len(own) > len(names)
+    assert {name: after[name] for name in own} == {name: before[name] for name in own}
+    named = {
+        line.partition("~")[0].partition(":")[0] for line in re.findall("^- (.*)$", said, re.MULTILINE)
+    }
+    assert named == set(names), code
     take_back(folder, said)
     assert everything(tmp_path) == before
 
