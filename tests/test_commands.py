@@ -73,7 +73,8 @@ TYPED_ELSEWHERE = {
     "uv run pytest": "test_a_fresh_service_passes_its_checks",
     "uv run python -m app.server": "test_every_endpoint_answers",
     "docker compose up --build": "test_process_1_answers_what_it_has_and_ends_on_sigterm",
-    "uvx copier update --skip-answered": "test_an_update_by_hand_goes_as_the_page_says",
+    "uv run poe update": "test_an_update_by_hand_goes_as_the_page_says",
+    "uvx copier update --skip-answered": "test_an_update_says_what_it_did_and_how_to_take_it_back",
 }
 
 

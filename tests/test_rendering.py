@@ -49,13 +49,14 @@ def test_a_service_says_nothing_of_its_template_but_how_to_update(
     _, texts = files
     telling = {name for name, text in texts.items() if "copier" in text.lower()}
 
-    # The doctor tells the release, and the workflow updates with a Copier of `uv.lock`.
+    # The doctor tells the release, and what updates takes the Copier of `uv.lock`.
     assert telling == {
         ".copier-answers.yml",
         ".github/workflows/update.yml",
         "README.md",
         "app/doctor.py",
         "pyproject.toml",
+        "update.py",
     }
     before, _, _ = texts["README.md"].partition("\n## Update\n")
     assert "copier" not in before.lower()

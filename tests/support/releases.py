@@ -278,6 +278,7 @@ def check_clean(folder: Path) -> None:
 def is_copied_once(name: str) -> bool:
     return name.startswith(
         (
+            ".vscode/",
             "app/features/",
             "migrations/versions/",
             "tests/features/",
