@@ -77,8 +77,8 @@ REFUSED = {
     "orders item:references item_id:int": "Two fields would be called item_id",
     # What becomes too long for a database.
     f"{LONG}s name:str": f"pk_{LONG}s would be longer than 63 characters",
-    f"orders {LONG}:int": f"type_of_{LONG} would be longer than 63 characters",
-    f"orders {LONG[:54]}:int:unique": f"uq_orders_{LONG[:54]} would be longer",
+    f"invoices {LONG}:int": f"type_of_{LONG} would be longer than 63 characters",
+    f"receipts {LONG[:54]}:int:unique": f"uq_receipts_{LONG[:54]} would be longer",
 }
 
 
