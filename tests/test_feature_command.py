@@ -67,7 +67,7 @@ REFUSED = {
     "orders article:str:10:20": "one limit at most",
     "orders article:str:optional:optional": "each word once",
     "orders quantity:int:3": "int has no limit such as 3",
-    "orders quantity:int:uniqe": "int has no limit such as uniqe",
+    "orders quantity:int:positive": "int has no limit such as positive",
     "orders paid:bool:unique": "a bool can't be unique",
     "orders more:json:unique": "a json can't be unique",
     "orders price:decimal:2,3": "digits and decimal places",

@@ -40,7 +40,8 @@ class Feature:
         """Return the text of a module, without those parts that no field has a use for."""
         words = self.words()
         parts = [
-            Template(part) for part in (TEXTS / f"{module}.py.txt").read_text().split("\n\n\n")
+            Template(part)
+            for part in (TEXTS / f"{module}.py.txt").read_text("utf-8").split("\n\n\n")
         ]
         kept = [p for p in parts if all(words[word] is not None for word in p.get_identifiers())]
         return "\n\n\n".join(part.substitute(words) for part in kept)
@@ -131,8 +132,8 @@ def migrated_tables() -> set[str]:
     found: Counter[str] = Counter()
     for file in VERSIONS.glob("*.py"):
         upgrade = file.read_text("utf-8").partition("def downgrade")[0]
-        found.update(re.findall(r'create_table\(\s*"(\w+)"', upgrade))
-        found.subtract(re.findall(r'drop_table\(\s*"(\w+)"', upgrade))
+        found.update(re.findall(r"create_table\(\s*['\"](\w+)", upgrade))
+        found.subtract(re.findall(r"drop_table\(\s*['\"](\w+)", upgrade))
     return {name for name, times in found.items() if times > 0}
 
 

@@ -9,10 +9,9 @@ from sqlalchemy import Column, MetaData, Numeric, Row, Table
 from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import CreateTable
 
-from app import fields
+from app import fields, rest
 from app.database import Base, BigIntegerKey, Timestamps
 from app.database.dialect import Dialect
-from app.rest import Versioned
 from generator.names import RefusedError, camel, check_name
 from migrations.metadata import metadata
 
@@ -20,7 +19,7 @@ MAX_LENGTH = 10_000_000  # of a text
 MAX_UNIQUE_LENGTH = 676  # of a text that fits into an index, whatever its characters
 WORDS = ("optional", "unique")
 # What a model, a schema or a row has already.
-TAKEN = {*dir(Base), *dir(Timestamps), *dir(Versioned), *dir(Row), "id", "version", "self"}
+TAKEN = {*dir(Base), *dir(Timestamps), *dir(rest.Versioned), *dir(Row), "id", "version", "self"}
 TAKEN -= {"count", "index"}  # a row gives the column
 TAKEN |= {"datetime", "decimal", "uuid"}  # the modules whose types other fields have
 
@@ -138,8 +137,8 @@ class Field:
 
 def read_field(text: str, singular: str) -> Field:
     """Return what `name:type` stands for, with a limit and further words behind it."""
-    name, _, rest = text.partition(":")
-    kind, *words = rest.split(":")
+    name, _, behind = text.partition(":")
+    kind, *words = behind.split(":")
     if name in TAKEN:
         raise RefusedError(f"{text}: every feature has something called {name} already.")
     check_name(name)
@@ -165,7 +164,8 @@ def read_field(text: str, singular: str) -> Field:
         case _ if limit:
             raise RefusedError(f"{text}: {kind} has no limit such as {limit}.")
     alias = camel(name)
-    if hasattr(fields, alias) or hasattr(pydantic, alias) or alias.startswith(camel(singular)):
+    imported = any(hasattr(module, alias) for module in (pydantic, fields, rest))
+    if imported or alias.startswith(camel(singular)):  # the name of another type, or of a schema
         alias = camel(singular) + alias
     own |= {"name": name, "NAME": name.upper(), "alias": alias}
     return Field(name, kind, own, "optional" in flags, "unique" in flags, model)
