@@ -84,7 +84,7 @@ class Feature:
             "optional": quoted(field for field in fields if field.optional),
             "unique": quoted(field for field in fields if field.unique),
             "references": quoted(field for field in fields if field.model),
-            "referred": " and ".join(referred) or None,
+            "referred": re.sub(r", (\w+)$", r" and \1", ", ".join(referred)) or None,
         }
 
 
