@@ -75,7 +75,7 @@ class Feature:
             "create": "\n".join(field.in_create() for field in fields),
             "update": re.sub("(factory=.*)", r"\1  # optional, but not nullable", update, count=1),
             "read": "\n".join(field.in_read() for field in fields),
-            "row": ", ".join(field.python for field in fields),
+            "row": ", ".join(field.say("python") + field.or_none for field in fields),
             "selected": ", ".join(f"{model}.{field.name}" for field in fields),
             "values": ", ".join(f'"{field.name}": {field.say("sent")}' for field in fields),
             "refused": ", ".join(value for field in fields for value in field.refused()),

@@ -87,8 +87,8 @@ class Field:
         return str(getattr(KINDS[self.type], what)).format(**self.words)
 
     @property
-    def python(self) -> str:
-        return self.say("python") + (" | None" if self.optional else "")
+    def or_none(self) -> str:
+        return " | None" if self.optional else ""
 
     @property
     def never_empty(self) -> bool:
@@ -100,7 +100,7 @@ class Field:
             column += ", unique=True"
         elif self.model:
             column += ", index=True"
-        line = f"    {self.name}: Mapped[{self.python}]"
+        line = f"    {self.name}: Mapped[{self.say('python')}{self.or_none}]"
         return f"{line} = mapped_column({column.removeprefix(', ')})" if column else line
 
     def limits(self) -> str | None:
@@ -116,18 +116,18 @@ class Field:
         return f"{{alias}} = Annotated[{kind}]".format(**self.words)
 
     def in_create(self) -> str:
-        return f"    {self.name}: {self.say('schema')}" + (
-            " | None = None" if self.optional else ""
-        )
+        default = " = None" if self.optional else ""
+        return f"    {self.name}: {self.say('schema')}{self.or_none}{default}"
 
     def in_update(self) -> str:
         default = "" if self.optional else f" = Field(default_factory={self.say('unset')})"
         return self.in_create() + default
 
     def in_read(self) -> str:
-        if self.say("python") == "int":  # the schema's type says how many bits it has
-            return f"    {self.name}: {self.say('schema')}" + (" | None" if self.optional else "")
-        return f"    {self.name}: {self.python.replace('Any', 'JsonValue')}"
+        kind = self.say("python").replace("Any", "JsonValue")
+        if kind == "int":  # the schema's type says how many bits it has
+            kind = self.say("schema")
+        return f"    {self.name}: {kind}{self.or_none}"
 
     def refused(self) -> list[str]:
         values = ['""'] if self.never_empty else []
