@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import Database
-from tests.support.processes import environment, wait_for
+from tests.support.processes import START_TIMEOUT, environment, wait_for
 from tests.support.repository import commit, git, replace
 from tests.support.services import Service
 
@@ -118,7 +118,7 @@ def test_what_fails_half_way_leaves_nothing(sqlite_service: Service) -> None:
     with subprocess.Popen(
         command, cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
     ) as process:
-        wait_for(lambda: (folder / "app/features/orders/models.py").exists())
+        wait_for(lambda: (folder / "app/features/orders/models.py").exists(), START_TIMEOUT)
         process.send_signal(signal.SIGTERM)
         _, said = process.communicate()
     assert (process.returncode, said) == (1, "Nothing is written.\n")
