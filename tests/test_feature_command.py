@@ -1,5 +1,6 @@
 """`poe feature` writes features that pass the checks at once, or it writes nothing."""
 
+import ast
 import json
 import signal
 import subprocess
@@ -23,6 +24,15 @@ for words in json.loads(sys.argv[1]):
         main()
     except SystemExit as error:
         print(json.dumps(error.code))
+"""
+RENDER = """
+import json
+from generator.feature import Feature
+from generator.fields import read_field
+
+words = ("name:str:200:unique", "description:str:2000:optional")
+feature = Feature("items", "item", [read_field(word, "item") for word in words])
+print(json.dumps({name: feature.render(name) for name in ("models", "queries", "routes")}))
 """
 LONG = "o" * 60
 REFUSED = {
@@ -154,6 +164,26 @@ def test_nothing_else_is_accepted_with_a_feature(sqlite_service: Service) -> Non
     assert '+        "operationId": "list_all"' in refused.stdout
     assert "The service has to be in order first. Nothing is written." in refused.stdout
     assert git(folder, "status", "--porcelain") == ""
+
+
+def code(text: str) -> list[str]:
+    """Return what a module does: no imports, docstrings and comments."""
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        kinds = ast.Module | ast.ClassDef | ast.AsyncFunctionDef
+        if isinstance(node, kinds) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    kept = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
+    return [ast.unparse(node) for node in kept]
+
+
+def test_a_feature_is_written_as_the_example_is(service_of: Callable[[str], Service]) -> None:
+    service = service_of("sqlite")
+    rendered = json.loads(service.run(".venv/bin/python", "-c", RENDER).stdout)
+
+    for name, text in rendered.items():
+        example = (service.folder / f"app/features/items/{name}.py").read_text()
+        assert code(text) == code(example), name
 
 
 PEOPLE = "people --singular person name:str:100:unique born:date:optional"

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -144,6 +145,16 @@ REFUSED = {
     },
     "a chunk that is longer than its size": head(CHUNKED) + b"1\r\n" + HIDDEN + b"0\r\n\r\n",
     "a trailer that is none": head(CHUNKED) + b"0\r\n" + b"no trailer\r\n\r\n" + HIDDEN,
+    **{
+        f"{part!r} {where}": head(CHUNKED) + b"1" + start + part + end + HIDDEN
+        for where, (start, end) in {
+            "in an extension": (b";a", b"b\r\na\r\n0\r\n\r\n"),
+            "in a trailer": (b"\r\na\r\n0\r\nX-A: b", b"c: d\r\n\r\n"),
+            "at the end of a trailer": (b"\r\na\r\n0\r\nX-A: b", b"\r\n"),
+        }.items()
+        for part in (b"\n", b"\r", b"\0", b"\v", b"\f", b"\r\n ", b"\r\n\t", b"\n\r", b"\r\r\n")
+    },
+    "a trailer that ends in LF": head(CHUNKED) + b"1\r\na\r\n0\r\n\n" + HIDDEN,
     "very many small chunks": head(CHUNKED) + b"1\r\na\r\n" * 2_000 + b"0\r\n\r\n" + HIDDEN,
 }
 # In each of these the hidden request is the body of the other.
@@ -336,6 +347,12 @@ def serving(server: Server) -> psutil.Process:
     return [process, *process.children(recursive=True)][-1]
 
 
+def is_idle(process: psutil.Process) -> bool:
+    before = process.cpu_times()
+    time.sleep(0.1)
+    return process.cpu_times() == before
+
+
 def endless(client: socket.socket) -> None:
     send(client, head()[:-2])
     while send(client, b"X-A: b\r\n" * 2_000):
@@ -372,7 +389,7 @@ def test_hostile_connections_take_little_memory(
             server.client.get("/large")
         before = process.memory_info().rss
 
-        def take(count: int) -> float:
+        def take(count: int, *attacks: Callable[[socket.socket], None]) -> float:
             """Return how many MiB more than before the worst of them takes."""
             most = 0
             for attack in attacks:
@@ -381,13 +398,18 @@ def test_hostile_connections_take_little_memory(
                         client = stack.enter_context(connect(server))
                         attack(client)
                         most = max(most, process.memory_info().rss)
-                assert server.client.get("/health/live").status_code == 200
+                    wait_for(lambda: is_idle(process))  # it has read what there is
+                    most = max(most, process.memory_info().rss)
+                    assert server.client.get("/health/live").status_code == 200
             return (most - before) / 2**20
 
-        assert take(1) < 16
-        first = take(150)
+        assert take(1, *attacks) < 16
+        first = take(150, *attacks)
         assert first < 64
-        assert take(150) < first + 8  # it has been given back, to the process at the least
+        assert take(150, *attacks) < first + 8  # given back, to the process at the least
+        assert take(450, unfinished) < 64
+        assert "large unfinished ones are closed" in server.log()
+        assert server.client.post("/items", json={"name": "a"}).status_code == 201
 
 
 SIZE_OF_BODY = 262_144  # MAX_BODY_SIZE
@@ -397,6 +419,10 @@ def fill(start: str, part: str, end: str = "") -> bytes:
     """Return a body of the largest size that is taken, `part` again and again."""
     room = SIZE_OF_BODY - len((start + end).encode())
     return (start + part * (room // len(part.encode())) + end).encode()
+
+
+def decomposes_to_a_mark(char: str) -> bool:
+    return unicodedata.combining(unicodedata.normalize("NFD", char)[0]) != 0
 
 
 LARGE_BODIES = {
@@ -416,9 +442,31 @@ LARGE_BODIES = {
     "escapes": fill('{"name":"', "\\u0301", '"}'),
     "surrogates": fill('{"name":"', "\\ud800", '"}'),
     "marks": fill('{"name":"a', "\u0316\u0301", '"}'),
+    **{
+        f"marks that are two: U+{ord(mark):04X}": fill('{"name":"a', mark, '"}')
+        for mark in filter(decomposes_to_a_mark, map(chr, range(0x110000)))
+        if not unicodedata.combining(mark)
+    },
     "ligatures": fill('{"name":"', "\ufdfa", '"}'),
     "blanks": fill('{"name":"a"}', " "),
     "NUL": fill("", "\0"),
+}
+# What is repeated in a line, and what comes then: h11 takes the line apart by patterns.
+LINES = {
+    f"{where}, {part!r} and then {end!r}": before + part * (15_800 // len(part)) + end + after
+    for where, (before, after) in {
+        "target": (b"GET /", b" HTTP/1.1\r\nHost: a\r\n\r\n"),
+        "method": (b"G", b" / HTTP/1.1\r\nHost: a\r\n\r\n"),
+        "name": (head()[:-2] + b"X-", b": b\r\n\r\n"),
+        "value": (head()[:-2] + b"X-A: ", b"\r\n\r\n"),
+        "length": (head()[:-2] + b"Content-Length: 1", b"\r\n\r\n1"),
+        "host": (b"GET / HTTP/1.1\r\nHost: a", b"\r\n\r\n"),
+        "size": (head(CHUNKED) + b"1", b"\r\na\r\n0\r\n\r\n"),
+        "extension": (head(CHUNKED) + b"1;", b"\r\na\r\n0\r\n\r\n"),
+        "trailer": (head(CHUNKED) + b"1\r\na\r\n0\r\nX-A: ", b"\r\n\r\n"),
+    }.items()
+    for part in (b" ", b"\t", b"a ", b",", b"\x01", b"a", b"a:\r\n")
+    for end in (b"", b"\0", b"\n", b"\v", b"\r", b"a", b" ")
 }
 # Of the size of a head, which is sixteen times smaller.
 LARGE_HEADS = {
@@ -445,7 +493,7 @@ LARGE_HEADS = {
 
 
 def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[str, str]) -> None:
-    """The CPU of a request, which load does not change, is the most that it can stop the loop."""
+    """The CPU of a request is the most that it can stop the loop; the least of some, under load."""
     typed = "Content-Type: application/json"
     sent = {
         name: head(typed, f"Content-Length: {len(body)}", start="POST /items HTTP/1.1") + body
@@ -454,13 +502,15 @@ def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[s
     with extended.serve(*(".venv/bin/python", "-m", "app.server"), **variables) as server:
         process = serving(server)
         assert exchange(server, sent["blanks"])[0] == 201
-        for name, request in (sent | LARGE_HEADS).items():
-            before = sum(process.cpu_times()[:2])
-            status, body, _ = exchange(server, request)
-            cpu = sum(process.cpu_times()[:2]) - before
-            print(name, status, round(cpu, 2))
-            assert (name, status < 500) == (name, True), body
-            assert (name, cpu < 0.1) == (name, True), cpu
+        for name, request in (sent | LARGE_HEADS | LINES).items():
+            for _ in range(3):
+                before = sum(process.cpu_times()[:2])
+                status, body, _ = exchange(server, request)
+                assert (name, status < 500) == (name, True), body
+                if (cpu := sum(process.cpu_times()[:2]) - before) < 0.1:
+                    break
+            else:
+                pytest.fail(f"{name}: {cpu:.2f} s")
 
 
 def test_when_connections_run_out_those_that_wait_are_closed_and_the_log_says_so(

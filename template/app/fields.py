@@ -22,6 +22,7 @@ UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and lone surrogates
 # Python sorts the marks behind a letter by insertion: 60,000 of them for a minute. Stream-Safe Text
 # has at most 30 (https://unicode.org/reports/tr15/#Stream_Safe_Text_Format).
 MARKS = "".join(filter(unicodedata.combining, map(chr, range(0x300, 0x1F000))))
+MARKS += "\u0f73\u0f75\u0f81"  # each is two of them
 TOO_MANY_MARKS = re.compile("[" + MARKS + "]{31}")
 
 

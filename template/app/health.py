@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from fastapi import APIRouter, HTTPException, Request, status
+from fastapi import HTTPException, Request, status
 from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import State
@@ -15,8 +15,9 @@ from starlette.types import Scope
 from app.database.server import READ_ONLY
 from app.dependencies import Reader, ReaderDep
 from app.redaction import reason_of
+from app.routing import Router
 
-router = APIRouter(prefix="/health", include_in_schema=False)
+router = Router(prefix="/health", include_in_schema=False)
 logger = logging.getLogger(__name__)
 
 Schema = Literal["up to date", "behind", "ahead"]

@@ -16,8 +16,8 @@ from app.database.errors import OUTCOME_UNKNOWN
 from app.headers import complete
 from app.health import is_probe
 from app.logging import request_id, request_id_of
-from app.operations import find_route
 from app.problems import SAFE, problem, unavailable
+from app.routing import find_route
 
 access_logger = logging.getLogger("app.access")
 error_logger = logging.getLogger("app.errors")

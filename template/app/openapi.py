@@ -11,16 +11,15 @@ from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from app.fields import MAX_ID
-from app.operations import check_names
 from app.problems import Problem
 from app.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
+from app.routing import check_names
 
 
 def add_openapi(app: FastAPI) -> None:
     """Let the document say what is sent; call this when all routes are there."""
     app.openapi = partial(openapi, app.openapi)  # type: ignore[method-assign]
     check_names(app)
-    app.openapi()  # now, and not at the first request that is compared with it
 
 
 def openapi(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:

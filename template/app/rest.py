@@ -3,16 +3,17 @@
 import json
 import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Iterable
-from functools import cache
+from collections import namedtuple
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, lru_cache
 from hashlib import sha256
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Header, Query
-from pydantic import BaseModel, BeforeValidator, Field, computed_field
+from pydantic import BaseModel, BeforeValidator, Field, computed_field, field_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
-from sqlalchemy import BigInteger, ColumnElement, bindparam, true
+from sqlalchemy import BigInteger, ColumnElement, Row, bindparam, true
 from sqlalchemy.orm import InstrumentedAttribute
 
 from app.fields import MAX_ID, Canonical
@@ -55,9 +56,35 @@ class Page(BaseModel, Generic[T]):
     items: list[T]
     next_cursor: str | None = Field(description="The cursor of the next page, if there is one.")
 
+    @field_validator("items", mode="before")
+    @classmethod
+    def read_rows(cls, items: Any) -> Any:
+        """Make named tuples of rows, whose attributes pydantic reads four times as fast."""
+        return [*named(items)] if isinstance(items, Sequence) else items
+
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
         return f"{params[0].__name__}Page"
+
+
+def named(items: Iterable[Any]) -> Iterator[Any]:
+    result, make = None, tuple_maker(())
+    for item in items:
+        if isinstance(item, Row):
+            # Undocumented: what the rows of one result share. `_fields` costs more than the tuple.
+            if (shared := getattr(item, "_parent", item)) is not result:
+                result, make = shared, tuple_maker(item._fields)
+            item = make(item)
+        yield item
+
+
+@lru_cache
+def tuple_maker(names: tuple[str, ...]) -> Any:
+    make_type: Any = namedtuple
+    try:
+        return make_type("NamedRow", names)._make
+    except ValueError:  # two names are alike, or one is no identifier
+        return lambda row: row
 
 
 def etag(model: type[BaseModel], version: int) -> str:

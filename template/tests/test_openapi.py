@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from app import VERSION
 from app.factory import create_app
 from app.fields import BigInteger, Id, Integer
-from app.operations import check_names
 from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit, Page, Versioned, etag
+from app.routing import check_names
 from app.settings import ServiceSettings
 
 ALWAYS = {"400", "422", "500", "503"}

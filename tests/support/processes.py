@@ -34,6 +34,9 @@ def environment(**changes: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
     folder = services_temporary_folder()
     own = {"PYTEST_DEBUG_TEMPROOT": folder, "MYPY_CACHE_DIR": f"{folder}/mypy"}
+    # A service's own tests in one process, where these already take every core: a worker imports
+    # everything once more.
+    own["PYTEST_XDIST_AUTO_NUM_WORKERS"] = "0"
     return kept | own | changes
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request, Response, status
+from fastapi import HTTPException, Request, Response, status
 
 from app.dependencies import ReaderDep, SessionDep
 from app.features.items import queries
@@ -10,8 +10,9 @@ from app.features.items.models import Item
 from app.features.items.schemas import ItemCreate, ItemRead, ItemUpdate
 from app.fields import Id
 from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit, Page, encode_cursor, etag, matches
+from app.routing import Router
 
-router = APIRouter(prefix="/items", tags=["items"])
+router = Router(prefix="/items", tags=["items"])
 
 
 @router.get("", response_model=Page[ItemRead])

@@ -1,0 +1,66 @@
+"""How bytes become requests: h11, without what could be read in two ways or takes long to read.
+
+Nothing else in the service knows h11's inside.
+"""
+
+import h11
+from h11._readers import ChunkedReader
+from h11._receivebuffer import ReceiveBuffer
+
+MAX_HEADERS = 100
+# A chunk costs some 10 µs, however small: of a request's, so many may be smaller than that.
+SMALL_CHUNKS, SMALL_CHUNK_SIZE = 1_000, 128
+
+
+def check_lines(data: bytes, end: bytes) -> None:
+    """Raise for lines that could be read in two ways, or over which h11 would take seconds.
+
+    What comes behind `end` is none of theirs.
+    """
+    text = b"".join(data.partition(end)[:2])
+    ends = text.count(b"\r\n")
+    if ends != text.count(b"\n") or ends != text.removesuffix(b"\r").count(b"\r"):
+        raise h11.RemoteProtocolError("a bare CR or LF")
+    if any(part in text for part in (b"\n ", b"\n\t", b"\0", b"\v", b"\f")):
+        raise h11.RemoteProtocolError("a folded line, or a control character")
+
+
+class Chunks(ChunkedReader):
+    """h11's, which checks the lines between chunks and those of a trailer like those of a head."""
+
+    def __call__(self, buffer: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
+        text = bytes(buffer).removeprefix(self._bytes_to_discard)
+        if self._reading_trailer:
+            check_lines(b"\r\n" + text, b"\r\n\r\n")
+        elif not self._bytes_in_chunk:
+            check_lines(text, b"\r\n")
+        return super().__call__(buffer)
+
+
+class Connection(h11.Connection):
+    """h11's, without the leniency by which a proxy could see other requests in the same bytes."""
+
+    paused = False
+    spare = 0
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        if self.their_state is h11.IDLE:
+            check_lines(self.trailing_data[0], b"\r\n\r\n")
+        event = super().next_event()
+        if event is h11.PAUSED:
+            self.paused = True
+        elif isinstance(event, h11.Request):
+            names = {name for name, _ in event.headers}
+            is_1_1 = event.http_version == b"1.1"
+            if b"transfer-encoding" in names and (b"content-length" in names or not is_1_1):
+                raise h11.RemoteProtocolError("two lengths")
+            if len(event.headers) > MAX_HEADERS or event.http_version not in (b"1.0", b"1.1"):
+                raise h11.RemoteProtocolError("too many headers, or another version")
+            self.spare = SMALL_CHUNKS * SMALL_CHUNK_SIZE
+            if isinstance(self._reader, ChunkedReader):
+                self._reader = Chunks()
+        elif isinstance(event, h11.Data):
+            self.spare += len(event.data) - SMALL_CHUNK_SIZE
+            if self.spare < 0:
+                raise h11.RemoteProtocolError("too many small chunks")
+        return event
