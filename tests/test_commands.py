@@ -67,6 +67,7 @@ def test_alembic_takes_the_database_of_the_environment(
 TYPED_ELSEWHERE = {
     "uv run poe dev": "test_poe_dev_serves_a_migrated_database_and_leaves_nothing_running",
     "uv run poe dev --port 8001": "test_the_tutorial_works_as_it_stands_on_the_page",
+    "uv run poe feature …": "test_features_with_fields_of_every_type_pass_their_checks_and_answer",
     "uv run poe check": "test_a_fresh_service_passes_its_checks",
     "uv run poe openapi": "test_a_change_of_what_clients_rely_on_is_refused_until_it_is_accepted",
     "uvx pre-commit install": "test_a_commit_is_checked_by_the_same_tools",

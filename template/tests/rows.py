@@ -4,6 +4,7 @@ import datetime
 import decimal
 import uuid
 import warnings
+from collections.abc import Container
 from typing import Any
 
 import pytest
@@ -34,17 +35,26 @@ REMEDY = 'name a value that will do in the model: mapped_column(…, info={"exam
 EXAMPLES: dict[type, Any] = {
     bool: False,
     bytes: b"a",
-    datetime.date: datetime.date(2026, 1, 1),
-    datetime.time: datetime.time(12),
     datetime.timedelta: datetime.timedelta(hours=1),
     dict: {},
     list: [],
+    object: {},  # of JSON
 }
 
 
 async def fill(settings: ServiceSettings) -> None:
     """Put two rows into each table without any; the second lacks what it may lack."""
     await call(settings, fill_tables)
+
+
+async def fill_referred(settings: ServiceSettings, name: str) -> None:
+    """Put three rows into each table that a model's table refers to, itself or by way of others."""
+    tables = [metadata.tables[name]]
+    for table in tables:  # grows while it is iterated
+        found = [key.column.table for key in table.foreign_keys]
+        tables += [referred for referred in found if referred not in tables]
+    only = {table.key for table in tables[1:]}
+    await call(settings, lambda connection: fill_tables(connection, only, rows=3))
 
 
 async def names(settings: ServiceSettings) -> set[str]:
@@ -72,17 +82,18 @@ def find_names(connection: Connection) -> set[str]:
     return found - {"TABLE alembic_version"} | {f"TYPE {kind['name']}" for kind in types}
 
 
-def fill_tables(connection: Connection) -> None:
+def fill_tables(
+    connection: Connection, only: Container[str] | None = None, rows: int = ROWS
+) -> None:
     reflected = MetaData()
     # What can't be reflected, or sorted, is no matter for a row.
     with warnings.catch_warnings(action="ignore"):
         for schema in SCHEMAS:
             reflected.reflect(connection, schema)
         for table in reflected.sorted_tables:
-            if table.name != "alembic_version" and not connection.scalar(
-                select(func.count()).select_from(table)
-            ):
-                for number in range(ROWS):
+            wanted = table.name != "alembic_version" if only is None else table.key in only
+            if wanted and not connection.scalar(select(func.count()).select_from(table)):
+                for number in range(rows):
                     add(connection, table, number)
 
 
@@ -129,6 +140,12 @@ def value(
         return literal(moment.replace(tzinfo=None) if naive else moment, kind)
     if issubclass(python, uuid.UUID):
         return literal(uuid.UUID(int=number), kind)
-    if python in (int, float, str, decimal.Decimal):
+    if python is datetime.date:
+        return literal(datetime.date(2026, 1, 1 + number), kind)
+    if python is datetime.time:
+        return literal(datetime.time(12, number), kind)
+    if python is decimal.Decimal:
+        return literal(decimal.Decimal(1 + number).scaleb(-(getattr(kind, "scale", 0) or 0)), kind)
+    if python in (int, float, str):
         return literal(python(1 + number), kind)
     return literal(EXAMPLES.get(python), kind)

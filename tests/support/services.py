@@ -1,5 +1,6 @@
 """Services rendered from the template, as processes: what the tests drive."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -133,6 +134,17 @@ class Service:
         )
         included = "    app.include_router(items)\n"
         replace(features, included, f"{included}    app.include_router(more)\n")
+
+    def delete_example(self) -> None:
+        """Do what the README says."""
+        readme = (self.folder / "README.md").read_text()
+        [command] = re.findall(r"^\$ (rm -r app/features/items .*)$", readme, re.MULTILINE)
+        self.run("sh", "-c", command)
+        features = self.folder / "app/features/registration.py"
+        lines = features.read_text().splitlines(keepends=True)
+        features.write_text("".join(line for line in lines if "items" not in line))
+        self.run("uv", "run", "--no-sync", "poe", "fix")
+        self.run("uv", "run", "--no-sync", "poe", "openapi")
 
     def add_revision(self, name: str, after: str, upgrade: Sequence[str], *downgrade: str) -> None:
         """Give the service a migration of these statements."""

@@ -1,0 +1,48 @@
+"""What `poe feature` is told, and what it says."""
+
+import argparse
+import signal
+import sys
+
+from alembic.util import CommandError
+
+from generator.feature import HERE, Feature, check_feature
+from generator.fields import KINDS, read_field
+from generator.files import write
+from generator.names import RefusedError, check_name, guess_singular
+
+EXAMPLE = "example: poe feature orders article:str:100 quantity:int price:decimal:12,2:optional"
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    parser = argparse.ArgumentParser("poe feature", description="Write a feature.", epilog=EXAMPLE)
+    parser.add_argument("name", help="its name, a plural")
+    parser.add_argument(
+        "fields",
+        nargs="+",
+        metavar="field",
+        help="name:type, and behind it a limit, `optional` or `unique`, each after a colon; the"
+        f" types are {', '.join(KINDS)}",
+    )
+    parser.add_argument("--singular", help="the name of one, where the plural does not tell it")
+    words = parser.parse_args()
+    try:
+        check_name(words.name)
+        singular = words.singular or guess_singular(words.name)
+        fields = [read_field(text, singular) for text in words.fields]
+        feature = Feature(words.name, singular, fields)
+        check_feature(feature)
+        files = write(feature)
+    except (RefusedError, CommandError) as error:
+        sys.exit(f"{error} Nothing is written.")
+    except KeyboardInterrupt:
+        sys.exit("Nothing is written.")
+    for file in files:
+        print(file.relative_to(HERE))
+    print("uv run alembic upgrade head   makes the table, as the next start of poe dev does")
+    print("uv run poe check              checks and tests it")
+
+
+if __name__ == "__main__":
+    main()
