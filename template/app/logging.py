@@ -65,6 +65,8 @@ def leave_out_values(record: logging.LogRecord) -> bool:
     text = str(record.msg)
     if text.startswith("Traceback "):  # of a start or a shutdown that fails, logged meanwhile
         record.msg, record.exc_info = "the lifespan failed", sys.exc_info()
+    elif isinstance(record.msg, OSError):  # that it can't listen, and on which address
+        record.msg = text
     # A WebSocket's line contains the query string; app.access logs it without.
     return "WebSocket %s" not in text
 

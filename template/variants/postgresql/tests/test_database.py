@@ -1,5 +1,6 @@
 import asyncio
 import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -99,6 +100,63 @@ def test_what_names_no_server_is_refused(wrong: dict[str, Any]) -> None:
         ServiceSettings(**wrong)
 
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.usefixtures("no_url")
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"database_host": "h"}, "set DATABASE_USER, DATABASE_NAME too"),
+        ({"database_url": "postgresql://u:p@h/d?ssl=true"}, "ssl must be one of"),
+        ({"database_url": "postgresql://u:p@h/d?sslmode=true"}, "sslmode must be one of"),
+    ],
+    ids=repr,
+)
+def test_what_is_wrong_is_named_as_it_was_written(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        ServiceSettings(**wrong)
+
+
+@pytest.mark.usefixtures("no_url")
+@pytest.mark.parametrize(
+    ("mode", "variable"),
+    [
+        ("prefer", "PGSSLCERT"),
+        ("require", "PGSSLCERT"),
+        ("require", "PGSSLROOTCERT"),
+        ("require", "PGSSLCRL"),
+        ("verify-full", "PGSSLROOTCERT"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: No such file"),
+        ("folder", "cannot be read: Is a directory"),
+        ("", "is no (certificate|revocation list)"),
+        ("junk", "is no (certificate|revocation list)"),
+    ],
+)
+def test_a_file_of_tls_that_is_not_right_is_refused_by_its_variable_and_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    variable: str,
+    content: str | None,
+    reason: str,
+) -> None:
+    file = tmp_path / "file.pem"
+    if content == "folder":
+        file.mkdir()
+    elif content is not None:
+        file.write_text(content)
+    monkeypatch.setenv(variable, str(file))
+    url = f"postgresql://u:p@h/d?sslmode={mode}"
+
+    with pytest.raises(ValidationError, match=rf"{variable} \({file}\) {reason}"):
+        ServiceSettings(database_url=SecretStr(url))
+
+    ServiceSettings(database_url=SecretStr(url.replace(mode, "disable")))
 
 
 @pytest.mark.usefixtures("no_url")
