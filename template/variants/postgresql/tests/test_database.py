@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from alembic import command
 from fastapi import FastAPI
+from httpx2 import AsyncClient
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import bindparam, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
@@ -236,6 +237,22 @@ async def test_the_doctor_counts_what_the_database_allows(
 
     assert server.wrong
     assert "may open 15 of its 5 connections" in server.text
+
+
+async def test_a_readiness_without_an_answer_in_time_names_the_server(
+    app: FastAPI,
+    client: AsyncClient,
+    settings: ServiceSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("app.health.READY_TIMEOUT", 0.1)
+    async with app.state.engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))
+        response = await client.get("/health/ready")
+
+    assert response.status_code == 503
+    assert f"no answer within 0.1 s: {settings.driver_url!r} is silent or locked" in caplog.text
 
 
 async def test_a_stricter_limit_of_the_role_stays(app: FastAPI, settings: ServiceSettings) -> None:
