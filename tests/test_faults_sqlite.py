@@ -314,7 +314,7 @@ Fault = Callable[[Path], AbstractContextManager[None]]
         (directory, "{file} is a folder"),
         (unreadable, "{file} may not be read"),
         (unwritable, "{file} is read-only"),
-        (closed, "{file} or its log can't be opened"),
+        (closed, "no write-ahead log beside {file}: "),
     ],
 )
 def test_a_service_that_starts_without_its_file_says_why_and_heals(

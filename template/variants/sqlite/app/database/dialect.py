@@ -22,6 +22,9 @@ from app.database.connections import (
 )
 from app.database.pool import await_
 
+# Errors of the first statement, which opens the write-ahead log, and makes it if it is missing.
+WITHOUT_LOG = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_READONLY_DIRECTORY")
+
 
 class Dialect(CheckedDialect):
     """aiosqlite's dialect: a transaction locks on BEGIN; a connection to a replaced file is discarded.
@@ -54,8 +57,8 @@ class Dialect(CheckedDialect):
             self.unreachable = True
             if isinstance(error, FileNotFoundError):  # it has vanished since the check
                 raise unavailable(f"{path} is missing") from error
-            if str(error) == "unable to open database file":
-                raise unavailable(f"{path} or its log can't be opened in its folder") from error
+            if getattr(error, "sqlite_errorname", None) in WITHOUT_LOG:
+                raise unavailable(f"no write-ahead log beside {path}: {error}") from error
             raise
         self.unreachable = False
         return connection
