@@ -1,5 +1,6 @@
 """Logging: one handler for all loggers, and the ids of request and trace on every line."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -65,6 +66,8 @@ def leave_out_values(record: logging.LogRecord) -> bool:
     text = str(record.msg)
     if text.startswith("Traceback "):  # of a start or a shutdown that fails, logged meanwhile
         record.msg, record.exc_info = "the lifespan failed", sys.exc_info()
+        if isinstance(sys.exception(), asyncio.CancelledError):  # by a second SIGINT
+            record.msg, record.exc_info = "ended at once, before the engine was disposed of", None
     elif isinstance(record.msg, OSError):  # that it can't listen, and on which address
         record.msg = text
     # A WebSocket's line contains the query string; app.access logs it without.

@@ -16,6 +16,7 @@ from app.database import UTCDateTime
 from app.database.connections import set_up
 from app.database.errors import explain
 from app.dependencies import Reader
+from app.doctor import examine
 from app.factory import create_app
 from app.health import VERSIONS
 from app.settings import ServiceSettings
@@ -225,6 +226,23 @@ async def test_a_readiness_without_an_answer_in_time_names_the_file(
 
     assert response.status_code == 503
     assert f"no answer within 0.1 s: {settings.driver_url!r} is silent or locked" in caplog.text
+
+
+async def test_the_doctor_finds_damage(app: FastAPI, settings: ServiceSettings) -> None:
+    async with app.state.engine.begin() as connection:
+        await connection.run_sync(METADATA.create_all)
+        sizes = "SELECT page_size, rootpage FROM pragma_page_size, sqlite_master WHERE name = :name"
+        size, page = (await connection.execute(text(sizes), {"name": MOMENTS.name})).one()
+    await app.state.engine.dispose()
+    file = Path(str(settings.driver_url.database))
+    pages = file.read_bytes()
+    file.write_bytes(pages[: size * (page - 1)] + b"\xff" * size + pages[size * page :])
+
+    findings = await examine(settings, processes=1)
+
+    [server] = [finding for finding in findings if finding.subject == "server"]
+    assert server.wrong
+    assert "damaged: " in server.text
 
 
 async def test_a_file_that_stays_locked_is_unavailability(settings: ServiceSettings) -> None:
