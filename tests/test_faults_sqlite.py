@@ -242,6 +242,23 @@ def test_requests_that_outlast_the_graceful_timeout_are_cut_and_rolled_back(
     assert names(file) == set()
 
 
+def test_a_second_sigint_ends_at_once_with_one_line(service: Service, file: Path) -> None:
+    with (
+        serve_file(service, file, DATABASE_COMMAND_TIMEOUT="20") as server,
+        ThreadPoolExecutor() as pool,
+        writing(file),
+    ):
+        waiting = pool.submit(post, server, "a")
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGINT)
+        wait_for(lambda: "CTRL+C to force quit" in server.log())
+        server.stop(signal.SIGINT)
+        assert cut_short(waiting)
+        assert "Traceback" not in server.log()
+        assert "WARNING uvicorn.error: ended at once, as asked" in server.log()
+    assert names(file) == set()
+
+
 @contextmanager
 def missing(file: Path) -> Iterator[None]:
     """The folder is away."""

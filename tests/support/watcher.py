@@ -37,6 +37,7 @@ EXPLAINED = (
     "the database did not answer; its connections were left to the operating system",
     # uvicorn's: of requests that outlast the graceful timeout, and of bytes that are no request
     "Cancel ",
+    "ended at once, as asked",
     "Invalid HTTP request received.",
 )
 
