@@ -16,7 +16,7 @@ def describe_server(server: Row[str, str, str], connections: int) -> tuple[str, 
     """Return a description of the database, and a problem: damage, or readers that wait for writers."""
     text = f"SQLite {server.version}; this service may open {connections} connections"
     if server.damage != "ok":
-        return "", f"damaged: {server.damage}; restore a backup"
+        return "", f"damaged: {' '.join(server.damage.split())}; restore a backup"
     if server.journal_mode == "wal":
         return text, ""
     return "", "not in WAL mode, so that readers and writers wait; run alembic upgrade head"
