@@ -229,6 +229,7 @@ def test_a_primary_falls_silent_and_its_standby_takes_the_writes(
             healed = load.first_after(time.monotonic())
             load.last()
             assert ready(server) == 200
+        assert f"silent: {addresses[0]} did not answer" in server.log()
         load.check(two, f"silence, {kind}", {"after the promotion": healed})
 
 

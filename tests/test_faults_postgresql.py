@@ -213,6 +213,11 @@ def test_a_silent_network_is_503_within_the_time_limits(
         assert time.monotonic() - start < MARGIN
 
         proxied.proxy.silent = True
+        reasons = re.findall("(?:not ready|timed out|unreachable): (.*) ", server.log())
+        assert {reason.partition(" ")[0] for reason in reasons} == {
+            f"127.0.0.1:{proxied.proxy.port}:"
+        }
+
         waiting = [pool.submit(answered, method, "/items", 2) for method in ["GET", "POST"] * 5]
         time.sleep(0.5)
         start = time.monotonic()
@@ -358,8 +363,13 @@ def test_a_server_without_room_for_the_pool_is_503_for_what_it_refuses(
             "ALTER DATABASE {0} RESET default_transaction_read_only",
             "read-only transaction",
         ),
+        (
+            "ALTER DATABASE {0} ALLOW_CONNECTIONS false",
+            "ALTER DATABASE {0} ALLOW_CONNECTIONS true",
+            "not accepting connections: ",
+        ),
     ],
-    ids=["full", "locked out", "role missing", "password", "database missing", "read-only"],
+    ids=["full", "locked out", "role", "password", "database missing", "read-only", "closed"],
 )
 def test_the_log_says_once_why_the_database_is_refused(
     service: Service, proxied: ProxiedDatabase, fault: str, fixed: str, cause: str
@@ -534,6 +544,7 @@ def test_a_handler_that_gives_up_waiting_is_503_and_rolled_back(
         start = time.monotonic()
         assert unavailable(http.post("/slow", params={"limit": 0.3}))
         assert time.monotonic() - start < 0.3 + MARGIN
+        assert re.search(r"timed out: TimeoutError in .*/routes.py.* in give_up", server.log())
         assert http.get("/items").json()["items"] == []
         assert http.get("/health/ready").json() == {"status": "ready"}
         # The server learns of it from its own time limit.

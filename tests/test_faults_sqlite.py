@@ -242,6 +242,23 @@ def test_requests_that_outlast_the_graceful_timeout_are_cut_and_rolled_back(
     assert names(file) == set()
 
 
+def test_a_second_sigint_ends_at_once_with_one_line(service: Service, file: Path) -> None:
+    with (
+        serve_file(service, file, DATABASE_COMMAND_TIMEOUT="20") as server,
+        ThreadPoolExecutor() as pool,
+        writing(file),
+    ):
+        waiting = pool.submit(post, server, "a")
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGINT)
+        wait_for(lambda: "CTRL+C to force quit" in server.log())
+        server.stop(signal.SIGINT)
+        assert cut_short(waiting)
+        assert "Traceback" not in server.log()
+        assert "WARNING uvicorn.error: ended at once, as asked" in server.log()
+    assert names(file) == set()
+
+
 @contextmanager
 def missing(file: Path) -> Iterator[None]:
     """The folder is away."""
@@ -288,13 +305,37 @@ def unwritable(file: Path) -> Iterator[None]:
             path.chmod(0o755)
 
 
-FAULTS = pytest.mark.parametrize("fault", [missing, garbage, directory, unwritable])
+@contextmanager
+def unreadable(file: Path) -> Iterator[None]:
+    file.chmod(0)
+    yield
+    file.chmod(0o600)
+
+
+@contextmanager
+def closed(file: Path) -> Iterator[None]:
+    """Nobody may make a log in the file's folder."""
+    file.parent.chmod(0o555)
+    yield
+    file.parent.chmod(0o755)
+
+
 Fault = Callable[[Path], AbstractContextManager[None]]
 
 
-@FAULTS
-def test_a_service_that_starts_without_its_file_heals(
-    service: Service, file: Path, fault: Fault
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        (missing, "{file} is missing, and so is its folder"),
+        (garbage, "file is not a database"),
+        (directory, "{file} is a folder"),
+        (unreadable, "{file} may not be read"),
+        (unwritable, "{file} is read-only"),
+        (closed, "no write-ahead log beside {file}: "),
+    ],
+)
+def test_a_service_that_starts_without_its_file_says_why_and_heals(
+    service: Service, file: Path, fault: Fault, cause: str
 ) -> None:
     with ExitStack() as mended:
         mended.enter_context(fault(file))
@@ -305,6 +346,8 @@ def test_a_service_that_starts_without_its_file_heals(
                 assert unavailable(http.get("/health/ready"))
                 assert unavailable(http.get("/items"))
                 assert unavailable(post(server, "meanwhile"))
+            assert cause.format(file=file) in server.log()
+            assert "alembic" not in server.log().replace(".alembic", "")
             mended.close()
             assert http.get("/health/ready").status_code == 200
             assert post(server, "after").status_code == 201

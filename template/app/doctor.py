@@ -6,11 +6,12 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import FastAPI
+from sqlalchemy import Table, literal, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.database.errors import explain
@@ -34,7 +35,9 @@ class Finding(NamedTuple):
     wrong: bool = False
 
 
-async def examine(settings: ServiceSettings, processes: int) -> list[Finding]:
+async def examine(
+    settings: ServiceSettings, processes: int, tables: Iterable[Table] = ()
+) -> list[Finding]:
     """Examine the settings, the database and its schema, as far as they can be reached."""
     findings = [Finding("setting", text) for text in explicit_settings(settings)]
     answers = ANSWERS.read_text() if ANSWERS.exists() else ""
@@ -60,13 +63,20 @@ async def examine(settings: ServiceSettings, processes: int) -> list[Finding]:
         findings.append(Finding("server", complaint or text, bool(complaint)))
         try:
             schema, read_only = await examine_database(reader)
-        except SQLAlchemyError as error:
-            if isinstance(error, DBAPIError) and explain(error)[1]:
+        except (SQLAlchemyError, TimeoutError) as error:
+            if not isinstance(error, DBAPIError) or explain(error)[1]:
                 return [*findings, Finding("schema", f"can't be read: {reason_of(error)}", True)]
             schema, read_only = "behind", False  # not even Alembic's table is there
         if read_only and settings.database_writes:
             findings.append(Finding("server", "takes no writes", True))
-        return [*findings, Finding("schema", SCHEMA.get(schema, schema), schema == "behind")]
+        findings.append(Finding("schema", SCHEMA.get(schema, schema), schema == "behind"))
+        for table in tables if schema != "behind" else ():
+            try:
+                await reader.execute(select(literal(1)).select_from(table).limit(0))
+            except (SQLAlchemyError, TimeoutError) as error:
+                text = f"{table.fullname} can't be read: {reason_of(error)}"
+                findings.append(Finding("table", text, True))
+        return findings
 
 
 def explicit_settings(settings: ServiceSettings) -> Iterator[str]:
@@ -95,8 +105,10 @@ def main() -> None:
     processes = parser.parse_args().processes
     settings = load_settings(Settings)
     configure_logging(settings.model_copy(update={"log_level": "WARNING"}))
+    from migrations.metadata import metadata  # which imports all models
+
     # A command of its own may start an event loop (E14).
-    findings = asyncio.run(examine(settings, processes))  # noqa: TID251
+    findings = asyncio.run(examine(settings, processes, metadata.sorted_tables))  # noqa: TID251
     for subject, text, wrong in findings:
         print("WRONG" if wrong else "ok   ", f"{subject:9}", text)
     sys.exit(any(finding.wrong for finding in findings))

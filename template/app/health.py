@@ -48,7 +48,11 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
         if isinstance(error, TimeoutError) and is_busy(state):
             return {"status": "busy"}
         reason = "The database does not answer, or shows no schema."
-        logger.warning("not ready: %s", reason_of(error))
+        cause = reason_of(error)
+        if isinstance(error, TimeoutError) and not str(error):  # of READY_TIMEOUT
+            url = state.settings.driver_url  # without its password
+            cause = f"no answer within {READY_TIMEOUT:g} s: {url!r} is silent or locked"
+        logger.warning("not ready: %s", cause)
     else:
         if reason is None:
             return {"status": "ready"}

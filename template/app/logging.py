@@ -1,5 +1,6 @@
 """Logging: one handler for all loggers, and the ids of request and trace on every line."""
 
+import asyncio
 import logging
 import re
 import secrets
@@ -65,6 +66,11 @@ def leave_out_values(record: logging.LogRecord) -> bool:
     text = str(record.msg)
     if text.startswith("Traceback "):  # of a start or a shutdown that fails, logged meanwhile
         record.msg, record.exc_info = "the lifespan failed", sys.exc_info()
+        if isinstance(sys.exception(), asyncio.CancelledError):  # by a second SIGINT
+            record.msg, record.exc_info = "ended at once, as asked", None
+            record.levelno, record.levelname = logging.WARNING, "WARNING"
+    elif isinstance(record.msg, OSError):  # that it can't listen, and on which address
+        record.msg = text
     # A WebSocket's line contains the query string; app.access logs it without.
     return "WebSocket %s" not in text
 
@@ -96,7 +102,7 @@ def log_warning(message: Warning | str, kind: object, file: str, line: int, *mor
 
 def log_uncaught(kind: type[BaseException], error: BaseException, frames: Any) -> None:
     if isinstance(error, KeyboardInterrupt):
-        return sys.__excepthook__(kind, error, frames)
+        return  # Python ends by SIGINT, which the exit code says
     logger.critical("uncaught error; LOG_VALUES=true shows its message", exc_info=error)
 
 

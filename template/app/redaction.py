@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from app.database.errors import public_message
 
 OWN = ("app", "migrations")  # the roots of the service's own loggers
+FOLDER = os.path.dirname(__file__)
 FRAMES = 30  # of a traceback, the innermost
 
 
@@ -82,8 +83,18 @@ def describe(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the message of an error if it can hold no value, or else its type."""
-    return public_part(error) or name_of(error)
+    """Return the message of an error if it can hold no value, or else its type and origin."""
+    return public_part(error) or f"{name_of(error)}{origin(error)}"
+
+
+def origin(error: BaseException) -> str:
+    """Return which line of the service's own code an error went through last."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if frame.filename.startswith(FOLDER)]
+    if not own:
+        return ""
+    file = own[-1].filename.removeprefix(FOLDER)
+    return f" in app{file}, line {own[-1].lineno}, in {own[-1].name}"
 
 
 def name_of(error: BaseException) -> str:

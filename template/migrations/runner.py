@@ -29,6 +29,7 @@ AWAY = {
     "connection lost",
     "login refused",
     "no such database",
+    "not accepting connections",
     "shutting down",
     "too many connections",
     "unreachable",

@@ -1,4 +1,5 @@
 import pytest
+from sqlalchemy import MetaData, Table
 
 from app.doctor import examine
 from app.settings import ServiceSettings, load_settings
@@ -18,6 +19,13 @@ async def test_a_schema_that_is_behind_is_wrong_and_the_command_is_named(
 
     assert (schema.subject, schema.wrong) == ("schema", True)
     assert "alembic upgrade head" in schema.text
+
+
+async def test_a_table_that_can_not_be_read_is_wrong_and_named(settings: ServiceSettings) -> None:
+    *_, table = await examine(settings, 1, [Table("tested_dropped", MetaData())])
+
+    assert (table.subject, table.wrong) == ("table", True)
+    assert "tested_dropped can't be read" in table.text
 
 
 async def test_a_database_that_is_away_is_wrong(unreachable_settings: ServiceSettings) -> None:

@@ -33,9 +33,11 @@ ACCESS = re.compile(r"(?P<method>[A-Z]+) (?P<path>\S+) (?P<status>\d+) [\d.]+ ms
 REASON = re.compile(r"(unavailable: |(?=not ready: ))(?P<reason>[a-z][a-z -]*[a-z])(:|$)")
 EXPLAINED = (
     "slow: ",
+    "silent: ",
     "the database did not answer; its connections were left to the operating system",
     # uvicorn's: of requests that outlast the graceful timeout, and of bytes that are no request
     "Cancel ",
+    "ended at once, as asked",
     "Invalid HTTP request received.",
 )
 

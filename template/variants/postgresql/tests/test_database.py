@@ -1,10 +1,12 @@
 import asyncio
 import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic import command
 from fastapi import FastAPI
+from httpx2 import AsyncClient
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import bindparam, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
@@ -102,6 +104,63 @@ def test_what_names_no_server_is_refused(wrong: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("no_url")
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"database_host": "h"}, "set DATABASE_USER, DATABASE_NAME too"),
+        ({"database_url": "postgresql://u:p@h/d?ssl=true"}, "ssl must be one of"),
+        ({"database_url": "postgresql://u:p@h/d?sslmode=true"}, "sslmode must be one of"),
+    ],
+    ids=repr,
+)
+def test_what_is_wrong_is_named_as_it_was_written(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        ServiceSettings(**wrong)
+
+
+@pytest.mark.usefixtures("no_url")
+@pytest.mark.parametrize(
+    ("mode", "variable"),
+    [
+        ("prefer", "PGSSLCERT"),
+        ("require", "PGSSLCERT"),
+        ("require", "PGSSLROOTCERT"),
+        ("require", "PGSSLCRL"),
+        ("verify-full", "PGSSLROOTCERT"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: No such file"),
+        ("folder", "cannot be read: Is a directory"),
+        ("", "is no (certificate|revocation list)"),
+        ("junk", "is no (certificate|revocation list)"),
+    ],
+)
+def test_a_file_of_tls_that_is_not_right_is_refused_by_its_variable_and_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: str,
+    variable: str,
+    content: str | None,
+    reason: str,
+) -> None:
+    file = tmp_path / "file.pem"
+    if content == "folder":
+        file.mkdir()
+    elif content is not None:
+        file.write_text(content)
+    monkeypatch.setenv(variable, str(file))
+    url = f"postgresql://u:p@h/d?sslmode={mode}"
+
+    with pytest.raises(ValidationError, match=rf"{variable} \({file}\) {reason}"):
+        ServiceSettings(database_url=SecretStr(url))
+
+    ServiceSettings(database_url=SecretStr(url.replace(mode, "disable")))
+
+
+@pytest.mark.usefixtures("no_url")
 def test_no_password_shows() -> None:
     settings = ServiceSettings(database_url=SecretStr("postgresql://u:hunter2@h/d"))
 
@@ -178,6 +237,22 @@ async def test_the_doctor_counts_what_the_database_allows(
 
     assert server.wrong
     assert "may open 15 of its 5 connections" in server.text
+
+
+async def test_a_readiness_without_an_answer_in_time_names_the_server(
+    app: FastAPI,
+    client: AsyncClient,
+    settings: ServiceSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("app.health.READY_TIMEOUT", 0.1)
+    async with app.state.engine.begin() as connection:
+        await connection.execute(text("LOCK TABLE alembic_version IN ACCESS EXCLUSIVE MODE"))
+        response = await client.get("/health/ready")
+
+    assert response.status_code == 503
+    assert f"no answer within 0.1 s: {settings.driver_url!r} is silent or locked" in caplog.text
 
 
 async def test_a_stricter_limit_of_the_role_stays(app: FastAPI, settings: ServiceSettings) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from alembic import command
 from fastapi import FastAPI
+from httpx2 import ASGITransport, AsyncClient
 from pydantic import ValidationError
 from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
@@ -15,6 +16,7 @@ from app.database import UTCDateTime
 from app.database.connections import set_up
 from app.database.errors import explain
 from app.dependencies import Reader
+from app.doctor import examine
 from app.factory import create_app
 from app.health import VERSIONS
 from app.settings import ServiceSettings
@@ -206,6 +208,41 @@ async def test_reads_go_on_during_another_process_write(
         assert len((await reader.execute(VERSIONS)).all()) < 2  # none, while there is no migration
     finally:
         writer.close()
+
+
+async def test_a_readiness_without_an_answer_in_time_names_the_file(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(settings)
+    monkeypatch.setattr("app.health.READY_TIMEOUT", 0.1)
+    owner = sqlite3.connect(str(settings.driver_url.database), isolation_level=None)
+    owner.execute("PRAGMA locking_mode = EXCLUSIVE")
+    owner.execute("BEGIN EXCLUSIVE")
+
+    transport = ASGITransport(app)
+    async with app.router.lifespan_context(app), AsyncClient(transport=transport) as client:
+        response = await client.get("http://test/health/ready")
+        owner.close()
+
+    assert response.status_code == 503
+    assert f"no answer within 0.1 s: {settings.driver_url!r} is silent or locked" in caplog.text
+
+
+async def test_the_doctor_finds_damage(app: FastAPI, settings: ServiceSettings) -> None:
+    async with app.state.engine.begin() as connection:
+        await connection.run_sync(METADATA.create_all)
+        sizes = "SELECT page_size, rootpage FROM pragma_page_size, sqlite_master WHERE name = :name"
+        size, page = (await connection.execute(text(sizes), {"name": MOMENTS.name})).one()
+    await app.state.engine.dispose()
+    file = Path(str(settings.driver_url.database))
+    pages = file.read_bytes()
+    file.write_bytes(pages[: size * (page - 1)] + b"\xff" * size + pages[size * page :])
+
+    findings = await examine(settings, processes=1)
+
+    [server] = [finding for finding in findings if finding.subject == "server"]
+    assert server.wrong
+    assert "damaged: " in server.text
 
 
 async def test_a_file_that_stays_locked_is_unavailability(settings: ServiceSettings) -> None:

@@ -1,6 +1,7 @@
 """asyncpg's connections: their state, their setup, which errors end one, and the order of hosts."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import asyncpg  # type: ignore[import-untyped]
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi, PGDialect_asyncpg
 from sqlalchemy.engine.interfaces import ExceptionContext
+
+logger = logging.getLogger(__name__)
 
 PING_TIMEOUT = 1.0  # seconds; then a new connection is opened
 SILENT_FOR = 30.0  # seconds for which a host that timed out is tried last
@@ -29,6 +32,17 @@ LOST = ("08", READ_ONLY, "57P")
 
 class OutcomeUnknown(AsyncAdapt_asyncpg_dbapi.OperationalError):
     """COMMIT was sent and not answered: the transaction may be committed or not."""
+
+
+class NoAnswer(TimeoutError):
+    """A statement was sent and not answered in time; the message names the host."""
+
+    def __init__(self, address: tuple[Any, Any]) -> None:
+        super().__init__(f"{shown(address)}: no answer within DATABASE_COMMAND_TIMEOUT")
+
+
+def shown(address: tuple[Any, Any]) -> str:
+    return ":".join(str(part) for part in address if part) or "the default host"
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]
@@ -66,15 +80,21 @@ class Hosts:
 
     def __init__(self) -> None:
         self._silent_at: dict[tuple[Any, Any], float] = {}
+        self._several = False
 
     def order(self, hosts: Any, ports: Any) -> list[tuple[Any, Any]]:
-        several = isinstance(hosts, list)
-        pairs = list(zip(hosts, ports, strict=True)) if several else [(hosts, ports)]
-        recently = time.monotonic() - SILENT_FOR
-        return sorted(pairs, key=lambda pair: self._silent_at.get(pair, 0.0) > recently)
+        self._several = isinstance(hosts, list)
+        pairs = list(zip(hosts, ports, strict=True)) if self._several else [(hosts, ports)]
+        return sorted(pairs, key=self._is_silent)
+
+    def _is_silent(self, address: tuple[Any, Any]) -> bool:
+        return self._silent_at.get(address, 0.0) > time.monotonic() - SILENT_FOR
 
     def note(self, address: tuple[Any, Any], error: BaseException | None) -> None:
         if isinstance(error, TimeoutError):
+            if self._several and not self._is_silent(address):
+                text = "silent: %s did not answer; the other hosts are tried before it for %g s"
+                logger.warning(text, shown(address), SILENT_FOR)
             self._silent_at[address] = time.monotonic()
 
 
@@ -103,8 +123,8 @@ def ends_connection(error: Any, connection: Any) -> bool:
     return isinstance(error, OutcomeUnknown) or sqlstate.startswith(LOST + STALE)
 
 
-def leave_no_statement_open(context: ExceptionContext) -> None:
-    """Keep a connection from returning to the pool in an implicit transaction.
+def handle_error(context: ExceptionContext) -> NoAnswer | None:
+    """Keep a connection from returning to the pool in an implicit transaction; name a silent host.
 
     asyncpg prepares a statement without the protocol's Sync. If it then refuses a parameter outside
     a transaction, there is nothing to roll back, and the server keeps its locks until a Sync.
@@ -124,3 +144,7 @@ def leave_no_statement_open(context: ExceptionContext) -> None:
                 connection.run_async(Connection.ping)
             except DRIVER_ERRORS:
                 context.is_disconnect = True
+    if isinstance(error, TimeoutError) and context.connection is not None:
+        silent: Any = context.connection.connection.driver_connection
+        return NoAnswer(silent.address)
+    return None

@@ -13,10 +13,12 @@ from app.database.connections import (
     DRIVER_ERRORS,
     Connection,
     Hosts,
+    NoAnswer,
     OutcomeUnknown,
     ends_connection,
-    leave_no_statement_open,
+    handle_error,
     set_up,
+    shown,
 )
 from app.database.url import READING
 
@@ -61,7 +63,7 @@ class Dialect(CheckedDialect):
                     )
                     set_up(self, connection, limits, start + timeout)
                 except Exception as error:  # noqa: BLE001 - no list of classes would be complete
-                    errors[f"{host}:{port}"] = error
+                    errors[shown((host, port))] = error
                     self.hosts.note((host, port), error)
                 else:
                     driver: Connection = connection.driver_connection
@@ -111,7 +113,7 @@ class Dialect(CheckedDialect):
             super().do_commit(dbapi_connection)  # type: ignore[no-untyped-call]
         except Exception as error:
             if isinstance(error, TimeoutError) or connection.is_closed() and not lost:
-                reason = str(error) or "timed out"
+                reason = str(error) or str(NoAnswer(connection.address))
                 raise OutcomeUnknown(reason, error) from error  # type: ignore[no-untyped-call]
             raise
 
@@ -142,7 +144,7 @@ class Dialect(CheckedDialect):
             self._unanswered_at = time.monotonic()
 
 
-event.listen(Dialect, "handle_error", leave_no_statement_open)
+event.listen(Dialect, "handle_error", handle_error)
 
 
 def register() -> None:

@@ -6,7 +6,7 @@ from asyncpg import InterfaceError  # type: ignore[import-untyped]
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError, OperationalError
 
-from app.database.connections import OutcomeUnknown
+from app.database.connections import NoAnswer, OutcomeUnknown
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
 #
@@ -48,6 +48,7 @@ CONSTRAINTS = {
     "23P01": "exclusion",
 }
 WRITES = ("INSERT", "UPDATE")
+NOT_ACCEPTING = "not accepting connections"  # it starts, recovers, or is told to take none
 # The server's state: 503, with this reason.
 UNAVAILABLE = {
     "08": "connection lost",
@@ -64,6 +65,7 @@ UNAVAILABLE = {
     "55P03": "lock timeout",
     "57": "shutting down",
     "57014": "statement timeout",
+    "57P03": NOT_ACCEPTING,
     "58": "server error",
     "F0": "server error",
     "XX": "server error",
@@ -80,7 +82,8 @@ def explain(error: DBAPIError) -> tuple[int, str]:
     if isinstance(error.orig, OutcomeUnknown):
         return 503, OUTCOME_UNKNOWN
     if isinstance(error, OperationalError):  # there was no connection yet
-        return 503, "unreachable" if sqlstate.startswith("08") else reason or "unreachable"
+        answered = sqlstate and not sqlstate.startswith("08")
+        return 503, (reason or NOT_ACCEPTING) if answered else "unreachable"
     if isinstance(error, NotSupportedError):  # a migration has changed what a statement returns
         return 503, "schema changed"
     if reason or error.connection_invalidated:
@@ -111,13 +114,13 @@ def constraint(error: IntegrityError) -> str:
 
 def public_message(error: object) -> str:
     """Return what the log may say of an error of the driver's: no value of a statement or a row."""
-    if isinstance(error, AsyncAdapt_asyncpg_dbapi.OperationalError):  # there was no connection yet
+    if isinstance(error, AsyncAdapt_asyncpg_dbapi.OperationalError | NoAnswer):  # none from a row
         return str(error).partition("\n")[0]
     cause = getattr(error, "orig", None) or error
     sqlstate = getattr(cause, "sqlstate", None) or ""
     # What a function of the database raises has any message, and its language in the context.
     raised = "PL/" in (getattr(cause, "context", None) or "")
-    fixed = sqlstate.startswith(WITHOUT_VALUES) and not raised
+    fixed = sqlstate.startswith((*WITHOUT_VALUES, "2200H")) and not raised
     if fixed or isinstance(cause, InterfaceError) and not isinstance(cause, ValueError):
         return str(cause).partition("\n")[0]
     return sqlstate and f"SQLSTATE {sqlstate}"

@@ -11,7 +11,7 @@ from sqlalchemy import URL
 
 from app import NAME
 from app.database.dialect import register
-from app.database.url import DRIVER, EXAMPLE, READING, locate, parse
+from app.database.url import DRIVER, EXAMPLE, READING, check_tls, locate, parse
 
 ANSWER_TIMEOUT = 0.5  # seconds for the server's response to arrive
 
@@ -44,10 +44,11 @@ class DatabaseSettings(BaseSettings):
         if self.database_url is not None and given:
             raise ValueError("set together with its parts (DATABASE_HOST …); set one or the other")
         if self.database_url is None and not set(parts[:3]) <= set(given):
+            missing = ", ".join(part.upper() for part in parts[:3] if part not in given)
+            if given:
+                raise ValueError(f"incomplete; set {missing} too")
             message = f"missing; set it to {EXAMPLE}, or set DATABASE_HOST, _USER, _PASSWORD, _NAME"
-            raise PydanticCustomError(
-                "database_incomplete" if given else "database_missing", message
-            )
+            raise PydanticCustomError("database_missing", message)
         _ = self.driver_url  # raises, if it can't be built
         return self
 
@@ -56,10 +57,10 @@ class DatabaseSettings(BaseSettings):
         """`postgresql+asyncpg://…`; its `str()` and `repr()` mask the password."""
         register()  # whoever has the URL has the dialect
         if self.database_url is not None:
-            return parse(self.database_url.get_secret_value())
+            return check_tls(parse(self.database_url.get_secret_value()))
         password = self.database_password.get_secret_value() if self.database_password else None
         url = URL.create(DRIVER, self.database_user, password, database=self.database_name)
-        return locate(url, str(self.database_host), str(self.database_port))
+        return check_tls(locate(url, str(self.database_host), str(self.database_port)))
 
     @property
     def database_writes(self) -> bool:

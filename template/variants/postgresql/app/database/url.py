@@ -3,7 +3,6 @@
 import os
 import re
 import ssl
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -25,6 +24,13 @@ CHOICES = {
         "standby",
         "prefer-standby",
     ),
+}
+# The variable of each file of TLS, the file's default name in ~/.postgresql, and what it holds.
+TLS_FILES = {
+    "PGSSLROOTCERT": ("root.crt", "certificate"),
+    "PGSSLCRL": ("root.crl", "revocation list"),
+    "PGSSLCERT": ("postgresql.crt", "certificate"),
+    "PGSSLKEY": ("postgresql.key", "key without a password that fits PGSSLCERT"),
 }
 READING = ("standby", "prefer-standby", "read-only")  # those that ask for no writes
 # libpq's form of several hosts, which SQLAlchemy accepts as parameters only.
@@ -61,10 +67,8 @@ def parse(text: str) -> URL:
         raise ValueError(f"asyncpg knows no parameter {names}; remove it{hint}")
     for name, choices in CHOICES.items():
         if name in query and query[name] not in choices:
-            shown = "sslmode" if name == "ssl" else name
+            shown = "sslmode" if name == "ssl" and "ssl" not in url.query else name
             raise ValueError(f"{shown} must be one of {', '.join(choices)}")
-    if str(query.get("ssl")).startswith("verify-"):
-        check_root_certificate()
     hosts, ports = (query.pop(name, None) for name in ("host", "port"))
     url = url.set(drivername=DRIVER, query=query)
     host = join(hosts) or unquote(url.host or "")
@@ -112,12 +116,31 @@ def parse_host(text: str, port: str) -> tuple[str, int | None]:
     return host, number
 
 
-def check_root_certificate() -> None:
-    file = os.environ.get("PGSSLROOTCERT") or str(Path.home() / ".postgresql" / "root.crt")
-    try:
-        ssl.create_default_context(cafile=file)
-    except (OSError, ssl.SSLError):
-        raise ValueError(
-            "sslmode verify-ca and verify-full need the server's root certificate:"
-            " name its file by PGSSLROOTCERT"
-        ) from None
+def check_tls(url: URL) -> URL:
+    """Return `url`, or raise `ValueError` with the variable of a file of TLS that is not right."""
+    host = str(url.query.get("host") or url.host or "/")
+    default = "disable" if host.startswith("/") else "prefer"
+    mode = url.query.get("ssl") or os.environ.get("PGSSLMODE") or default
+    if mode not in CHOICES["ssl"]:
+        raise ValueError(f"PGSSLMODE must be one of {', '.join(CHOICES['ssl'])}")
+    files = {}
+    unread = {"disable": 4, "allow": 2, "prefer": 2}.get(str(mode), 0)
+    for name in list(TLS_FILES)[unread:]:
+        given = os.environ.get(name)
+        file = given or os.path.expanduser(f"~/.postgresql/{TLS_FILES[name][0]}")
+        if given or os.path.exists(file) or name == "PGSSLROOTCERT" and "verify" in mode:
+            files[name] = file
+    if "PGSSLCERT" in files:
+        files.setdefault("PGSSLKEY", files["PGSSLCERT"])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    for name, file in files.items():
+        try:
+            if name != "PGSSLKEY":
+                context.load_verify_locations(file)
+            elif "PGSSLCERT" in files:
+                context.load_cert_chain(files["PGSSLCERT"], file, lambda: "")
+        except ssl.SSLError:
+            raise ValueError(f"{name} ({file}) is no {TLS_FILES[name][1]}") from None
+        except OSError as error:
+            raise ValueError(f"{name} ({file}) cannot be read: {error.strerror}") from None
+    return url

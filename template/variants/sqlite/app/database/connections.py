@@ -43,6 +43,27 @@ def unavailable(reason: str) -> sqlite3.OperationalError:
     return error
 
 
+def check_file(path: str) -> None:
+    """Refuse what SQLite would create, open without writing, or lose rows by.
+
+    Raises:
+        OperationalError: says what is the case.
+    """
+    if not os.path.exists(path):
+        there = os.path.isdir(os.path.dirname(os.path.abspath(path)))
+        remedy = " (alembic upgrade head makes it)" if there else ", and so is its folder"
+        raise unavailable(f"{path} is missing{remedy}")
+    if os.path.isdir(path):
+        raise unavailable(f"{path} is a folder, and no file")
+    if not os.access(path, os.R_OK):
+        raise unavailable(f"{path} may not be read by this user")
+    if not os.access(path, os.W_OK):
+        raise unavailable(f"{path} is read-only, for this user or by its file system")
+    # SQLite would delete the write-ahead log beside an empty file.
+    if not os.path.getsize(path):
+        raise unavailable(f"{path} is empty (alembic upgrade head fills it)")
+
+
 async def set_up(connection: Any) -> None:
     connection.text_factory = DECODE
     await connection.execute("PRAGMA foreign_keys = ON")

@@ -1,6 +1,5 @@
 """Connections to the SQLite file: opening, checking and terminating them; how a transaction begins."""
 
-import os
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,16 @@ from app.database.checks import CheckedDialect
 from app.database.connections import (
     Connections,
     OutcomeUnknown,
+    check_file,
     files,
     identity,
     set_up,
     unavailable,
 )
 from app.database.pool import await_
+
+# Errors of the first statement, which opens the write-ahead log, and makes it if it is missing.
+WITHOUT_LOG = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_READONLY_DIRECTORY")
 
 
 class Dialect(CheckedDialect):
@@ -54,18 +57,14 @@ class Dialect(CheckedDialect):
             self.unreachable = True
             if isinstance(error, FileNotFoundError):  # it has vanished since the check
                 raise unavailable(f"{path} is missing") from error
+            if getattr(error, "sqlite_errorname", None) in WITHOUT_LOG:
+                raise unavailable(f"no write-ahead log beside {path}: {error}") from error
             raise
         self.unreachable = False
         return connection
 
     def _open(self, path: str, file: object, **options: Any) -> DBAPIConnection:
-        # SQLite would create a missing file, without tables, and would open one that is read-only
-        # for as long as the connection lasts.
-        if not os.access(path, os.R_OK | os.W_OK):
-            raise unavailable(f"{path} is missing (alembic upgrade head makes it) or read-only")
-        # It would delete the write-ahead log beside an empty file.
-        if not os.path.getsize(path):
-            raise unavailable(f"{path} is empty (alembic upgrade head fills it)")
+        check_file(path)
         # In the driver's default mode a transaction begins no sooner than with its first write.
         uri = f"{Path(path).absolute().as_uri()}?mode=rw"  # never create it, even if it vanishes after the check
         connection: Any = super().connect(uri, uri=True, isolation_level=None, **options)
