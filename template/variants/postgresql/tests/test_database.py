@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError, StatementError
 from app.database import UTCDateTime
 from app.database.errors import explain
 from app.doctor import examine
+from app.redaction import reason_of
 from app.settings import ServiceSettings
 from tests.database import alembic
 
@@ -211,6 +212,8 @@ async def test_an_error_has_a_status_and_a_503_its_reason(
             await connection.execute(statement, used)
 
     assert explain(failed.value) == (status, reason)
+    if "nextval" in sql:
+        assert 'maximum value of sequence "s"' in reason_of(failed.value)
 
 
 @pytest.mark.usefixtures("no_url")
