@@ -27,6 +27,7 @@ import shlex
 import shutil
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from typing import NoReturn
 HERE = Path(__file__).resolve().parent
 COPIER = "copier>=9.19"
 OLDEST_UV = (0, 5)
-INSTALL_UV = "install uv by https://docs.astral.sh/uv/getting-started/installation/"
+INSTALL_UV = "or install uv by https://docs.astral.sh/uv/getting-started/installation/"
 OFFLINE = "without a network, or behind a proxy that HTTPS_PROXY does not name, nothing is fetched"
 # In a path, Poe replaces what follows a $, uv's search path ends at a colon, PostgreSQL's initdb
 # passes the others to a shell, and no line or file of text holds the rest.
@@ -53,7 +54,7 @@ def find_uv() -> str:
         if found:
             print(found, "is older than", ".".join(map(str, OLDEST_UV)))
         print("Installing uv into", folder, flush=True)
-        failed = f"uv could not be installed into {folder}: {OFFLINE}; or {INSTALL_UV}"
+        failed = f"uv could not be installed into {folder}: {OFFLINE}; {INSTALL_UV}"
         run([sys.executable, "-m", "venv", str(folder)], HERE, failed)
         install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]
         run([str(scripts / "python"), *install], HERE, failed)
@@ -79,17 +80,27 @@ def say_where_uv_is(uv: str) -> None:
 
 def run(command: list[str], folder: Path, failed: str) -> None:
     """Wait for a command; it says what is wrong, and `failed` what to do about it."""
-    try:
-        with subprocess.Popen(command, cwd=folder) as process:
-            try:
-                process.wait()
-            except KeyboardInterrupt:  # it got the Ctrl-C too, and cleans up
-                process.wait()
-                raise
-    except OSError as error:
-        sys.exit(f"{failed} ({error.strerror}: {error.filename})")
+    # Ctrl-C is this process's alone: at some moments tools would answer with a traceback.
+    with tempfile.TemporaryDirectory() as temporary:
+        environment = {**os.environ, "TMPDIR": temporary}
+        try:
+            process = subprocess.Popen(command, cwd=folder, env=environment, process_group=0)
+        except OSError as error:
+            sys.exit(f"{failed} ({error.strerror}: {error.filename})")
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            end_group(process)
+            raise
     if process.returncode != 0:
         sys.exit(failed)
+
+
+def end_group(process: subprocess.Popen[bytes]) -> None:
+    if os.name == "posix":
+        os.killpg(process.pid, signal.SIGTERM)
+    process.terminate()
+    process.wait()
 
 
 def replace_this_process(*command: str, folder: Path) -> NoReturn:
@@ -142,9 +153,11 @@ def new(database: str, folder: Path, port: int) -> NoReturn:
         sys.exit(f"port {port}: {error.strerror}; name another with --port")
     if not shutil.which("git"):
         sys.exit("git is needed, and is not on the path")
-    for name in [name for name in os.environ if name.upper().startswith("DATABASE_")]:
-        print(f"{name} is not used: the service gets a database of its own. Its commands use it,")
-        print(f"so type `unset {name}` before you type them.")
+    inherited = sorted(name for name in os.environ if name.upper().startswith("DATABASE_"))
+    if inherited:
+        print("Not used here, as the service gets a database of its own:", *inherited)
+        print("Its own commands do use them, unless you type first: unset", *inherited)
+    for name in inherited:
         del os.environ[name]
     uv = find_uv()
     copier = [uv, "tool", "run", "--from", COPIER, "copier", "copy", "--quiet", "--defaults"]
