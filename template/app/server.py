@@ -42,9 +42,13 @@ def check_options(arguments: list[str]) -> str:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "a port is at most 65535"
-        sys.exit(f"{host}, port {port}: {reason}; name another with --port")
+    except OverflowError:
+        sys.exit(f"port {port}: not between 0 and 65535")
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        sys.exit(f"{host}, port {port}: {reason}; name another with --port or --host")
+    if port == 0:  # uvicorn says which one it got
+        return ""
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

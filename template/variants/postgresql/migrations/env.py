@@ -98,9 +98,9 @@ def run_offline(settings: ServiceSettings) -> None:
 
 
 settings = get_settings()
-check_revisions()
-if context.is_offline_mode():
-    run_offline(settings)
-else:
-    with exits(settings):
+with exits(settings):
+    check_revisions()
+    if context.is_offline_mode():
+        run_offline(settings)
+    else:
         asyncio.run(run_online(settings))
