@@ -83,17 +83,24 @@ def run(command: list[str], folder: Path, failed: str) -> None:
     # Ctrl-C is this process's alone: at some moments tools would answer with a traceback.
     with tempfile.TemporaryDirectory() as temporary:
         environment = {**os.environ, "TMPDIR": temporary}
+        hold_interrupt(True)  # until it is known what to end
         try:
             process = subprocess.Popen(command, cwd=folder, env=environment, process_group=0)
         except OSError as error:
             sys.exit(f"{failed} ({error.strerror}: {error.filename})")
         try:
+            hold_interrupt(False)
             process.wait()
         except KeyboardInterrupt:
             end_group(process)
             raise
     if process.returncode != 0:
         sys.exit(failed)
+
+
+def hold_interrupt(held: bool) -> None:
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_BLOCK if held else signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:

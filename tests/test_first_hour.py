@@ -18,7 +18,7 @@ from tests.support.repository import REPOSITORY, replace
 from tests.support.services import FIRST, Service
 
 SYSTEM_PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
-# Does as uv would, as far as `dev.py` can see; `{}` is what happens besides.
+# Does as uv would, as far as `dev.py` can see; the names in braces are what a test adds.
 UV = """\
 #!/bin/sh
 case "$*" in
@@ -41,12 +41,13 @@ class Newcomer:
         self.service = folder / "my-service"
 
     def install_uv(
-        self, *, own: bool = False, version: str = "0.13.9", copier: str = ":", install: str = ":"
+        self, step: str = "", also: str = ":", *, own: bool = False, version: str = "0.13.9"
     ) -> Path:
-        """Have a uv on the path, or the one that `dev.py` has installed."""
+        """Have a uv on the path, or the one that `dev.py` has installed; `step` does `also`."""
+        steps = {"copier": ":", "install": ":"} | ({step: also} if step else {})
         uv = (self.template / ".uv/bin" if own else self.folder / "bin") / "uv"
         uv.parent.mkdir(parents=True)
-        uv.write_text(UV.format(version=version, copier=copier, install=install))
+        uv.write_text(UV.format(version=version, **steps))
         uv.chmod(0o755)
         return uv
 
@@ -95,7 +96,7 @@ def newcomer(tmp_path: Path) -> Newcomer:
 def test_what_cannot_work_is_told_before_anything_is_written(
     newcomer: Newcomer, words: list[str], told: str
 ) -> None:
-    newcomer.install_uv(copier="exit 7")
+    newcomer.install_uv("copier", "exit 7")
 
     code, said = newcomer.read(*words)
 
@@ -110,7 +111,7 @@ def test_what_cannot_work_is_told_before_anything_is_written(
 def test_what_could_not_be_completed_is_removed(
     newcomer: Newcomer, failing: str, made: bool
 ) -> None:
-    newcomer.install_uv(**{failing: "echo no network >&2; exit 2"})
+    newcomer.install_uv(failing, "echo no network >&2; exit 2")
     folder = newcomer.folder / "new" / "service"
     if made:
         folder.mkdir(parents=True)
@@ -128,7 +129,7 @@ def test_what_could_not_be_completed_is_removed(
 @pytest.mark.parametrize("step", ["copier", "install"])
 def test_an_interrupted_creation_leaves_nothing(newcomer: Newcomer, step: str) -> None:
     reached = newcomer.folder / "reached"
-    newcomer.install_uv(**{step: f"touch {reached}; sleep 60"})
+    newcomer.install_uv(step, f"touch {reached}; sleep 60")
 
     process = newcomer.type("--port", str(free_port()))
     wait_for(reached.exists, 60)
@@ -144,9 +145,7 @@ def test_an_interrupted_creation_leaves_nothing(newcomer: Newcomer, step: str) -
 def test_the_shells_database_is_not_used_and_that_is_told(newcomer: Newcomer) -> None:
     newcomer.install_uv()
 
-    code, said = newcomer.read(
-        DATABASE_URL="mysql://user:hunter2@host/shop", DATABASE_POOL_SIZE="9"
-    )
+    _, said = newcomer.read(DATABASE_URL="mysql://user:hunter2@host/shop", DATABASE_POOL_SIZE="9")
 
     assert "unset DATABASE_POOL_SIZE DATABASE_URL" in said
     assert "hunter2" not in said
