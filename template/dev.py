@@ -3,31 +3,53 @@
 Options are uvicorn's: `uv run poe dev --port 8001`.
 """
 
+import signal
 import sys
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-
-from app.server import serve
-from app.settings import Settings, load_settings
-from dev_database import find_database
+# So that a Ctrl-C during the imports below, here and in the reloader's child, is no traceback.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def doctor() -> None:
     """`poe doctor`: examine the database that `poe dev` uses."""
     from app.doctor import main
+    from dev_database import find_database
 
-    find_database(make=False)
-    main()
+    main(find_database(make=False))
+
+
+def main(options: list[str]) -> None:
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    from app.logging import configure_logging
+    from app.server import check_options, serve
+    from app.settings import Settings, load_settings
+    from app.sources import describe_database
+    from dev_database import find_database
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    options = ["--reload", "--reload-dir", "app", *options]
+    address = check_options(options)
+    folder = find_database()
+    # The reloader would wait for a file change, which cannot fix a wrong variable.
+    settings = load_settings(Settings)
+    print("Database:", describe_database(settings, folder))
+    if settings.docs_enabled:
+        print(f"Documentation: {address}/docs")
+    sys.stdout.flush()
+    configure_logging(settings)
+    alembic = Config(toml_file="pyproject.toml", attributes={"settings": settings})
+    try:
+        command.upgrade(alembic, "head")
+    except CommandError as error:  # another branch's revision, or two newest ones
+        sys.exit(f"alembic upgrade head: {error}")
+    serve(options)
 
 
 if __name__ == "__main__":
-    find_database()
-    # The reloader would wait for a file change, which cannot fix a wrong variable.
-    load_settings(Settings)
     try:
-        command.upgrade(Config(toml_file="pyproject.toml"), "head")
-    except CommandError as error:  # another branch's revision, or two newest ones
-        sys.exit(f"alembic upgrade head: {error}")
-    serve(["--reload", "--reload-dir", "app", *sys.argv[1:]])
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        sys.exit(130)

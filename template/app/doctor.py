@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import os
 import re
 import sys
 import threading
@@ -21,6 +20,7 @@ from app.lifespan import lifespan
 from app.logging import configure_logging
 from app.redaction import reason_of
 from app.settings import ServiceSettings, Settings, load_settings
+from app.sources import describe_database, source_of, unknown_names
 
 SCHEMA = {
     "behind": "behind; run alembic upgrade head",
@@ -33,13 +33,23 @@ class Finding(NamedTuple):
     subject: str
     text: str
     wrong: bool = False
+    doubtful: bool = False
 
 
 async def examine(
-    settings: ServiceSettings, processes: int, tables: Iterable[Table] = ()
+    settings: ServiceSettings,
+    processes: int,
+    tables: Iterable[Table] = (),
+    folder: str | None = None,
 ) -> list[Finding]:
-    """Examine the settings, the database and its schema, as far as they can be reached."""
-    findings = [Finding("setting", text) for text in explicit_settings(settings)]
+    """Examine the settings, the database and its schema, as far as they can be reached.
+
+    `folder` is where a server of the service's own has its data.
+    """
+    findings = [
+        Finding("setting", text) for text in explicit_settings(settings, folder is not None)
+    ]
+    findings += [Finding(".env", text, doubtful=True) for text in unknown_names(settings)]
     answers = ANSWERS.read_text() if ANSWERS.exists() else ""
     if release := re.search(r"(?m)^_commit: (.+)$", answers):
         findings.append(Finding("template", release[1]))
@@ -48,7 +58,7 @@ async def examine(
     app.state.settings = settings.model_copy(update={"telemetry_enabled": False})
     async with lifespan(app):  # which owns the engine here too
         reader = app.state.reader
-        url = f"{settings.driver_url!r}"  # without its password
+        url = describe_database(settings, folder)
         try:
             server = (await reader.execute(SERVER)).first()
         except (SQLAlchemyError, TimeoutError) as error:
@@ -69,7 +79,8 @@ async def examine(
             schema, read_only = "behind", False  # not even Alembic's table is there
         if read_only and settings.database_writes:
             findings.append(Finding("server", "takes no writes", True))
-        findings.append(Finding("schema", SCHEMA.get(schema, schema), schema == "behind"))
+        text = SCHEMA.get(schema, schema)
+        findings.append(Finding("schema", text, schema == "behind", schema == "ahead"))
         for table in tables if schema != "behind" else ():
             try:
                 await reader.execute(select(literal(1)).select_from(table).limit(0))
@@ -79,13 +90,11 @@ async def examine(
         return findings
 
 
-def explicit_settings(settings: ServiceSettings) -> Iterator[str]:
+def explicit_settings(settings: ServiceSettings, own_server: bool) -> Iterator[str]:
     """Yield each setting that is set explicitly, and where; a `SecretStr` is masked."""
-    environment = {name.upper() for name, value in os.environ.items() if value}
-    values = settings.model_dump(mode="json", include=settings.model_fields_set)
-    for name, value in sorted(values.items()):
-        source = "the environment" if name.upper() in environment else ".env"
-        yield f"{name.upper()}={value} from {source}"
+    given = settings.model_fields_set - ({"database_url"} if own_server else set())
+    for name, value in sorted(settings.model_dump(mode="json", include=given).items()):
+        yield f"{name.upper()}={value} from {source_of(name)}"
 
 
 def count(text: str) -> int:
@@ -94,7 +103,7 @@ def count(text: str) -> int:
     return number
 
 
-def main() -> None:
+def main(folder: str | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m app.doctor", description=__doc__)
     parser.add_argument(
         "--processes",
@@ -108,9 +117,11 @@ def main() -> None:
     from migrations.metadata import metadata  # which imports all models
 
     # A command of its own may start an event loop (E14).
-    findings = asyncio.run(examine(settings, processes, metadata.sorted_tables))  # noqa: TID251
-    for subject, text, wrong in findings:
-        print("WRONG" if wrong else "ok   ", f"{subject:9}", text)
+    findings = asyncio.run(  # noqa: TID251
+        examine(settings, processes, metadata.sorted_tables, folder)
+    )
+    for subject, text, wrong, doubtful in findings:
+        print("WRONG" if wrong else "look " if doubtful else "ok   ", f"{subject:9}", text)
     sys.exit(any(finding.wrong for finding in findings))
 
 

@@ -1,8 +1,10 @@
 """How the service is served: `python -m app.server`, whose options are uvicorn's."""
 
+import socket
 import sys
 from collections.abc import Sequence
 
+import click
 import uvicorn
 
 from app.protocol import MAX_HEAD_SIZE
@@ -22,6 +24,32 @@ def serve(arguments: Sequence[str] | None = None) -> None:
         "ws_max_size": 1_048_576,
     }
     uvicorn.main(arguments, prog_name="python -m app.server", default_map=options)
+
+
+def check_options(arguments: list[str]) -> str:
+    """Return the address to listen on, or end the process if uvicorn could not."""
+    app = {"app": ""}
+    try:
+        options = uvicorn.main.make_context("poe dev", list(arguments), default_map=app).params
+    except click.exceptions.Exit as answered:  # --help
+        sys.exit(answered.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    host, port = options["host"], options["port"]
+    if options["uds"] or options["fd"] is not None:
+        return ""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OverflowError:
+        sys.exit(f"port {port}: not between 0 and 65535")
+    except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
+        sys.exit(f"{host}, port {port}: {reason}; name another with --port or --host")
+    if port == 0:  # uvicorn says which one it got
+        return ""
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def max_connections() -> int:

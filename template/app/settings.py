@@ -13,12 +13,13 @@ from pydantic import (
     PositiveInt,
     ValidationError,
 )
-from pydantic_settings import NoDecode, SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict, SettingsError
 
 from app.database.columns import dump, load
 from app.database.pool import FairPool
 from app.database.settings import DatabaseSettings, Seconds
 from app.features.settings import FeatureSettings
+from app.sources import names_in
 
 
 def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -126,8 +127,11 @@ AnySettings = TypeVar("AnySettings", bound=ServiceSettings)
 
 def load_settings(kind: type[AnySettings]) -> AnySettings:
     """Read the environment and `.env`, or end the process with a message that shows no value."""
+    names_in(kind.model_config.get("env_file"))  # can be read
     try:
         return kind()
+    except SettingsError as error:  # names the setting alone
+        sys.exit(f"Wrong settings: {error}")
     except ValidationError as error:
         errors = error.errors(include_context=False)
     problems = [

@@ -3,8 +3,10 @@
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from alembic import context
@@ -14,13 +16,14 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from app.database.errors import explain
-from app.redaction import reason_of
+from app.redaction import describe, reason_of
 from app.settings import ServiceSettings
 
 ATTEMPTS = 30  # at each migration
 PAUSE = 1.0  # seconds between two attempts, in which queued requests are answered
 POLL = 0.5  # seconds between two attempts to get the lock of migrations
 
+VERSIONS = Path(__file__).parent / "versions"
 ALLOW_AHEAD = "allow-ahead"
 
 # Reasons of `explain`: for another attempt, and for blaming the server and not a migration.
@@ -78,8 +81,9 @@ def is_ahead(heads: tuple[str, ...]) -> bool:
     upgrades = context.get_context().opts.get("destination_rev") in ("head", "heads")
     if not upgrades or ALLOW_AHEAD not in context.get_x_argument(as_dictionary=True):
         raise CommandError(
-            f"{text}: a newer release's, which `alembic -x {ALLOW_AHEAD} upgrade head` accepts, or"
-            " another branch's."
+            f"{text}: a newer release's, which `alembic -x {ALLOW_AHEAD} upgrade head` accepts,"
+            " another branch's, or one that was deleted here. In development, delete the database"
+            " too: the README says how, below 'Without the example'."
         )
     logger.warning("%s: accepted as a newer release's", text)
     return True
@@ -127,9 +131,29 @@ def exits(settings: ServiceSettings) -> Iterator[None]:
         yield
     except LocksNotFreeError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Interrupted: the migration that ran is rolled back.")
     except DBAPIError as error:
         status, reason = explain(error)
         if status != 503:
+            if failed := place_of(error):
+                raise CommandError(failed) from error
             raise
         what = "is not available" if reason in AWAY else "refused a migration, which is rolled back"
         sys.exit(f"{settings.driver_url} {what}: {reason_of(error)}")
+    except Exception as error:
+        if failed := place_of(error):
+            raise CommandError(failed) from error
+        raise
+
+
+def place_of(error: Exception) -> str | None:
+    """Return the line of the migration in which an error was raised, and the error in one line."""
+    if isinstance(error, SyntaxError) and Path(error.filename or "").parent == VERSIONS:
+        return describe(error)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.parent == VERSIONS:
+            place = f"{VERSIONS.name}/{file.name}, line {frame.lineno}"
+            return f"{place}: {describe(error)}. It is rolled back. The line is: {frame.line}"
+    return None

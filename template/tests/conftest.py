@@ -3,7 +3,6 @@
 The template's tests run without the features, whose own tests stand below `features/`.
 """
 
-import os
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -11,17 +10,21 @@ from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 
 from app.factory import create_app
-from app.settings import ServiceSettings, Settings
+from app.settings import ServiceSettings
+from openapi_file import make_settings
+from tests.isolation import hide_env_file, hide_variables
 
 pytest_plugins = ["tests.database"]
 
 
 def pytest_configure() -> None:
     """Hide the developer's own settings: no test may depend on them, or reach that database."""
-    for kind in (ServiceSettings, Settings):
-        kind.model_config["env_file"] = None
-        for name in kind.model_fields:
-            os.environ.pop(name.upper(), None)
+    hide_env_file()
+    hide_variables()
+    try:
+        make_settings()
+    except SystemExit as error:  # a setting that is required has no value
+        raise pytest.UsageError(error.code) from None
 
     from tests.database import start
 

@@ -16,6 +16,7 @@ from app.database.pool import FairPool
 from app.factory import create_app
 from app.lifespan import lifespan
 from app.settings import ServiceSettings
+from tests.isolation import HIDE_ENV_FILE
 
 
 @pytest.fixture
@@ -149,14 +150,14 @@ runner.run(context.__aexit__(None, None, None))
     url = settings.driver_url.render_as_string(hide_password=False)
 
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", program, env=os.environ | {"DATABASE_URL": url}
+        sys.executable, "-c", HIDE_ENV_FILE + program, env=os.environ | {"DATABASE_URL": url}
     )
 
     assert await process.wait() == 0
 
 
 def test_creating_the_service_opens_nothing() -> None:
-    program = (
+    program = HIDE_ENV_FILE + (
         "import sys\n"
         "sys.addaudithook(lambda name, _: name.endswith('.connect') and sys.exit(name))\n"
         "from app.factory import create_app\n"

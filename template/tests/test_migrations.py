@@ -1,6 +1,7 @@
 import asyncio
 import os
 import re
+import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from alembic.script import ScriptDirectory
 
 from app.settings import ServiceSettings
 from tests.database import alembic
+from tests.isolation import ALEMBIC
 from tests.rows import fill, names
 
 
@@ -61,7 +63,8 @@ async def test_replicas_may_migrate_at_the_same_time(unmigrated_settings: Servic
 
     processes = [
         await asyncio.create_subprocess_exec(
-            "alembic", "upgrade", "head", env=os.environ | {"DATABASE_URL": url}
+            *(sys.executable, "-c", ALEMBIC, "upgrade", "head"),
+            env=os.environ | {"DATABASE_URL": url},
         )
         for _ in range(4)
     ]
@@ -77,7 +80,9 @@ async def test_an_unreachable_database_ends_a_migration_in_one_line(
     url = unreachable_settings.driver_url.render_as_string(hide_password=False)
 
     process = await asyncio.create_subprocess_exec(
-        "alembic", "upgrade", "head", env=os.environ | {"DATABASE_URL": url}, stderr=PIPE
+        *(sys.executable, "-c", ALEMBIC, "upgrade", "head"),
+        env=os.environ | {"DATABASE_URL": url},
+        stderr=PIPE,
     )
     _, said = await process.communicate()
 

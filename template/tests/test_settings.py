@@ -7,6 +7,7 @@ import pytest
 from pydantic import AfterValidator, SecretStr
 
 from app.settings import ServiceSettings, load_settings
+from tests.isolation import HIDE_ENV_FILE
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_a_value_that_a_validator_repeats_is_not_shown(
 
 
 def test_a_wrong_value_ends_the_start_without_a_traceback() -> None:
-    program = (
+    program = HIDE_ENV_FILE + (
         "from app.settings import ServiceSettings, load_settings; load_settings(ServiceSettings)"
     )
 

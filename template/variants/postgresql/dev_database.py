@@ -50,7 +50,9 @@ def database_is_missing() -> bool:
     from pydantic import ValidationError  # the keeper needs neither
 
     from app.settings import ServiceSettings
+    from app.sources import names_in
 
+    names_in(ServiceSettings.model_config.get("env_file"))
     try:
         ServiceSettings()
     except ValidationError as error:
@@ -58,20 +60,24 @@ def database_is_missing() -> bool:
     return False
 
 
-def find_database(*, make: bool = True) -> None:
-    """Unless the settings name a database, name that of `.postgres/`: if it is there, or `make`."""
+def find_database(*, make: bool = True) -> str | None:
+    """Unless the settings name a database, name that of `.postgres/`: if it is there, or `make`.
+
+    Return the folder if it is that.
+    """
     if not database_is_missing():
-        return
+        return None
     if not (make or DATA.is_dir()):
         message = "No .postgres/ yet: uv run poe dev makes a server of its own there."
         print(message, file=sys.stderr)
-        return
+        return None
     try:
         os.environ["DATABASE_URL"] = start(DATA)
     except OSError as error:
         sys.exit(f"{error}\nWith DATABASE_URL, another server is used.")
     except KeyboardInterrupt:
         sys.exit(130)
+    return f"{DATA.name}/"
 
 
 def start(folder: Path, *, temporary: bool = False) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from app.database.dialect import Dialect
 from app.logging import configure_logging
 from app.settings import ServiceSettings, load_settings
+from app.sources import describe_database
 from migrations.autogenerate import OPTIONS
 from migrations.dialect import NO_LIMITS, PARAMETERS, limit_locks
 from migrations.runner import POLL, exits, run
@@ -26,14 +27,16 @@ logger = logging.getLogger("migrations")
 def get_settings() -> ServiceSettings:
     settings: ServiceSettings | None = context.config.attributes.get("settings")
     if settings is None:  # called from the command line
+        folder = None
         if Path("dev_database.py").is_file():  # a checkout, and not the image
             from dev_database import find_database
 
-            find_database(make=False)
+            folder = find_database(make=False)
         settings = load_settings(ServiceSettings)
-        if settings.database_pooler:  # it would keep the lock below for ever
-            sys.exit("Migrate on PostgreSQL itself: set its own URL, and DATABASE_POOLER=false.")
         configure_logging(settings)
+        logger.info("%s", describe_database(settings, folder))
+    if settings.database_pooler:  # it would keep the lock below for ever
+        sys.exit("Migrate on PostgreSQL itself: set its own URL, and DATABASE_POOLER=false.")
     return settings
 
 
@@ -95,9 +98,9 @@ def run_offline(settings: ServiceSettings) -> None:
 
 
 settings = get_settings()
-check_revisions()
-if context.is_offline_mode():
-    run_offline(settings)
-else:
-    with exits(settings):
+with exits(settings):
+    check_revisions()
+    if context.is_offline_mode():
+        run_offline(settings)
+    else:
         asyncio.run(run_online(settings))

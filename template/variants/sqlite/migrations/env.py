@@ -1,6 +1,7 @@
 """Alembic's environment: the service's settings, dialect and models."""
 
 import asyncio
+import logging
 import sqlite3
 import sys
 import warnings
@@ -14,9 +15,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from app.database.dialect import Dialect
 from app.logging import configure_logging
 from app.settings import ServiceSettings, load_settings
+from app.sources import describe_database
 from migrations.autogenerate import OPTIONS
 from migrations.dialect import analyze, check_rows, create, migration_lock
 from migrations.runner import exits, run
+
+logger = logging.getLogger("migrations")
 
 OPTIONS |= {
     "render_as_batch": True,  # most changes of a table copy it
@@ -29,6 +33,7 @@ def get_settings() -> ServiceSettings:
     if settings is None:  # called from the command line
         settings = load_settings(ServiceSettings)
         configure_logging(settings)
+        logger.info("%s", describe_database(settings))
     return settings
 
 

@@ -1,0 +1,65 @@
+"""Where settings come from: the environment, `.env`, or a default."""
+
+import os
+import sys
+from difflib import get_close_matches
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dotenv.parser import parse_stream
+
+if TYPE_CHECKING:
+    from app.settings import ServiceSettings
+
+
+def names_in(file: Any) -> list[str]:
+    """Return the names that `.env` sets, in upper case, or end the process with what is wrong."""
+    path = Path(file or "")
+    if not path.is_file():  # a pipe can be read once
+        return []
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        sys.exit(f"{file} is not in UTF-8: save it anew in that encoding.")
+    except OSError as error:
+        sys.exit(f"{file} can't be read: {error.strerror}.")
+    if "\0" in text:
+        sys.exit(f"{file} is not in UTF-8, but in UTF-16 perhaps: save it anew in UTF-8.")
+    names = []
+    for binding in parse_stream(StringIO(text)):
+        if binding.error:
+            line = binding.original.line
+            sys.exit(f"{file}, line {line}: not NAME=value, or a quote that is not closed.")
+        if binding.key is not None:
+            names.append(binding.key.upper())
+    return names
+
+
+def unknown_names(settings: "ServiceSettings") -> list[str]:
+    """Say of each name in `.env` that no setting has which one it may be."""
+    known = [name.upper() for name in type(settings).model_fields]
+    unknown = [name for name in names_in(settings.model_config["env_file"]) if name not in known]
+    texts = []
+    for name in unknown:
+        near = get_close_matches(name, known, 1)
+        texts.append(f"{name} is not a setting" + (f"; is it {near[0]}?" if near else ""))
+    return texts
+
+
+def source_of(name: str) -> str:
+    """Say where a setting that is set explicitly comes from."""
+    environment = {name.upper() for name, value in os.environ.items() if value}
+    return "the environment" if name.upper() in environment else ".env"
+
+
+def describe_database(settings: "ServiceSettings", folder: str | None = None) -> str:
+    """Return the database's URL, as its own tools take it but without a password, and its source.
+
+    `folder` is where a server of the service's own has its data.
+    """
+    url = settings.driver_url
+    named = {"database_url", "database_host"} & settings.model_fields_set
+    source = folder or (source_of(named.pop()) if named else "by default")
+    shown = str(url.set(drivername=url.get_backend_name()))
+    return f"{shown} ({source})"

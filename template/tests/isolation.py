@@ -1,0 +1,23 @@
+"""Hides the developer's settings from the tests, and from the processes that they start."""
+
+import os
+
+from app.settings import ServiceSettings, Settings
+
+KINDS = (ServiceSettings, Settings)
+
+
+def hide_env_file() -> None:
+    for kind in KINDS:
+        kind.model_config["env_file"] = None
+
+
+def hide_variables() -> None:
+    for kind in KINDS:
+        for name in kind.model_fields:
+            os.environ.pop(name.upper(), None)
+
+
+# What a program in a process of its own begins with.
+HIDE_ENV_FILE = "from tests.isolation import hide_env_file\nhide_env_file()\n"
+ALEMBIC = HIDE_ENV_FILE + "from alembic.config import main\nmain()\n"
