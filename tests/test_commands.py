@@ -39,6 +39,12 @@ def test_poe_dev_serves_a_migrated_database_and_leaves_nothing_running(
         server.stop(stop)
     wait_until_nothing_runs(service.folder)
     assert "Traceback" not in server.log()
+    lines = server.log().splitlines()
+    [shown] = [number for number, line in enumerate(lines) if line.startswith("Database: ")]
+    source = "by default" if service.database == "sqlite" else ".postgres/"
+    assert lines[shown].endswith(f"({source})")
+    assert lines[shown + 1] == f"Documentation: {server.client.base_url}/docs"
+    assert not any("INFO" in line for line in lines[:shown])
 
     with service.serve("uv", "run", "poe", "dev") as server:
         names = [item["name"] for item in server.client.get("/items").json()["items"]]
@@ -126,6 +132,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(
     assert code == 0
     assert len(well.splitlines()) <= 10
     assert "LOG_LEVEL=DEBUG from the environment" in well
+    assert re.search(r"database  \S+ \(the environment\)", well)
     assert "template  999.0.0" in well
 
     code, many = doctor("--processes", "1000")
@@ -171,7 +178,7 @@ def test_a_revision_that_is_not_here_is_told(service: Service, migrated: Databas
     doctor = service.run(".venv/bin/python", "-m", "app.doctor", variables=migrated.variables)
     dev = service.run(".venv/bin/python", "dev.py", variables=migrated.variables, check=False)
 
-    assert "ahead, at a revision that is not here" in doctor.stdout
+    assert "look  schema    ahead, at a revision that is not here" in doctor.stdout
     assert dev.returncode == 1
     assert (
         "at revision elsewhere, which is not among these migrations" in dev.stdout.splitlines()[-1]

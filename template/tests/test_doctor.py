@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from sqlalchemy import MetaData, Table
 
@@ -45,3 +47,27 @@ async def test_each_setting_that_is_given_is_told_with_its_source(
 
     assert "DATABASE_POOL_SIZE=7 from the environment" in told
     assert not any(text.startswith("LOG_LEVEL") for text in told)
+
+
+async def test_the_server_of_development_is_no_setting(settings: ServiceSettings) -> None:
+    findings = await examine(settings, processes=1, folder=".server/")
+
+    assert not any("DATABASE_URL" in finding.text for finding in findings)
+    [database] = [finding for finding in findings if finding.subject == "database"]
+    assert database.text.endswith("(.server/)")
+
+
+async def test_a_name_in_the_env_file_that_no_setting_has_is_told(
+    settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / ".env"
+    file.write_text("LOG_LEVELS=hunter2\nLOG_FORMAT=text\nX_OF_COMPOSE=1\n")
+    monkeypatch.setitem(ServiceSettings.model_config, "env_file", file)
+
+    findings = await examine(settings, processes=1)
+
+    assert [finding.text for finding in findings if finding.doubtful] == [
+        "LOG_LEVELS is not a setting; is it LOG_LEVEL?",
+        "X_OF_COMPOSE is not a setting",
+    ]
+    assert not any(finding.wrong for finding in findings)
