@@ -421,7 +421,8 @@ def test_a_folder_or_a_link_that_took_a_files_place_stays(
     assert len(own) > len(names)
     assert {name: after[name] for name in own} == {name: before[name] for name in own}
     named = {
-        line.partition("~")[0].partition(":")[0] for line in re.findall("^- (.*)$", said, re.MULTILINE)
+        line.partition("~")[0].partition(":")[0]
+        for line in re.findall("^- (.*)$", said, re.MULTILINE)
     }
     assert named == set(names), code
     take_back(folder, said)
