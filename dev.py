@@ -29,7 +29,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,9 +55,17 @@ def find_uv() -> str:
             print(found, "is older than", ".".join(map(str, OLDEST_UV)))
         print("Installing uv into", folder, flush=True)
         failed = f"uv could not be installed into {folder}: {OFFLINE}; {INSTALL_UV}"
-        run([sys.executable, "-m", "venv", str(folder)], HERE, failed)
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]
-        run([str(scripts / "python"), *install], HERE, failed)
+        made = HERE / f".uv-{os.getpid()}"  # a folder of its own, where two do it at once
+        try:
+            run([sys.executable, "-m", "venv", str(made)], HERE, failed)
+            install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]
+            run([str(made / scripts.name / "python"), *install], HERE, failed)
+            if not shutil.which("uv", path=str(scripts)):
+                shutil.rmtree(folder, ignore_errors=True)
+                with suppress(OSError):
+                    made.rename(folder)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
     return str(shutil.which("uv", path=str(scripts)))
 
 
