@@ -145,6 +145,9 @@ def test_nobody_migrates_behind_a_pooler(service: Service, behind: dict[str, str
 
     assert done.returncode == 1
     assert done.stdout.startswith("Migrate on PostgreSQL itself")
+    dev = service.run(".venv/bin/python", "dev.py", variables=behind, check=False)
+    assert dev.returncode == 1
+    assert dev.stdout.splitlines()[-1].startswith("Migrate on PostgreSQL itself")
 
 
 def test_without_the_setting_the_service_says_what_is_wrong(

@@ -25,18 +25,18 @@ logger = logging.getLogger("migrations")
 
 
 def get_settings() -> ServiceSettings:
-    settings: ServiceSettings | None = context.config.attributes.get("settings")
-    if settings is None:  # called from the command line
-        folder = None
-        if Path("dev_database.py").is_file():  # a checkout, and not the image
-            from dev_database import find_database
+    given: ServiceSettings | None = context.config.attributes.get("settings")
+    folder = None
+    if given is None and Path("dev_database.py").is_file():  # in a checkout, and not the image
+        from dev_database import find_database
 
-            folder = find_database(make=False)
-        settings = load_settings(ServiceSettings)
-        configure_logging(settings)
-        logger.info("%s", describe_database(settings, folder))
+        folder = find_database(make=False)
+    settings = given or load_settings(ServiceSettings)
     if settings.database_pooler:  # it would keep the lock below for ever
         sys.exit("Migrate on PostgreSQL itself: set its own URL, and DATABASE_POOLER=false.")
+    if given is None:  # called from the command line
+        configure_logging(settings)
+        logger.info("%s", describe_database(settings, folder))
     return settings
 
 
