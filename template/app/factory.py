@@ -13,8 +13,9 @@ from app.health import is_probe
 from app.health import router as health
 from app.instrumentation import request_telemetry
 from app.lifespan import lifespan
+from app.limits import limit_bodies, limit_requests
 from app.logging import configure_logging
-from app.middleware import answer_head, check_hosts, limit_bodies, trace_requests
+from app.middleware import answer_head, check_hosts, trace_requests
 from app.openapi import add_openapi
 from app.settings import ServiceSettings
 from app.validation import check_request
@@ -57,6 +58,7 @@ def create_app(
     if settings.allowed_hosts != ("*",):
         app.add_middleware(check_hosts, allowed_hosts=settings.allowed_hosts)
     app.add_middleware(answer_head)
+    app.add_middleware(limit_requests)
     app.add_middleware(trace_requests)
     app.add_middleware(close_websockets)
     if settings.cors_origins:

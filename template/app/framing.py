@@ -54,13 +54,15 @@ class Connection(h11.Connection):
             is_1_1 = event.http_version == b"1.1"
             if b"transfer-encoding" in names and (b"content-length" in names or not is_1_1):
                 raise h11.RemoteProtocolError("two lengths")
+            if not event.target.startswith((b"/", b"*")):  # it may have a password
+                raise h11.RemoteProtocolError("an absolute target")
             if len(event.headers) > MAX_HEADERS or event.http_version not in (b"1.0", b"1.1"):
                 raise h11.RemoteProtocolError("too many headers, or another version")
             self.spare = SMALL_CHUNKS * SMALL_CHUNK_SIZE
             if isinstance(self._reader, ChunkedReader):
                 self._reader = Chunks()
         elif isinstance(event, h11.Data):
-            self.spare += len(event.data) - SMALL_CHUNK_SIZE
+            self.spare += len(event.data) - SMALL_CHUNK_SIZE * event.chunk_start
             if self.spare < 0:
                 raise h11.RemoteProtocolError("too many small chunks")
         return event

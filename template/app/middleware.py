@@ -7,7 +7,7 @@ from collections.abc import Collection
 from fnmatch import fnmatchcase
 from urllib.parse import quote
 
-from fastapi import HTTPException, Request, status
+from fastapi import Request, status
 from starlette.datastructures import URL
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
@@ -15,6 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 from app.database.errors import OUTCOME_UNKNOWN
 from app.headers import complete
 from app.health import is_probe
+from app.limits import REFUSED
 from app.logging import request_id, request_id_of
 from app.problems import SAFE, problem, unavailable
 from app.routing import find_route
@@ -56,15 +57,20 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
             elif message["type"] == "websocket.close" and not line[STATUS]:
                 # the server sends 403 for a rejected handshake
                 line[STATUS] = status.HTTP_403_FORBIDDEN
-            await send(message)
+            try:
+                await send(message)
+            except OSError:
+                if scope["type"] != "websocket":
+                    raise
+                raise WebSocketDisconnect(1006) from None  # the client has gone
 
         try:
             await app(scope, receive, send_with_id)
         except WebSocketDisconnect:
             pass  # the client's way to end it
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.
-            if line[STATUS] or scope["type"] != "http":
+            if line[STATUS] or scope["type"] != "http" or error.args == (REFUSED,):
                 raise
             reason = "shutting down" if scope["method"] in SAFE else OUTCOME_UNKNOWN
             response = unavailable(Request(scope), reason, "cut short")
@@ -119,31 +125,6 @@ def answer_head(app: ASGIApp) -> ASGIApp:
         scope.update(app=inner["app"], endpoint=inner.get("endpoint"))  # for the log
 
     return answered
-
-
-def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
-    """Answer 413 when a request's body turns out to have more than `max_body_size` bytes."""
-
-    async def limited(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await app(scope, receive, send)
-
-        size = 0
-
-        async def receive_counting() -> Message:
-            nonlocal size
-            announced = dict(scope["headers"]).get(b"content-length", b"0")
-            if int(announced) > max_body_size:  # before the client is asked for it
-                raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE)
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > max_body_size:
-                raise HTTPException(status.HTTP_413_CONTENT_TOO_LARGE)
-            return message
-
-        await app(scope, receive_counting, send)
-
-    return limited
 
 
 def check_hosts(app: ASGIApp, allowed_hosts: Collection[str]) -> ASGIApp:

@@ -3,20 +3,21 @@
 Nothing else in the service knows uvicorn's inside.
 """
 
+import asyncio
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.framing import Connection
+from app.limits import LARGE, REFUSED, SMALL
 
 MAX_HEAD_SIZE = 16_384  # bytes; h11 refuses a head that is still incomplete by then
 CLIENT_TIMEOUT = 20.0  # seconds in which a client whose turn it is sends or takes …
 LEAST = 10_000  # … so many bytes, or is left
 WARN_AFTER = 10.0  # seconds from one line about connections that are closed to the next
-# Bytes of all requests under way, each of which counts for no more than LARGE: a body that may be
-# longer is of a feature that writes it to a file.
-MAX_HELD, LARGE = 2**25, 2**18
+MAX_UNFINISHED = 2**25  # bytes of all requests that have come in part
+MAX_UNREAD = 2**25  # bytes of all answers that their clients do not take
 
 
 class Protocol(H11Protocol):
@@ -29,10 +30,14 @@ class Protocol(H11Protocol):
     conn: Connection
     warned = -WARN_AFTER
     held_by_all = 0
+    task: asyncio.Task[Any] | None = None
+    refused = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = Connection(h11.SERVER, self.config.h11_max_incomplete_event_size or 0)
+        self.limit, self.limit_concurrency = self.limit_concurrency, None  # of connections alone
+        self.served, self.app = self.app, self.serve
         self.since = self.loop.time()  # it waits for its client since then
         self.owed, self.moved, self.unsent, self.held = False, 0, 0, 0
 
@@ -41,9 +46,21 @@ class Protocol(H11Protocol):
         close = self.timeout_keep_alive_handler
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, close)
         self.timer = self.loop.call_later(CLIENT_TIMEOUT, self.look)
-        if self.limit_concurrency and len(self.connections) >= self.limit_concurrency:
-            oldest = min(self.others_waiting(), key=lambda other: other.since, default=self)
-            oldest.close(f"limit of {self.limit_concurrency} connections: idle ones are closed")
+        if self.limit and len(self.connections) >= self.limit:
+            close_oldest(self.others_waiting() or [self], f"limit of {self.limit} connections")
+
+    async def serve(self, *arguments: Any) -> None:
+        """Run the app, unless or until the rest of its request is refused."""
+        if self.refused:
+            return
+        self.task = asyncio.current_task()
+        try:
+            await self.served(*arguments)
+        except asyncio.CancelledError:
+            if not self.refused:
+                raise
+        finally:
+            self.task = None
 
     def others_waiting(self) -> list["Protocol"]:
         known: set[Any] = self.connections - {self}  # WebSockets among them
@@ -55,16 +72,21 @@ class Protocol(H11Protocol):
         self.hold(0)
         if self.loop.time() >= Protocol.warned + WARN_AFTER:
             Protocol.warned = self.loop.time()
-            self.logger.warning(reason)
+            self.logger.warning("%s: those that wait for long are closed", reason)
 
     def hold(self, size: int) -> None:
-        """Count what the request has sent so far; close the one that holds most where it is much."""
+        """Count what has come of a request, until it is complete."""
         Protocol.held_by_all += size - self.held
         self.held = size
-        if size and Protocol.held_by_all > MAX_HELD:
-            largest = max(self.others_waiting(), key=lambda other: other.held, default=self)
-            reason = f"limit of {MAX_HELD} bytes of requests: large unfinished ones are closed"
-            (largest if largest.held >= size else self).close(reason)
+        if size > SMALL and Protocol.held_by_all > MAX_UNFINISHED:
+            large = [other for other in self.others_waiting() if other.held > SMALL]
+            close_oldest(large or [self], f"limit of {MAX_UNFINISHED} bytes of unfinished requests")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        unread = [other for other in self.others_waiting() if other.flow.write_paused]
+        if sum(other.transport.get_write_buffer_size() for other in [*unread, self]) > MAX_UNREAD:
+            close_oldest(unread, f"limit of {MAX_UNREAD} bytes of unread answers")
 
     def is_waiting(self) -> bool:
         """Tell whether it is the client's turn: to send the rest of a request, to take an answer."""
@@ -82,10 +104,13 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.moved += len(data)
+        self.since = self.loop.time()
         self.hold(min(self.held + len(data), LARGE))
         for start in range(0, len(data), MAX_HEAD_SIZE):
             if not (self.conn.paused or self.transport.is_closing()):
                 super().data_received(data[start : start + MAX_HEAD_SIZE])
+        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+            self.hold(0)
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -101,8 +126,11 @@ class Protocol(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     def send_400_response(self, msg: str) -> None:
+        self.refused = True
         if self.cycle is not None:
             self.cycle.disconnected = True
+        if self.task is not None:
+            self.task.cancel(REFUSED)
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun
             return self.transport.close()
         super().send_400_response(msg)
@@ -121,3 +149,9 @@ class Protocol(H11Protocol):
         self._unset_keepalive_if_required()
         self.hold(0)
         self.timer.cancel()
+
+
+def close_oldest(protocols: list[Protocol], reason: str) -> None:
+    """Close the one whose client was last heard of the longest ago."""
+    if protocols:
+        min(protocols, key=lambda protocol: protocol.since).close(reason)

@@ -21,7 +21,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
         "limit_concurrency": max_connections(),
         "h11_max_incomplete_event_size": MAX_HEAD_SIZE,
         "timeout_keep_alive": KEEP_ALIVE_TIMEOUT,
-        "ws_max_size": 1_048_576,
+        "ws_max_size": 262_144,
     }
     uvicorn.main(arguments, prog_name="python -m app.server", default_map=options)
 

@@ -160,3 +160,18 @@ async def test_who_closes_a_websocket_itself_is_logged(
 
     [line] = access_lines(caplog)
     assert line.split()[2] == ("403" if sent == 1 else "101")
+
+
+async def test_a_client_that_leaves_before_it_is_accepted_is_no_error(
+    app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        raise OSError("the client has gone")
+
+    scope = {"type": "websocket", "path": "/read", "query_string": b"", "headers": []}
+    await app(scope, receive, send)
+
+    assert [record.name for record in caplog.records] == ["app.access"]
