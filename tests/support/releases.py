@@ -78,7 +78,7 @@ def write_next_release(repository: Path) -> None:
     workflow.write_text(re.sub(r"@[0-9a-f]{40} # v.*", f"@{'0' * 40} # v99", workflow.read_text()))
     insert(workflow, "", "      - run: uv run poe check\n", "      - run: uv run ruff --version\n")
     insert(template / "README.md.jinja", "", "## Deploy\n", "## Observe\n\nRead the log.\n\n")
-    replace(template / "README.md.jinja", "Commit first. The update", "Commit first. An update")
+    replace(template / "README.md.jinja", "The update leaves", "An update leaves")
     insert(template / "AGENTS.md.jinja", "", "- Middleware is", "- A timeout has a reason.\n")
     insert(template / ".dockerignore", "!app/\n", "", "!LICENSE\n")
 
@@ -593,7 +593,7 @@ CONFLICTS = {
         "# v99",
     ),
     "a paragraph that a release words anew has been reworded": Conflict(
-        "README.md", "Commit first. The update", "Breathe first. The update", "An update"
+        "README.md", "The update leaves", "Each update leaves", "An update"
     ),
     "a file that has moved was edited": Conflict(
         "tests/test_transactions.py", "import pytest\n", "import pytest  # mine\n", "Moved to"
