@@ -22,9 +22,10 @@ def copied(service: Service, tmp_path: Path) -> Service:
 def test_a_fresh_service_passes_its_checks(copied: Service) -> None:
     (copied.folder / ".env").write_text("DATABASE_POOL_SIZE=two\nLOG_LEVEL=loud\n")  # is ignored
 
-    output = copied.run("uv", "run", "poe", "check").stdout
+    cores = {"PYTEST_XDIST_AUTO_NUM_WORKERS": "2"}  # which other tests keep to themselves
+    output = copied.run("uv", "run", "poe", "check", variables=cores).stdout
 
-    assert re.search(r"\d+ passed", output)
+    assert re.search(r"2 workers(?s:.*)\d+ passed", output)
     assert "warning" not in output.lower()
 
 
@@ -105,7 +106,7 @@ def test_a_new_model_gets_a_migration_that_passes_the_checks(
     copied.run("uv", "run", "alembic", "revision", *message, variables=migrated.variables)
 
     output = copied.run("uv", "run", "poe", "check").stdout
-    assert re.search(r"\d workers?(?s:.*)\d+ passed", output)
+    assert re.search(r"\d+ passed", output)
     [revision] = (copied.folder / "migrations/versions").glob("*_create_notes.py")
     assert "database.BigIntegerKey()" in revision.read_text()
 
