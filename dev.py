@@ -55,15 +55,18 @@ def find_uv() -> str:
             print(found, "is older than", ".".join(map(str, OLDEST_UV)))
         print("Installing uv into", folder, flush=True)
         failed = f"uv could not be installed into {folder}: {OFFLINE}; {INSTALL_UV}"
-        made = HERE / f".uv-{os.getpid()}"  # a folder of its own, where two do it at once
+        made = folder / str(os.getpid())  # of its own, where two do it at once
         try:
+            folder.mkdir(exist_ok=True)
             run([sys.executable, "-m", "venv", str(made)], HERE, failed)
             install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "uv"]
             run([str(made / scripts.name / "python"), *install], HERE, failed)
             if not shutil.which("uv", path=str(scripts)):
-                shutil.rmtree(folder, ignore_errors=True)
-                with suppress(OSError):
-                    made.rename(folder)
+                shutil.rmtree(scripts, ignore_errors=True)
+                with suppress(OSError):  # the other one was faster
+                    (made / scripts.name).rename(scripts)
+        except OSError as error:
+            sys.exit(f"{failed} ({error.strerror})")
         finally:
             shutil.rmtree(made, ignore_errors=True)
     return str(shutil.which("uv", path=str(scripts)))
