@@ -714,7 +714,9 @@ def test_a_server_without_tls_is_refused_where_tls_is_required(
     migrated = service.run(".venv/bin/alembic", "upgrade", "head", variables=variables, check=False)
     assert migrated.returncode == 1
     assert re.fullmatch(
-        r"postgresql\+asyncpg://guarded:\*\*\*@.* is not available: .*\n", migrated.stdout
+        r".*migrations: postgresql://.*\n"
+        r"postgresql\+asyncpg://guarded:\*\*\*@.* is not available: .*\n",
+        migrated.stdout,
     )
 
 

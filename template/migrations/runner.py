@@ -133,6 +133,8 @@ def exits(settings: ServiceSettings) -> Iterator[None]:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit("Interrupted: the migration that ran is rolled back.")
+    except CommandError:  # which says what is wrong, and what to do
+        raise
     except DBAPIError as error:
         status, reason = explain(error)
         if status != 503:
