@@ -349,6 +349,7 @@ def update(options: list[str]) -> int:
     ):
         if paths:
             print(f"\n{said}\n{listed(paths)}")
+    sys.stdout.flush()
     print(f"\nTo take all of it back:\n\n    {TAKE_BACK}", file=sys.stderr)
     return 3 if stages else 0
 

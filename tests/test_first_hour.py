@@ -327,6 +327,7 @@ def test_the_readme_takes_the_example_out_of_a_service_that_has_run(
     assert refused.returncode == 1
     assert "one that was deleted here" in refused.stdout.splitlines()[-1]
 
+    wait_for(lambda: not (copy.folder / ".postgres/data/postmaster.pid").exists())
     copy.run("sh", "-c", second)
     with copy.serve("uv", "run", "--no-sync", "poe", "dev") as server:
         assert server.client.get("/items").status_code == 404
