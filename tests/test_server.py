@@ -34,6 +34,13 @@ async def hidden(request: Request) -> None:
     ran.append(request.method)
 
 
+@router.delete("/hidden/slowly")
+async def hide_slowly() -> None:
+    ran.append("begun")
+    await asyncio.sleep(1)
+    ran.append("DELETE")
+
+
 @router.get("/ran")
 async def get_ran() -> list[str]:
     return ran
@@ -278,6 +285,30 @@ def test_a_request_whose_rest_is_refused_is_not_executed(server: Server) -> None
     assert server.client.get("/ran").json() == []
     assert "Traceback" not in server.log()
     assert "marked" not in server.log()  # the password in a target
+
+
+def test_a_handler_ends_when_the_rest_of_its_request_is_refused(
+    extended: Service, variables: dict[str, str]
+) -> None:
+    with extended.serve(*(".venv/bin/python", "-m", "app.server"), **variables) as server:
+        with connect(server) as client:
+            client.sendall(head(CHUNKED, start="DELETE /hidden/slowly HTTP/1.1"))
+            wait_for(lambda: server.client.get("/ran").json() == ["begun"])
+            client.sendall(b"zz\r\n")
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert answer.status == 400
+        time.sleep(1.2)  # longer than it would have gone on
+        assert server.client.get("/ran").json() == ["begun"]
+    assert "Traceback" not in server.log()
+    assert "unavailable: " not in server.log()
+
+
+def test_an_address_that_is_in_use_is_named(server: Server, extended: Service) -> None:
+    port = str(server.client.base_url.port)
+    second = extended.run(".venv/bin/python", "-m", "app.server", "--port", port, check=False)
+    assert second.returncode != 0
+    assert f"('127.0.0.1', {port})" in second.stdout
 
 
 def test_a_request_in_the_body_of_another_is_its_body(server: Server) -> None:

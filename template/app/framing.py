@@ -29,11 +29,10 @@ class Chunks(ChunkedReader):
     """h11's, which checks the lines between chunks and those of a trailer like those of a head."""
 
     def __call__(self, buffer: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
-        text = bytes(buffer).removeprefix(self._bytes_to_discard)
         if self._reading_trailer:
-            check_lines(b"\r\n" + text, b"\r\n\r\n")
+            check_lines(b"\r\n" + bytes(buffer), b"\r\n\r\n")
         elif not self._bytes_in_chunk:
-            check_lines(text, b"\r\n")
+            check_lines(bytes(buffer).removeprefix(self._bytes_to_discard), b"\r\n")
         return super().__call__(buffer)
 
 

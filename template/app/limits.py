@@ -4,7 +4,7 @@ from fastapi import HTTPException, Request, status
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.health import is_probe
-from app.problems import unavailable
+from app.problems import report, unavailable
 
 REFUSED = "the rest of the request is not valid"  # why a handler is cancelled
 MAX_REQUESTS = 1_000  # whose clients may have gone: their handlers go on
@@ -59,7 +59,7 @@ def limit_bodies(app: ASGIApp, max_body_size: int) -> ASGIApp:
             of_all += min(size, LARGE) - held
             held = min(size, LARGE)
             if of_all > MAX_BODIES and size > SMALL:
-                unavailable(Request(scope), "load", f"bodies of {of_all} bytes are under way")
+                report("load", f"bodies of {of_all} bytes are under way")
                 raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE)
             return message
 

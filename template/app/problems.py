@@ -119,10 +119,15 @@ def problem(code: int, kind: Kind | None = None, /, **members: Any) -> Response:
     return Response(content, code, headers, MEDIA_TYPE)
 
 
-def unavailable(request: HTTPConnection, reason: str, cause: str) -> Response:
-    """Answer 503, and say why to those who operate the service: in the log and in a metric."""
+def report(reason: str, cause: str) -> None:
+    """Say why an answer is 503 to those who operate the service: in the log and in a metric."""
     logger.warning("unavailable: %s: %s", reason, cause, extra={"reason": reason})
     unavailable_answers.add(1, {"reason": reason})
+
+
+def unavailable(request: HTTPConnection, reason: str, cause: str) -> Response:
+    """Answer 503, and report why."""
+    report(reason, cause)
     method = request.scope.get("method")  # a WebSocket has none
     if reason != OUTCOME_UNKNOWN or method in SAFE:
         return problem(status.HTTP_503_SERVICE_UNAVAILABLE)

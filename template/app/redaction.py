@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from app.database.errors import public_message
 
 OWN = ("app", "migrations")  # the roots of the service's own loggers
-FOLDER = os.path.dirname(__file__)
+FOLDER = os.path.dirname(__file__) + os.sep
 FRAMES = 30  # of a traceback, the innermost
 
 
@@ -94,7 +94,7 @@ def origin(error: BaseException) -> str:
     if not own:
         return ""
     file = own[-1].filename.removeprefix(FOLDER)
-    return f" in app{file}, line {own[-1].lineno}, in {own[-1].name}"
+    return f" in app/{file}, line {own[-1].lineno}, in {own[-1].name}"
 
 
 def name_of(error: BaseException) -> str:

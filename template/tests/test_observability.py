@@ -1,4 +1,3 @@
-import errno
 import json
 import logging
 import sys
@@ -217,14 +216,3 @@ async def test_what_python_would_print_is_logged(
         "ERROR",
         "CRITICAL",
     ]
-
-
-async def test_an_address_that_is_in_use_is_named(
-    settings: ServiceSettings, capsys: pytest.CaptureFixture[str]
-) -> None:
-    configure_logging(settings)
-    text = "error while attempting to bind on address ('127.0.0.1', 8000): address already in use"
-
-    logging.getLogger("uvicorn.error").error(OSError(errno.EADDRINUSE, text))
-
-    assert "('127.0.0.1', 8000)" in capsys.readouterr().err
