@@ -24,6 +24,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response, WebSocket
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
 
 router = APIRouter(include_in_schema=False)
 ran: list[str] = []
@@ -55,6 +56,20 @@ async def echo(request: Request, body: Annotated[bytes, Body()] = b"") -> dict[s
 async def wait() -> str:
     await asyncio.sleep(2)
     return "done"
+
+
+class Line(BaseModel):
+    a: int
+    b: int
+    c: int
+    d: int
+    e: int
+    f: int
+
+
+@router.post("/lines")
+async def take_lines(lines: list[Line]) -> int:
+    return len(lines)
 
 
 @router.post("/kept")
@@ -541,6 +556,8 @@ LARGE_BODIES = {
     "texts": fill("[", '"",', '""]'),
     "objects": fill("[", "{},", "{}]"),
     "fields that are refused": fill('{"name":[', "null,", "null]}"),
+    "lines that lack each field": fill("[", "{},", "{}]"),
+    "as many lines as are allowed": b"[%s]" % b",".join([b"{}"] * 3_999),
     "lists in lists": fill("", "["),
     "objects in objects": fill("", '{"a":'),
     "an integer": fill("", "9"),
@@ -604,8 +621,9 @@ def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[s
     """The CPU of a request is the most that it can stop the loop; the least of some, under load."""
     typed = "Content-Type: application/json"
     sent = {
-        name: head(typed, f"Content-Length: {len(body)}", start="POST /items HTTP/1.1") + body
+        name: head(typed, f"Content-Length: {len(body)}", start=f"POST {path} HTTP/1.1") + body
         for name, body in LARGE_BODIES.items()
+        for path in ["/lines" if "lines" in name else "/items"]
     }
     with extended.serve(*(".venv/bin/python", "-m", "app.server"), **variables) as server:
         process = serving(server)
