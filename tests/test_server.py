@@ -99,6 +99,13 @@ async def stream() -> StreamingResponse:
     return StreamingResponse(lines())
 
 
+@router.websocket("/open")
+async def listen(socket: WebSocket) -> None:
+    await socket.accept()
+    async for _ in socket.iter_text():
+        pass
+
+
 @router.websocket("/refused")
 async def refuse(socket: WebSocket) -> None:
     await socket.close()
@@ -498,6 +505,21 @@ def test_hostile_connections_take_little_memory(
         for limit in ("unfinished requests", "unread answers"):
             assert f"bytes of {limit}: those that wait for long are closed" in server.log()
         assert server.client.post("/items", json={"name": "honest"}).status_code == 201
+
+
+def test_a_client_that_sends_pings_and_takes_no_answers_is_left(server: Server) -> None:
+    ping = b"\x89\xfd" + bytes(4) + b"a" * 125
+    process = serving(server)
+    with connect(server) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(head(*WEBSOCKET, start="GET /open HTTP/1.1"))
+        assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+        before, sent = process.memory_info().rss, 0
+        while send(client, ping * 1_000):
+            sent += len(ping) * 1_000
+            assert sent < 2**28
+        assert process.memory_info().rss - before < 2**24
+    assert server.client.get("/health/live").status_code == 200
 
 
 def test_requests_that_wait_are_bounded_and_probes_and_small_ones_are_served(

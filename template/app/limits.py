@@ -1,5 +1,7 @@
 """How much the requests under way may take, each of them and all together."""
 
+import asyncio
+
 from fastapi import HTTPException, Request, status
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,6 +13,15 @@ MAX_REQUESTS = 1_000  # whose clients may have gone: their handlers go on
 # Bytes of all their bodies. Each counts for no more than LARGE: a body that may be longer is of a
 # feature that writes it to a file. One that is no longer than SMALL is always read.
 MAX_BODIES, LARGE, SMALL = 2**25, 2**18, 2**14
+MAX_UNREAD = 2**22  # bytes that wait for the client of one WebSocket
+
+
+def watch(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    """Close a WebSocket whose client sends pings, say, and takes no answers."""
+    if transport.get_write_buffer_size() > MAX_UNREAD:
+        transport.abort()
+    if not transport.is_closing():
+        loop.call_later(0.2, watch, transport, loop)
 
 
 def limit_requests(app: ASGIApp) -> ASGIApp:

@@ -10,7 +10,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from app.framing import Connection
-from app.limits import LARGE, REFUSED, SMALL
+from app.limits import LARGE, REFUSED, SMALL, watch
 
 MAX_HEAD_SIZE = 16_384  # bytes; h11 refuses a head that is still incomplete by then
 CLIENT_TIMEOUT = 20.0  # seconds in which a client whose turn it is sends or takes …
@@ -124,6 +124,7 @@ class Protocol(H11Protocol):
         self.hold(0)
         self.conn.paused = True
         super().handle_websocket_upgrade(event)
+        watch(self.transport, self.loop)
 
     def send_400_response(self, msg: str) -> None:
         self.refused = True
@@ -140,7 +141,6 @@ class Protocol(H11Protocol):
         super().resume_writing()
 
     def on_response_complete(self) -> None:
-        self.hold(0)
         self.owed, self.since = False, self.loop.time()
         super().on_response_complete()
 
