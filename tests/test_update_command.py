@@ -23,7 +23,14 @@ from hypothesis import strategies as st
 from tests.support.databases import DATABASES
 from tests.support.pages import table
 from tests.support.processes import environment
-from tests.support.releases import CONFLICTS, NEXT, WORKING_TREE, conflicts, publish
+from tests.support.releases import (
+    CONFLICTS,
+    NEXT,
+    WORKING_TREE,
+    conflicts,
+    insert_lines,
+    publish,
+)
 from tests.support.repository import (
     REPOSITORY,
     commit,
@@ -280,15 +287,7 @@ def test_no_line_is_lost_and_none_is_misplaced(
 ) -> None:
     """Lines anywhere, in files that move and files that stay."""
     folder = next_release.service(tmp_path_factory.mktemp("anywhere") / "service")
-    names = st.sampled_from(sorted(text_files(folder).keys() - {".copier-answers.yml"}))
-    mine: dict[str, list[str]] = {}
-    for count in range(48):
-        name = data.draw(names, "edited")
-        lines = (folder / name).read_text().splitlines(keepends=True)
-        line = f"# {count} {data.draw(WORDS, 'line')}.\n"
-        lines.insert(data.draw(st.integers(0, len(lines)), "position"), line)
-        (folder / name).write_text("".join(lines))
-        mine.setdefault(name, []).append(line)
+    mine = insert_lines(data, folder, 48, WORDS)
     # Only what has enough text is recognised where it is.
     long = [name for name in mine if len((folder / name).read_text()) > 1000]
     moves = data.draw(st.lists(st.booleans(), min_size=len(long), max_size=len(long)), "moved")

@@ -35,6 +35,7 @@ from tests.support.releases import (
     conflicts,
     delete_example,
     expect,
+    insert_lines,
     publish,
     releases,
     update,
@@ -278,15 +279,8 @@ def test_no_line_and_no_file_is_ever_lost(
 ) -> None:
     folder = tmp_path_factory.mktemp("anywhere")
     updated = Path(shutil.copytree(recent_step.before, folder / "service"))
+    mine = insert_lines(data, updated, LINES_OF_AN_UPDATE, WORDS)
     names = st.sampled_from(sorted(text_files(updated).keys() - {".copier-answers.yml"}))
-    mine: dict[str, list[str]] = {}
-    for number in range(LINES_OF_AN_UPDATE):
-        name = data.draw(names, "edited")
-        lines = (updated / name).read_text().splitlines(keepends=True)
-        line = f"# {number} {data.draw(WORDS, 'line')}\n"
-        lines.insert(data.draw(st.integers(0, len(lines)), "position"), line)
-        (updated / name).write_text("".join(lines))
-        mine.setdefault(name, []).append(line)
     deleted = data.draw(st.sets(names, max_size=8), "deleted")
     for name in deleted:
         (updated / name).unlink()

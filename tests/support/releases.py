@@ -9,6 +9,7 @@ from pathlib import Path
 
 import copier
 import yaml
+from hypothesis import strategies as st
 
 from tests.support.processes import environment
 from tests.support.repository import REPOSITORY, git, replace, text_files
@@ -273,6 +274,22 @@ def check_clean(folder: Path) -> None:
     for name, text in text_files(folder).items():
         assert not name.endswith((".rej", ".orig"))
         assert "\n<<<<<<< " not in f"\n{text}", name
+
+
+def insert_lines(
+    data: st.DataObject, folder: Path, count: int, words: st.SearchStrategy[str]
+) -> dict[str, list[str]]:
+    """Insert lines anywhere into any files, and return those of each file."""
+    names = sorted(text_files(folder).keys() - {".copier-answers.yml"})
+    mine: dict[str, list[str]] = {}
+    for number in range(count):
+        name = data.draw(st.sampled_from(names), "edited")
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        line = f"# {number} {data.draw(words, 'line')}.\n"
+        lines.insert(data.draw(st.integers(0, len(lines)), "position"), line)
+        (folder / name).write_text("".join(lines))
+        mine.setdefault(name, []).append(line)
+    return mine
 
 
 def is_copied_once(name: str) -> bool:
