@@ -183,7 +183,7 @@ def new(database: str, folder: Path, port: int) -> NoReturn:
     with all_or_nothing(folder):
         run(copier, HERE, f"No service was made: see above; {OFFLINE}")
         packages = "Its packages could not be installed, so the service was removed again"
-        run([uv, "run", "python", "--version"], folder, f"{packages}: see above; {OFFLINE}")
+        run([uv, "run", "python", "-c", ""], folder, f"{packages}: see above; {OFFLINE}")
     print("The service is in", folder)
     if not (HERE / ".git").exists():
         print("No release can update it: this template is no git clone, and so has no versions.")

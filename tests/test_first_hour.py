@@ -24,7 +24,7 @@ UV = """\
 case "$*" in
     --version) echo "uv {version}" ;;
     *copier*) for folder; do :; done; echo service > "$folder/app.txt"; mkdir "$folder/app"; {copier} ;;
-    "run python --version") {install} ;;
+    "run python -c ") {install} ;;
     *) echo "served in $PWD"; env | grep ^DATABASE_ ;;
 esac
 """
