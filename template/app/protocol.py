@@ -17,7 +17,7 @@ CLIENT_TIMEOUT = 20.0  # seconds in which a client whose turn it is sends or tak
 LEAST = 10_000  # … so many bytes, or is left
 WARN_AFTER = 10.0  # seconds from one line about connections that are closed to the next
 MAX_UNFINISHED = 2**25  # bytes of all requests that have come in part
-MAX_UNREAD = 2**25  # bytes of all answers that their clients do not take
+MAX_UNREAD = 2**24  # bytes of all answers that their clients do not take
 
 
 class Protocol(H11Protocol):
