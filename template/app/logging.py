@@ -71,6 +71,8 @@ def leave_out_values(record: logging.LogRecord) -> bool:
             record.levelno, record.levelname = logging.WARNING, "WARNING"
     elif isinstance(record.msg, OSError):  # that it can't listen, and on which address
         record.msg = text
+    elif text.startswith("Invalid UTF-8"):  # in a message of a WebSocket: its client's fault
+        record.exc_info, record.levelno, record.levelname = None, logging.INFO, "INFO"
     # A WebSocket's line contains the query string; app.access logs it without.
     return "WebSocket %s" not in text
 

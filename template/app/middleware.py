@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Collection
 from fnmatch import fnmatchcase
@@ -27,6 +28,7 @@ error_logger = logging.getLogger("app.errors")
 METHOD = "http.request.method"
 STATUS = "http.response.status_code"
 
+HOST = re.compile(r"[a-z0-9._:-]+")  # a name or an address, in lower case
 STARTS = {"http.response.start", "websocket.http.response.start", "websocket.accept"}
 
 
@@ -133,7 +135,8 @@ def check_hosts(app: ASGIApp, allowed_hosts: Collection[str]) -> ASGIApp:
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and not is_probe(scope):
             host = URL(scope=scope).hostname or ""
-            if not any(fnmatchcase(host, allowed) for allowed in allowed_hosts):
+            served = any(fnmatchcase(host, allowed) for allowed in allowed_hosts)
+            if not (served and HOST.fullmatch(host)):
                 detail = "This host name is not served here."
                 response = problem(status.HTTP_400_BAD_REQUEST, detail=detail)
                 return await response(scope, receive, send)

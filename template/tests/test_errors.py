@@ -531,6 +531,8 @@ async def test_an_exhausted_pool_is_unavailability(settings: ServiceSettings) ->
         ("shop.test", 200),
         ("example.com", 400),
         ("api.example.com.evil", 400),
+        ("evil%2f.example.com", 400),
+        ("evil#.example.com", 400),
         ("evil", 400),
         ("", 400),
     ],

@@ -120,7 +120,9 @@ def ends_connection(error: Any, connection: Any) -> bool:
     sqlstate = getattr(error, "sqlstate", None) or ""
     if sqlstate == READ_ONLY and connection and not connection.driver_connection.writes:
         return False  # as it was asked for
-    return isinstance(error, OutcomeUnknown) or sqlstate.startswith(LOST + STALE)
+    if isinstance(error, OutcomeUnknown | AsyncAdapt_asyncpg_dbapi.InternalClientError):
+        return True  # the second: the server has said that the session ends, and will end it
+    return sqlstate.startswith(LOST + STALE)
 
 
 def handle_error(context: ExceptionContext) -> NoAnswer | None:

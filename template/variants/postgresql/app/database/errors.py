@@ -71,6 +71,11 @@ UNAVAILABLE = {
     "XX": "server error",
 }
 OUTCOME_UNKNOWN = "outcome unknown"
+WITHOUT_ROWS = (
+    AsyncAdapt_asyncpg_dbapi.OperationalError,  # while connecting
+    AsyncAdapt_asyncpg_dbapi.InternalClientError,  # of the state of the connection, and of types
+    NoAnswer,
+)
 # Their messages name constraints, columns, roles; the detail, from the second line on, has values.
 WITHOUT_VALUES = ("08", "23", "25", "26", "28", "3D", "40", "42", "53", "55", "57", "58", "XX")
 
@@ -114,7 +119,7 @@ def constraint(error: IntegrityError) -> str:
 
 def public_message(error: object) -> str:
     """Return what the log may say of an error of the driver's: no value of a statement or a row."""
-    if isinstance(error, AsyncAdapt_asyncpg_dbapi.OperationalError | NoAnswer):  # none from a row
+    if isinstance(error, WITHOUT_ROWS):
         return str(error).partition("\n")[0]
     cause = getattr(error, "orig", None) or error
     sqlstate = getattr(cause, "sqlstate", None) or ""
