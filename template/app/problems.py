@@ -59,7 +59,7 @@ UNKNOWN = Kind(
 
 
 def drop_default(schema: dict[str, Any]) -> None:
-    del schema["default"]  # null: it is left out, and never sent
+    del schema["default"]  # null, which is omitted and never sent
 
 
 class FieldError(BaseModel):
@@ -103,7 +103,7 @@ class Problem(BaseModel):
 def make_problem(code: int, kind: Kind | None = None, /, **members: Any) -> Problem:
     blank = Kind("about:blank", PHRASES.get(code, "Error"))
     if "type" in members:
-        kind = blank  # a problem of one's own, which the detail of another would describe wrongly
+        kind = blank  # a custom problem: the detail of another would be wrong
     kind = kind or KINDS.get(code) or blank
     own = {"status": code, "request_id": request_id.get()}
     return Problem(**kind._asdict() | members | own)
@@ -120,7 +120,7 @@ def problem(code: int, kind: Kind | None = None, /, **members: Any) -> Response:
 
 
 def report(reason: str, cause: str) -> None:
-    """Say why an answer is 503 to those who operate the service: in the log and in a metric."""
+    """Tell operators the reason for a 503, in the log and in a metric."""
     logger.warning("unavailable: %s: %s", reason, cause, extra={"reason": reason})
     unavailable_answers.add(1, {"reason": reason})
 
@@ -140,7 +140,7 @@ def unavailable(request: HTTPConnection, reason: str, cause: str) -> Response:
 def violated_columns(error: IntegrityError) -> tuple[str, ...]:
     """Return the names of the columns whose constraint a statement has violated.
 
-    There are none where the database does not say which constraint it was.
+    There are none if the database does not name the constraint.
     """
     columns, name = violated(error)
     if columns or name is None:
@@ -153,5 +153,5 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
 
 
 def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:
-    # SQLAlchemy cuts a longer name off, and adds a hash: 55 characters, `_` and 4 more.
+    # SQLAlchemy truncates a longer name and adds a hash: 55 characters, `_` and 4 more.
     return found.name == name or (len(name) == 60 and str(found.name)[:55] == name[:55])
