@@ -1,4 +1,4 @@
-"""The page on users of one's own: what strangers, users and their races can't do."""
+"""The pages on users and on repeated requests: what strangers, users and their races can't do."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests.support.databases import (
     execute,
     open_database,
 )
-from tests.support.pages import follow
+from tests.support.pages import check, type_page
 from tests.support.repository import replace
 from tests.support.services import Service
 from tests.support.watcher import left_in
@@ -167,6 +167,78 @@ async def test_a_caller_may_be_left_out_but_not_be_wrong(
 '''
 
 
+REPEATED = """
+import asyncio
+import datetime
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from httpx2 import AsyncClient
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from app.features.idempotency import once
+from app.features.payments import queries
+from tests.features.conftest import log_in
+from tests.features.test_payments import KEY, count, pay
+
+
+async def test_of_many_at_once_one_is_done(app: FastAPI, client: AsyncClient) -> None:
+    async with log_in(app, "bert") as other:
+        sent = [pay(user) for user in (client, other) for _ in range(8)]
+        answers = await asyncio.gather(*sent)
+        assert {status for status, _ in answers} == {201}
+        assert len(set(answers[:8])) == len(set(answers[8:])) == 1
+        assert answers[0] != answers[8]
+        assert (await count(client), await count(other)) == (1, 1)
+
+
+async def test_of_two_requests_with_one_key_the_other_is_refused(client: AsyncClient) -> None:
+    answers = await asyncio.gather(*(pay(client, cents) for cents in (5, 6) * 4))
+    assert sorted(status for status, _ in answers) == [201] * 4 + [422] * 4
+    assert await count(client) == 1
+
+
+@pytest.mark.parametrize("place", ["work", "answer", "commit"])
+async def test_what_fails_keeps_nothing(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    async def fail(*given: Any, **more: Any) -> None:
+        raise TimeoutError
+
+    target: Any
+    target, name = {
+        "work": (queries, "create_payment"),
+        "answer": (once.Once, "answer"),
+        "commit": (AsyncSession, "commit"),
+    }[place]
+    with monkeypatch.context() as broken:
+        broken.setattr(target, name, fail)
+        assert (await pay(client))[0] == 503
+    assert await count(client) == 0
+    assert (await pay(client, cents=6))[0] == 201
+    assert await count(client) == 1
+
+
+async def test_a_key_is_kept_for_its_time(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await pay(client)
+    monkeypatch.setattr(once, "KEPT", datetime.timedelta(-1))
+    assert (await pay(client, cents=6))[0] == 201
+    assert await count(client) == 2
+
+
+async def test_a_key_is_any_text_and_not_too_long(client: AsyncClient) -> None:
+    for key, status in (("", 422), ("a" * 256, 422), ("a" * 255, 201), ("\\'%", 201)):
+        headers = {"Idempotency-Key": key}
+        answer = await client.post("/payments", json={"cents": 1}, headers=headers)
+        assert (key, answer.status_code) == (key, status)
+    headers = KEY | {"Authorization": ""}
+    assert (await client.post("/payments", json={"cents": 1}, headers=headers)).status_code == 401
+"""
+
+
 @dataclass
 class Users:
     service: Service
@@ -184,14 +256,21 @@ def users(
         if isinstance(database, SQLiteDatabase):
             database.make()
         copy.migrate(database)
-        follow("users", copy, database.variables)
+        type_page("users", copy, database.variables)
+        copy.run(".venv/bin/ruff", "check")
+        type_page("idempotency", copy, database.variables)
+        check(copy)
         yield Users(copy, database)
 
 
 @pytest.mark.long
-def test_users_and_their_passwords_take_no_harm_at_any_moment(users: Users) -> None:
-    (users.service.folder / "tests/features/test_races.py").write_text(RACES)
-    users.service.run(".venv/bin/pytest", "-q", "tests/features/test_races.py")
+def test_at_no_moment_is_a_password_tried_too_often_or_a_request_done_twice(users: Users) -> None:
+    tests = users.service.folder / "tests/features"
+    (tests / "test_races.py").write_text(RACES)
+    (tests / "test_repeated.py").write_text(REPEATED)
+    users.service.run(
+        ".venv/bin/pytest", "-q", f"{tests}/test_races.py", f"{tests}/test_repeated.py"
+    )
 
 
 def bearer(token: str) -> dict[bytes, bytes]:
