@@ -1,5 +1,6 @@
 """The documentation says what is so: tables are compared with the code, the tutorial is typed."""
 
+import ast
 import json
 import os
 import re
@@ -269,6 +270,55 @@ def test_every_time_limit_is_explained_with_its_default(
     assert defined <= explained.keys()
     ends = ("--timeout-graceful-shutdown", "DISPOSE_TIMEOUT", "SHUTDOWN_TIMEOUT")
     assert sum(explained[name] for name in ends) < explained["stop_grace_period"]
+
+
+def messages(module: Path) -> Iterator[str]:
+    """Yield each message of level WARNING or above that a module logs, `…` for what differs."""
+    texts: dict[str, list[str]] = {}  # by the names that they are given
+    said: list[ast.expr] = []
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                names, values = (
+                    each.elts if isinstance(each, ast.Tuple) else [each]
+                    for each in (target, node.value)
+                )
+                for name, value in zip(names, values, strict=False):
+                    if isinstance(value, ast.Constant):
+                        texts.setdefault(ast.unparse(name), []).append(str(value.value))
+        elif isinstance(node, ast.Call) and re.search(
+            r"logger\.(warning|error|exception|critical)$", ast.unparse(node.func)
+        ):
+            said.append(node.args[0])
+    found = texts.get("record.msg", [])  # in the place of another's message
+    for text in said:
+        found += [str(text.value)] if isinstance(text, ast.Constant) else texts[ast.unparse(text)]
+    yield from (re.sub(r"%(\.\d)?\w", "…", text) for text in found)
+
+
+def test_whatever_the_log_warns_of_has_a_row_that_says_what_to_do() -> None:
+    modules = [
+        module
+        for module in (REPOSITORY / "template").rglob("*.py")
+        if {"app", "migrations"} & set(module.parts) and "tests" not in module.parts
+    ]
+    logged = {message for module in modules for message in messages(module)}
+    rows = table("how-to/operate.md", "What the log asks for")
+    levels = {"WARNING", "ERROR", "CRITICAL"}
+    answered = {name.strip("`") for name, cells in rows.items() if cells[0] in levels}
+
+    assert answered == logged
+
+
+def test_each_reason_of_a_503_has_a_row_that_says_what_to_do() -> None:
+    explained = page_text("reference/errors.md").partition("\n## 503\n")[2].partition("\n## ")[0]
+    [*items] = re.findall(r"^- ((?:`[^`]+`,? ?)+)", explained, re.MULTILINE)
+    rows = table("how-to/operate.md", "What the log asks for")
+    answered = "".join(name for name in rows if name.startswith("`"))
+
+    reasons = set(re.findall(r"`([^`]+)`", "".join(items)))
+    assert len(reasons) > 20
+    assert reasons <= set(re.findall(r"`([^`]+)`", answered))
 
 
 @pytest.mark.long
