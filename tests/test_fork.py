@@ -4,6 +4,7 @@ Upstream's releases are the synthetic ones: the last rewrites every line but tho
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -127,14 +128,14 @@ def commit_of(service: Path) -> str:
     return str(answers["_commit"])
 
 
-def offered(service: Path) -> bool:
-    """Ask for a newer release by Copier alone, as the workflow and Renovate do."""
+def offered(service: Path) -> str:
+    """Return the newer release that Copier finds, as the workflow and Renovate ask, if any."""
     command = [sys.executable, "-m", "copier", "check-update", "--output-format", "json"]
     said = subprocess.run(
         command, cwd=service, env=environment(), capture_output=True, text=True, check=True
     ).stdout
-    found: bool = json.loads(said)["update_available"]
-    return found
+    found = json.loads(said)
+    return str(found["latest_version"]) if found["update_available"] else ""
 
 
 def has_what_is_acmes(service: Path) -> None:
@@ -189,3 +190,97 @@ def test_services_of_a_fork_never_leave_it(
             assert text_files(folder) == text_files(expected)
             has_what_is_acmes(folder)
             commit(folder, "Update")
+
+
+def follow(folder: Path, company: Company, title: str, *changes: tuple[str, str]) -> None:
+    """Type a block of the page in a service's folder."""
+    text = block(title)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    instead = {"^uv run poe update$": "", **company.typist.instead}
+    Typist(folder, instead=instead).type(text)
+
+
+def test_a_service_moves_to_the_fork_and_back_and_keeps_what_is_its_own(
+    company: Company, templates: Path, tmp_path: Path
+) -> None:
+    service = render_repository(str(company.upstream), tmp_path / "service", release=WORKING_TREE)
+    fresh = text_files(service)
+    live(service)
+    commit(service, "Edit")
+    before = text_files(service)
+    release(templates, company.upstream, NEXT)
+    company.take_in(NEXT)
+    company.publish()
+
+    follow(service, company, "Move to the fork")
+    done = call(service)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    has_what_is_acmes(service)
+    assert commit_of(service) == company.release
+    commit(service, "Update")
+
+    # Upstream's address alone is refused, and leaves the service as it is.
+    moved = text_files(service)
+    answers = service / ".copier-answers.yml"
+    replace(answers, str(company.published), str(company.upstream))
+    commit(service, "Turned back")
+    done = call(service)
+    assert (done.returncode, "Unknown revision" in done.stderr) == (2, True)
+    replace(answers, str(company.upstream), str(company.published))
+    commit(service, "And again")
+    assert text_files(service) == moved
+
+    last = block("The fork's last release").replace("1.1.0", NEXT)
+    company.typist.type(last)
+    done = call(service)
+    assert done.returncode == 0, done.stdout + done.stderr
+    commit(service, "Update")
+    follow(service, company, "Back to upstream", ("1.1.0", NEXT))
+    release(templates, company.upstream, REWRITTEN)
+    done = call(service)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    after = text_files(service)
+    assert commit_of(service) == REWRITTEN
+    assert "acme" not in "".join(after.values()).lower()
+    assert before.keys() <= after.keys()
+    for name, text in before.items():
+        own = set(text.splitlines()) - set(fresh.get(name, "").splitlines())
+        assert own <= set(after[name].splitlines()), name
+
+
+@pytest.mark.parametrize("number", table("how-to/fork.md", "Number your releases by the year"))
+def test_copier_takes_numbers_as_the_page_says(number: str, tmp_path: Path) -> None:
+    """The fork tags its first release so, and then upstream the next of its own."""
+    template, folder = tmp_path / "template", tmp_path / "service"
+    git(tmp_path, "init", "--quiet", str(template))
+    answers = "{{ _copier_conf.answers_file }}.jinja"
+    write(template, "copier.yml", "_min_copier_version: 9.0.0\n")
+    write(template, answers, "{{ _copier_answers | to_nice_yaml }}")
+    number = number.strip("`")
+    second = re.sub(r"(?<=[.t])[01](?=(\.0)?$)", "2", number)
+    got = []
+    for tag, whose in {"1.2.0": "upstream", number: "the fork", "1.3.0": "upstream"}.items():
+        write(template, "whose.txt", whose)
+        commit(template, tag)
+        git(template, "tag", tag)
+        if whose == "the fork":
+            render_repository(template, folder)
+            got.append((folder / "whose.txt").read_text())
+            commit(template, second)
+            git(template, "tag", second)
+        if tag != "1.2.0":
+            got.append(offered(folder))
+
+    assert (
+        got
+        == {
+            "2027.1.0": ["the fork", "2027.2.0", "2027.2.0"],
+            "1.2.0.post1": ["the fork", "1.2.0.post2", "1.3.0"],
+            "1.2.0+acme.1": ["the fork", "", "1.3.0"],
+            "acme-1.2.0": ["upstream", "", "1.3.0"],
+        }[number]
+    )
