@@ -1,4 +1,4 @@
-"""The features of the service, registered one by one. Yours: an update leaves it alone."""
+"""What the service is for, feature by feature. Yours: an update leaves it alone."""
 
 from fastapi import FastAPI
 
@@ -6,5 +6,5 @@ from app.features.items.routes import router as items
 
 
 def add_features(app: FastAPI) -> None:
-    """Register routers, and whatever else the features need of FastAPI or logging."""
+    """Register routers, and whatever else of FastAPI or logging the features need."""
     app.include_router(items)
