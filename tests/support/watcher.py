@@ -34,6 +34,7 @@ REASON = re.compile(r"(unavailable: |(?=not ready: ))(?P<reason>[a-z][a-z -]*[a-
 EXPLAINED = (
     "slow: ",
     "silent: ",
+    "outbox: ",  # of the how-to's task, which tries again
     "the database did not answer; its connections were left to the operating system",
     # uvicorn's: of requests that outlast the graceful timeout, and of bytes that are no request
     "Cancel ",
