@@ -343,5 +343,5 @@ def test_a_job_is_done_wherever_the_worker_is_killed(
         worker.terminate()
         assert worker.wait(START_TIMEOUT) == 0
     assert "ValueError" in log.read_text()
-    assert "secret of" not in log.read_text()
+    assert "secret of refused" not in log.read_text()
     assert "engine disposed of" in log.read_text()
