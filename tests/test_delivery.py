@@ -8,7 +8,7 @@ import subprocess
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -345,3 +345,71 @@ def test_a_job_is_done_wherever_the_worker_is_killed(
     assert "ValueError" in log.read_text()
     assert "secret of refused" not in log.read_text()
     assert "engine disposed of" in log.read_text()
+
+
+def events_of(lines: Iterator[str]) -> Iterator[dict[str, str]]:
+    """Yield the events of a stream as a browser reads them."""
+    event: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(": ")
+            event[name] = value
+        elif event:
+            yield event
+            event = {}
+
+
+def test_a_stream_tells_the_newest_version_and_holds_no_connection(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    follow("events", copy, migrated.variables)
+    routes = copy.folder / "app" / "features" / "watch" / "routes.py"
+    routes.write_text(routes.read_text().replace("LONGEST = 15.0", "LONGEST = 4.0"))
+    variables = migrated.variables | {"DATABASE_POOL_SIZE": "1"}
+
+    with watcher.serve_watched(copy, left_in(migrated), **variables) as watched:
+        server = watched.server
+        http = server.client
+        item = http.post("/items", json={"name": "Spanner"}).headers["Location"]
+        assert http.get("/watch/items/99").status_code == 404
+
+        with ExitStack() as streams:
+            for _ in range(20):  # one connection serves all of them, and others too
+                streams.enter_context(http.stream("GET", f"/watch{item}"))
+            watched_by = streams.enter_context(http.stream("GET", f"/watch{item}"))
+            assert watched_by.headers["content-type"].startswith("text/event-stream")
+            events = events_of(watched_by.iter_lines())
+            first = next(events)
+            assert (first["event"], first["id"]) == ("item", "1")
+            assert json.loads(first["data"])["name"] == "Spanner"
+            http.patch(item, json={"name": "Wrench"}).raise_for_status()
+            second = next(events)
+            assert (second["id"], json.loads(second["data"])["name"]) == ("2", "Wrench")
+            assert list(events) == []  # it ends by itself
+        again = {"Last-Event-ID": "2"}
+        with http.stream("GET", f"/watch{item}", headers=again) as stream:
+            http.patch(item, json={"name": "Saw"}).raise_for_status()
+            events = events_of(stream.iter_lines())
+            assert next(events)["id"] == "3"  # and not the one that it has
+            http.delete(item).raise_for_status()
+            assert [event["event"] for event in events] == ["deleted"]
+        watched.check("clients that have left")
+
+        item = http.post("/items", json={"name": "Saw"}).headers["Location"]
+        with http.stream("GET", f"/watch{item}") as stream:
+            events = events_of(stream.iter_lines())
+            next(events)
+            migrated.take_away()
+            assert list(events) == []
+            migrated.give_back()
+        wait_for(lambda: http.get(item).status_code == 200)
+
+        with http.stream("GET", f"/watch{item}") as stream:
+            events = events_of(stream.iter_lines())
+            next(events)
+            server.process.terminate()
+            assert list(events) == []
+            server.process.wait(START_TIMEOUT)
+    assert "Cancel" not in server.log()
+    assert "Traceback" not in server.log()

@@ -1,5 +1,6 @@
 """A service that loses its PostgreSQL answers soon and honestly, heals by itself, loses nothing."""
 
+import os
 import re
 import signal
 import socket
@@ -92,6 +93,27 @@ def test_connections_that_the_server_ended_are_replaced_unnoticed(
         assert set(pool.map(request, range(50, 100))) == {200, 201}
         proxied.proxy.cut()
         assert set(pool.map(request, range(140, 150))) == {200, 201}
+
+
+@pytest.mark.parametrize("ended", ["by the server", "by nobody who says so"])
+def test_a_process_that_was_frozen_answers_the_next_request(
+    service: Service, proxied: ProxiedDatabase, ended: str
+) -> None:
+    with serve_proxied(service, proxied) as server, ThreadPoolExecutor(5) as pool:
+        http = server.client
+        assert {answer.status_code for answer in pool.map(http.get, ["/items"] * 20)} == {200}
+        for method, status in (("POST", 201), ("GET", 200)):
+            os.killpg(server.process.pid, signal.SIGSTOP)
+            if ended == "by the server":
+                proxied.terminate()
+            else:
+                proxied.proxy.forget()
+            time.sleep(1.1)  # for which a connection is trusted
+            os.killpg(server.process.pid, signal.SIGCONT)
+            answer = http.request(
+                method, "/items", json={"name": "a"} if method == "POST" else None
+            )
+            assert answer.status_code == status
 
 
 def test_a_read_whose_connection_dies_before_its_answer_is_sent_again(
