@@ -192,7 +192,7 @@ def test_reads_do_not_queue_behind_writers(service: Service, file: Path) -> None
         assert {answer.result().status_code for answer in waiting} == {201}
 
 
-def test_a_client_that_goes_away_keeps_no_writer_waiting(service: Service, file: Path) -> None:
+def test_a_client_that_goes_away_blocks_no_writer(service: Service, file: Path) -> None:
     limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
     with serve_file(service, file, **limits) as server:
         address = (server.client.base_url.host, server.client.base_url.port)
@@ -378,7 +378,7 @@ def test_a_service_whose_file_is_lost_while_it_runs_heals(
     assert names(file) == {"after", *(item["name"] for item in created)}
 
 
-def test_a_file_that_is_deleted_is_not_made_anew_before_it_is_migrated(
+def test_a_deleted_file_is_not_recreated_before_it_is_migrated(
     service: Service, file: Path
 ) -> None:
     with serve_file(service, file) as server:

@@ -606,9 +606,7 @@ def test_what_was_answered_is_what_is_stored(postgresql: Arena, proxied: Proxied
 
 @SQLITE
 @pytest.mark.parametrize("way", WAYS)
-def test_a_statement_that_is_given_up_ends_and_keeps_nobody_from_writing(
-    sqlite: Arena, way: str
-) -> None:
+def test_an_abandoned_statement_ends_and_blocks_no_writer(sqlite: Arena, way: str) -> None:
     for prepared in (False, True):
         name = next(names)
         if prepared:

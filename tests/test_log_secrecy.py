@@ -144,7 +144,7 @@ def send_all(server: Server, service: Service, marks: Marks) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_no_value_comes_into_the_log_by_any_road(
+def test_no_value_gets_into_the_log_by_any_path(
     roads: Service, migrated: Database, log_format: str
 ) -> None:
     marks = Marks()

@@ -129,7 +129,7 @@ def reading(client: object) -> Iterator[list[int]]:
 
 
 @postgresql
-def test_a_migration_whose_lock_is_not_free_is_tried_again_and_no_request_fails(
+def test_a_migration_whose_lock_is_not_free_is_retried_and_no_request_fails(
     living: Service, proxied: ProxiedDatabase
 ) -> None:
     living.add_revision("more", FIRST, PLAIN)
@@ -169,7 +169,7 @@ def test_a_migration_that_never_gets_its_lock_says_so_in_one_line(
 
 
 @postgresql
-def test_a_relative_downgrade_that_is_tried_again_goes_no_further(
+def test_a_retried_relative_downgrade_goes_no_further(
     living: Service, proxied: ProxiedDatabase
 ) -> None:
     wait = 'op.execute("LOCK TABLE items")'
@@ -409,7 +409,7 @@ def objects(database: SQLiteDatabase) -> dict[str, str]:
 
 
 @sqlite
-def test_a_table_that_is_made_anew_keeps_what_it_has(living: Service, migrated: Database) -> None:
+def test_a_recreated_table_keeps_what_it_has(living: Service, migrated: Database) -> None:
     assert isinstance(migrated, SQLiteDatabase)
     url = migrated.variables["DATABASE_URL"]
     rebuild = "with op.batch_alter_table('things') as batch:"

@@ -227,7 +227,7 @@ def test_what_goes_wrong_is_counted_and_its_message_is_not_sent(
     assert SECRET not in collector.text()
 
 
-def test_a_collector_that_does_not_answer_holds_nothing_up(service: Service) -> None:
+def test_a_collector_that_does_not_answer_delays_nothing(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         on = variables("environment", endpoint) | NOWHERE[service.database]

@@ -54,9 +54,7 @@ def test_a_list_is_one_round_trip_whatever_its_length(service: Service, migrated
 
 
 @pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
-def test_connections_in_use_are_not_asked_whether_they_live(
-    service: Service, migrated: Database
-) -> None:
+def test_connections_in_use_are_not_pinged(service: Service, migrated: Database) -> None:
     with serve_through_a_proxy(service, migrated) as (http, proxy):
         path, end = measure.post(http), time.monotonic() + 3
         http.get(path)

@@ -331,7 +331,7 @@ def check_labels(follower: Follower) -> None:
 
 
 @pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
-def test_an_index_waits_for_who_came_before_and_keeps_nobody_waiting(follower: Follower) -> None:
+def test_an_index_waits_for_open_transactions_and_blocks_nobody(follower: Follower) -> None:
     database = follower.database
     assert isinstance(database, PostgreSQLDatabase)
     waiting = (  # for longer than a migration waits for a table
@@ -352,7 +352,7 @@ def test_an_index_waits_for_who_came_before_and_keeps_nobody_waiting(follower: F
     follower.alembic("check")
 
 
-def test_a_filling_that_is_killed_keeps_what_it_has_filled_and_is_begun_again(
+def test_a_killed_fill_keeps_what_it_has_filled_and_is_restarted(
     follower: Follower,
 ) -> None:
     service, database = follower.service, follower.database

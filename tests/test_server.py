@@ -291,7 +291,7 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
-def test_what_two_parsers_could_read_in_two_ways_is_refused(server: Server) -> None:
+def test_what_is_ambiguous_is_refused(server: Server) -> None:
     for name, sent in REFUSED.items():
         status, body, _ = exchange(server, sent)
         assert (name, status) == (name, 400), body
@@ -386,7 +386,7 @@ def test_trailers_are_no_headers(server: Server) -> None:
     assert json.loads(body)["headers"].keys() == {"host", "transfer-encoding"}
 
 
-def test_a_client_that_does_not_go_on_is_left_and_one_that_does_is_served(server: Server) -> None:
+def test_a_stalled_client_is_disconnected_and_one_that_goes_on_is_served(server: Server) -> None:
     def drip(client: socket.socket) -> bool:
         send(client, b"a")
         return is_closed(client)
@@ -541,7 +541,7 @@ def test_an_item_has_one_address(server: Server) -> None:
     assert found == {f"/items/{item}"}
 
 
-def test_a_client_that_sends_pings_and_takes_no_answers_is_left(server: Server) -> None:
+def test_a_client_that_sends_pings_and_never_reads_is_disconnected(server: Server) -> None:
     ping = b"\x89\xfd" + bytes(4) + b"a" * 125
     process = serving(server)
     with connect(server) as client:
@@ -673,7 +673,7 @@ LARGE_HEADS = {
 }
 
 
-def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[str, str]) -> None:
+def test_no_request_blocks_the_loop(extended: Service, variables: dict[str, str]) -> None:
     """The CPU of a request is the most that it can stop the loop; the least of some, under load."""
     typed = "Content-Type: application/json"
     sent = {
@@ -695,7 +695,7 @@ def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[s
                 pytest.fail(f"{name}: {cpu:.2f} s")
 
 
-def test_when_connections_run_out_those_that_wait_are_closed_and_the_log_says_so(
+def test_when_connections_run_out_the_least_recently_active_are_closed_and_logged(
     extended: Service, variables: dict[str, str]
 ) -> None:
     command = ("sh", "-c", 'ulimit -n 128 && exec .venv/bin/python -m app.server "$@"', "sh")

@@ -151,7 +151,7 @@ async def test_head_is_not_in_the_document(app: FastAPI) -> None:
         ("", 200),
     ],
 )
-async def test_who_has_the_current_representation_gets_no_other(
+async def test_a_client_with_the_current_representation_gets_304(
     client: AsyncClient, method: str, if_none_match: str, status: int
 ) -> None:
     headers = {"If-None-Match": if_none_match}
@@ -194,7 +194,7 @@ async def test_only_a_200_that_is_read_becomes_a_304(
         ("GET", "/broken", "no-store"),
     ],
 )
-async def test_what_has_no_tag_is_not_stored(
+async def test_a_response_without_a_tag_is_not_stored(
     client: AsyncClient, method: str, path: str, kept: str
 ) -> None:
     response = await client.request(method, path, headers={"If-None-Match": '"0"'})

@@ -151,7 +151,7 @@ async def test_an_invalid_websocket_is_denied_without_repeating_a_value(app: Fas
 
 
 @pytest.mark.parametrize(("path", "sent"), [("/accepted/closed", 2), ("/nowhere", 1)])
-async def test_who_closes_a_websocket_itself_is_logged(
+async def test_a_websocket_that_its_handler_closes_is_logged(
     app: FastAPI, path: str, sent: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
