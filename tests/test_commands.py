@@ -94,7 +94,7 @@ def test_every_command_of_the_reference_is_typed(
 
     assert TYPED_ELSEWHERE.keys() < set(commands)
     assert set(TYPED_ELSEWHERE.values()) <= names_of_tests()
-    # At the end, since the database has to be at the newest migration for most of them.
+    # Last, since most of them need the database at the newest migration.
     for command in sorted(commands, key=lambda command: "downgrade" in command):
         if command not in TYPED_ELSEWHERE and "…" not in command:
             typed = command.replace("python", "uv run python")

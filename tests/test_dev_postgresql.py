@@ -78,7 +78,7 @@ class Place:
 
     @contextmanager
     def use(self) -> Iterator[tuple[subprocess.Popen[str], str]]:
-        """Be a process that uses the server; killed at the end, if it has not ended."""
+        """Use the server from another process; killed at the end, if it is still running."""
         with self.begin() as process:
             try:
                 assert process.stdout is not None

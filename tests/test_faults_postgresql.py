@@ -1,4 +1,4 @@
-"""A service that loses its PostgreSQL answers soon and honestly, heals by itself, loses nothing."""
+"""A service that loses its PostgreSQL answers soon and honestly, recovers by itself, loses nothing."""
 
 import re
 import signal
@@ -308,7 +308,7 @@ def test_a_silent_network_keeps_no_service_from_stopping(
         proxied.proxy.silent = True
         start = time.monotonic()
         stop(server)
-        assert time.monotonic() - start < 2 + MARGIN  # one is waited for, and tells of the others
+        assert time.monotonic() - start < 2 + MARGIN  # one is waited for, and stands for the others
     assert "engine disposed of" in server.log()
 
 
@@ -410,7 +410,7 @@ def test_the_log_says_once_why_the_database_is_refused(
         assert http.post("/items", json={"name": "a"}).status_code == 201
         proxied.terminate()
         proxied.server.query(fault.format(proxied.name))
-        assert http.get("/health/live").status_code == 200  # it has heard of the end by then
+        assert http.get("/health/live").status_code == 200  # it has learned of the end by then
         try:
             assert unavailable(http.post("/items", json={"name": "b"}))
         finally:

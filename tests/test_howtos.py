@@ -1,4 +1,4 @@
-"""What a page of docs/how-to adds to a service works as it stands there, on both databases."""
+"""What a page of docs/how-to adds to a service works as written, on both databases."""
 
 import http.server
 import json

@@ -1,4 +1,4 @@
-"""What a service tells a collector: traces and metrics, and no secret among them."""
+"""What a service sends to a collector: traces and metrics, and no secrets."""
 
 import json
 import re

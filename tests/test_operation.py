@@ -1,4 +1,4 @@
-"""What the page on operation says: two roles, the past, collations, squashing; a lost host."""
+"""The page on operation: two roles, point in time, collations, squashing; a lost host."""
 
 import re
 import sqlite3
@@ -51,7 +51,7 @@ def test_one_role_migrates_and_another_serves(
     copy = service.copy(tmp_path / "service")
     node.query("CREATE ROLE app SUPERUSER LOGIN; CREATE DATABASE app OWNER app")
     place = {"DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": str(node.port), "DATABASE_NAME": "app"}
-    # Whoever logs in with a password has to have the right one.
+    # Logging in with a password requires the right one.
     rules = node.folder / "pg_hba.conf"
     rules.write_text(f"host all app_owner,app_service all scram-sha-256\n{rules.read_text()}")
     node.query("SELECT pg_reload_conf()")

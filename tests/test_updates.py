@@ -1,4 +1,4 @@
-"""A service that has lived for long takes a later release: what its owners did is still there."""
+"""A long-lived service takes a later release: what its owners did is still there."""
 
 import itertools
 import re

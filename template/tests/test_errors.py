@@ -54,7 +54,7 @@ class Dog(BaseModel):
 
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
-    """A client of the service with a few more routes, for what no real one should do."""
+    """A client of the service with a few more routes, for what no real route should do."""
 
     @app.post("/login")
     async def login(login: Login) -> None: ...

@@ -1,4 +1,4 @@
-"""What HTTP and ASGI ask of every path, whatever is behind it."""
+"""What HTTP and ASGI require of every path."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ def settings(shared_settings: ServiceSettings) -> ServiceSettings:
 
 @pytest.fixture
 async def app(app: FastAPI) -> FastAPI:
-    """The service with more paths than it has, and in more ways than one."""
+    """The service with more paths, in more ways than one."""
 
     @app.get("/broken")
     async def broken() -> None:

@@ -59,7 +59,7 @@ async def app(app: FastAPI) -> AsyncIterator[FastAPI]:
 async def connect(
     app: FastAPI, path: str, extensions: object = DENIAL, query: bytes = b""
 ) -> list[Any]:
-    """Connect, and leave at once; return what the service sent."""
+    """Connect, and disconnect at once; return what the service sent."""
     scope: dict[str, Any] = {"type": "websocket", "path": path, "query_string": query}
     scope |= {"headers": [(b"x-request-id", b"order-7")], "extensions": extensions}
     coming: list[Any] = [{"type": "websocket.connect"}, GONE]

@@ -1,4 +1,4 @@
-"""Releases of the template, and what people do to a service that lives with them."""
+"""Releases of the template, and what people do to a service that follows them."""
 
 import re
 import shutil

@@ -201,11 +201,11 @@ async def test_reads_continue_while_another_process_writes(
     path = settings.driver_url.database
     assert path is not None
     writer = sqlite3.connect(path, isolation_level=None)
-    # It also keeps readers away, but from a file with a write-ahead log.
+    # It blocks readers too, unless the file has a write-ahead log.
     writer.execute("BEGIN EXCLUSIVE")
 
     try:
-        assert len((await reader.execute(VERSIONS)).all()) < 2  # none, while there is no migration
+        assert len((await reader.execute(VERSIONS)).all()) < 2  # none if there is no migration
     finally:
         writer.close()
 
