@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep a person's own Copier defaults and git identity out of what is tested."""
+    """Keep the developer's own Copier defaults and git identity out of the tests."""
     if config.getoption("fast"):
         settings.load_profile("fast")
     folder = Path(tempfile.mkdtemp(prefix="copier-"))
@@ -113,7 +113,7 @@ def database(database_name: str, tmp_path: Path) -> Iterator[Database]:
 def files_of_migrated(
     service_of: Callable[[str], Service], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Path]]:
-    """Migrate a database of each kind, once for this worker, for others to begin as its copy."""
+    """Migrate a database of each kind, once for this worker, for others to copy."""
     with ExitStack() as stack:
 
         @cache

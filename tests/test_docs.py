@@ -1,4 +1,4 @@
-"""The documentation says what is so: tables are compared with the code, the tutorial is typed."""
+"""The documentation is true: tables are compared with the code, the tutorial is typed."""
 
 import ast
 import json
@@ -80,7 +80,7 @@ def test_every_status_is_met_with_the_members_of_the_reference(
         met.append(http.get("/items"))
         migrated.give_back()
 
-    # 500 would be a defect, and the example does not demand a tag; a service's own tests do both.
+    # 500 would be a defect, and the example does not require a tag; a service's own tests do both.
     assert {str(response.status_code) for response in met} | {"428", "500"} == {
         name for name in documented if name.isdigit()
     }

@@ -1,4 +1,4 @@
-"""What a page of docs/how-to adds to a service works as it stands there, on both databases."""
+"""What a page of docs/how-to adds to a service works as written, on both databases."""
 
 import http.server
 import json
@@ -331,9 +331,7 @@ async def read_client(request: Request) -> list[str]:
 """
 
 
-def test_a_proxy_is_believed_and_nobody_else(
-    service: Service, migrated: Database, tmp_path: Path
-) -> None:
+def test_only_the_proxy_is_trusted(service: Service, migrated: Database, tmp_path: Path) -> None:
     copy = service.copy(tmp_path / "service")
     follow("proxy", copy, migrated.variables)
     copy.extend(routes=CLIENT)

@@ -1,4 +1,4 @@
-"""The server against bytes that no client should send, and against clients that never go on."""
+"""The server against bytes that no client should send, and against stalled clients."""
 
 import http.client
 import json
@@ -143,7 +143,7 @@ WEBSOCKET = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 )
 
-# In each of these a proxy could see other requests than the server: it refuses them all.
+# In each of these a proxy could see other requests than the server, which refuses them all.
 REFUSED = {
     "a length and chunks": head(LENGTH, CHUNKED) + b"0\r\n\r\n" + HIDDEN,
     "chunks and a length": head(CHUNKED, "Content-Length: 0") + HIDDEN,
@@ -217,7 +217,7 @@ BODIES = {
     "equal lengths": head(LENGTH, LENGTH) + HIDDEN,
     "Expect": head("Expect: 100-continue", LENGTH) + HIDDEN,
 }
-# These are answered, and what comes behind them is not.
+# These are answered, and what follows them is not.
 ALONE = {
     "a pipeline": (head("Content-Length: 0"), 200),
     "Upgrade without a body": (head("Connection: upgrade", "Upgrade: foo"), 200),
@@ -273,7 +273,7 @@ def exchange(server: Server, sent: bytes) -> tuple[int, bytes, http.client.HTTPM
 
 
 def send(client: socket.socket, sent: bytes) -> bool:
-    """Say whether the server still takes something."""
+    """Return whether the server still accepts bytes."""
     with suppress(TimeoutError, ConnectionError):
         client.sendall(sent)
         return True
@@ -281,7 +281,7 @@ def send(client: socket.socket, sent: bytes) -> bool:
 
 
 def is_closed(client: socket.socket) -> bool:
-    """Read what there is, and say whether the server has closed the connection."""
+    """Read what there is, and return whether the server has closed the connection."""
     client.settimeout(0)
     try:
         while client.recv(1_000_000):
@@ -293,7 +293,7 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
-def test_what_two_parsers_could_read_in_two_ways_is_refused(server: Server) -> None:
+def test_what_is_ambiguous_is_refused(server: Server) -> None:
     for name, sent in REFUSED.items():
         status, body, _ = exchange(server, sent)
         assert (name, status) == (name, 400), body
@@ -388,7 +388,7 @@ def test_trailers_are_no_headers(server: Server) -> None:
     assert json.loads(body)["headers"].keys() == {"host", "transfer-encoding"}
 
 
-def test_a_client_that_does_not_go_on_is_left_and_one_that_does_is_served(server: Server) -> None:
+def test_a_stalled_client_is_disconnected_and_one_that_goes_on_is_served(server: Server) -> None:
     def drip(client: socket.socket) -> bool:
         send(client, b"a")
         return is_closed(client)
@@ -423,7 +423,7 @@ def test_a_client_that_does_not_go_on_is_left_and_one_that_does_is_served(server
             answer = http.client.HTTPResponse(client)
             answer.begin()
             assert expected in answer.read()
-        # Whoever takes no answer is cut off; what the kernel has of it can still be read.
+        # A client that does not read is disconnected; what the kernel buffered can still be read.
         wait_for(lambda: len(connections(server)) <= 3)
 
 
@@ -666,7 +666,7 @@ def test_an_item_has_one_address(server: Server) -> None:
     assert found == {f"/items/{item}"}
 
 
-def test_a_client_that_sends_pings_and_takes_no_answers_is_left(server: Server) -> None:
+def test_a_client_that_sends_pings_and_never_reads_is_disconnected(server: Server) -> None:
     ping = b"\x89\xfd" + bytes(4) + b"a" * 125
     process = serving(server)
     with connect(server) as client:
@@ -707,7 +707,7 @@ def test_requests_that_wait_are_bounded_and_probes_and_small_ones_are_served(
         assert set(statuses) == {(200, False), (503, True)}
         assert 100 <= statuses.count((200, False)) <= 128
 
-        for _ in range(1_100):  # they leave, and their handlers go on
+        for _ in range(1_100):  # they leave, and their handlers continue
             with connect(server) as client:
                 client.sendall(head(start="GET /long HTTP/1.1"))
         wait_for(lambda: ask("/ran") == (503, True))
@@ -720,7 +720,7 @@ SIZE_OF_BODY = 262_144  # MAX_BODY_SIZE
 
 
 def fill(start: str, part: str, end: str = "") -> bytes:
-    """Return a body of the largest size that is taken, `part` again and again."""
+    """Return a body of the largest accepted size, `part` repeated."""
     room = SIZE_OF_BODY - len((start + end).encode())
     return (start + part * (room // len(part.encode())) + end).encode()
 
@@ -757,7 +757,7 @@ LARGE_BODIES = {
     "blanks": fill('{"name":"a"}', " "),
     "NUL": fill("", "\0"),
 }
-# What is repeated in a line, and what comes then: h11 takes the line apart by patterns.
+# What is repeated in a line, and what follows: h11 parses the line by patterns.
 LINES = {
     f"{where}, {part!r} and then {end!r}": before + part * (15_800 // len(part)) + end + after
     for where, (before, after) in {
@@ -798,8 +798,8 @@ LARGE_HEADS = {
 }
 
 
-def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[str, str]) -> None:
-    """The CPU of a request is the most that it can stop the loop; the least of some, under load."""
+def test_no_request_blocks_the_loop(extended: Service, variables: dict[str, str]) -> None:
+    """The CPU of a request bounds how long it can block the loop; the least of some, under load."""
     typed = "Content-Type: application/json"
     sent = {
         name: head(typed, f"Content-Length: {len(body)}", start=f"POST {path} HTTP/1.1") + body
@@ -820,7 +820,7 @@ def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[s
                 pytest.fail(f"{name}: {cpu:.2f} s")
 
 
-def test_when_connections_run_out_those_that_wait_are_closed_and_the_log_says_so(
+def test_when_connections_run_out_the_least_recently_active_are_closed_and_logged(
     extended: Service, variables: dict[str, str]
 ) -> None:
     command = ("sh", "-c", 'ulimit -n 128 && exec .venv/bin/python -m app.server "$@"', "sh")

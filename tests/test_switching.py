@@ -1,4 +1,4 @@
-"""A service that has been lived in gets another database, or another name, by `copier update`."""
+"""A service in use gets another database, or another name, by `copier update`."""
 
 import re
 import shutil
@@ -96,7 +96,7 @@ EDITS = [
     ("pyproject.toml", "win32'\",\n    # The service's own:\n", '    "packaging>=26",\n'),
 ]
 
-# What a fresh service proves of them is proved elsewhere.
+# Other tests prove what a fresh service does.
 DELETED = ["tests/test_errors.py", "tests/test_lifespan.py", "tests/test_transactions.py"]
 
 FILL = """
@@ -158,7 +158,7 @@ def files(folder: Path) -> dict[str, str]:
 
 
 def answer_anew(folder: Path, *answers: str) -> str:
-    """Answer questions anew, as the page says."""
+    """Answer questions again, as the page says."""
     data = [word for answer in answers for word in ("--data", answer)]
     command = ["copier", "update", "--vcs-ref=:current:", "--defaults", *data]
     return Service(folder, "").run(*command).stdout
@@ -199,7 +199,7 @@ class Switch:
 
 @pytest.fixture
 def switch(template: Path, database_name: str, tmp_path: Path) -> Iterator[Switch]:
-    """A living service with rows in its database, and an empty one of the other kind."""
+    """A live service with rows in its database, and an empty one of the other kind."""
     folder = render_repository(template, tmp_path / "service", database=database_name)
     service = Service(folder, database_name)
     live(service.folder)
@@ -238,7 +238,7 @@ def put_into_a_batch(service: Service, database: Database) -> None:
 
 
 def refuse(switch: Switch) -> None:
-    """Try to move what SQLite takes and PostgreSQL does not."""
+    """Try to move what SQLite accepts and PostgreSQL does not."""
     [move] = [block.text for block in switch.blocks if block.text.startswith("export ")]
     for table, column, value in [
         ("notes", "text", "a" * 101),

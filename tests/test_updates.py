@@ -1,4 +1,4 @@
-"""A service that has lived for long takes a later release: what its owners did is still there."""
+"""A long-lived service takes a later release: what its owners did is still there."""
 
 import itertools
 import re
@@ -467,7 +467,7 @@ def test_an_update_that_cannot_be_is_refused_and_changes_nothing(
 
 
 def test_every_refusal_is_explained() -> None:
-    explained = {cell.strip("`") for cell in table("reference/updates.md", "When it refuses")}
+    explained = {cell.strip("`") for cell in table("reference/updates.md", "When Copier refuses")}
 
     assert explained == REFUSED.keys() | {"is required"}
 

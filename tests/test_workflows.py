@@ -1,4 +1,4 @@
-"""What GitHub runs, for the services and for the template: linted, and its steps taken here."""
+"""What GitHub runs, for the services and the template: linted, and its steps run here."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the measurements come to: a table to read, figures to keep, a plot to look at."""
+"""The results: a table to read, figures to keep, a plot to look at."""
 
 import json
 import os

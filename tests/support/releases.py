@@ -1,4 +1,4 @@
-"""Releases of the template, and what people do to a service that lives with them."""
+"""Releases of the template, and what people do to a service that follows them."""
 
 import re
 import shutil
@@ -600,10 +600,10 @@ class Conflict:
 
 
 CONFLICTS = {
-    "a package of the template's is removed or bounded otherwise": Conflict(
+    "a package of the template's is removed or has another bound": Conflict(
         "pyproject.toml", '"uvloop>=0.22;', '"uvloop==0.22.1;', '"uvloop>=0.22.0;'
     ),
-    "an import stands beside one that a release adds or changes": Conflict(
+    "an import is next to one that a release adds or changes": Conflict(
         "app/factory.py",
         "import CORSMiddleware\n",
         "import CORSMiddleware\nfrom starlette.middleware.sessions import SessionMiddleware\n",
@@ -624,7 +624,7 @@ CONFLICTS = {
         'UV_LOCKED: "1"\n    steps:\n      - uses: actions/checkout@1111',
         "# v99",
     ),
-    "a paragraph that a release words anew has been reworded": Conflict(
+    "a paragraph that a release rewords has been reworded": Conflict(
         "README.md", "The update leaves", "Each update leaves", "An update"
     ),
     "a file that has moved was edited": Conflict(
