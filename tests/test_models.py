@@ -11,10 +11,16 @@ import httpx2
 import pytest
 
 from tests.support import watcher
-from tests.support.databases import Database, execute
+from tests.support.databases import Database, PostgreSQLDatabase, execute, transaction
 from tests.support.pages import blocks, check, page_text, type_page
+from tests.support.processes import wait_for
 from tests.support.services import Service
 from tests.support.watcher import left_in
+
+WAITING = (
+    "SELECT 'waiting=' || count(*) FROM pg_stat_activity"
+    " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+)
 
 
 def walk(http: httpx2.Client, **query: Any) -> Iterator[dict[str, Any]]:
@@ -105,6 +111,16 @@ def ask_for_articles(service: Service, database: Database) -> None:
         refused = http.post("/people/import", json=["carl", "anna", "dora", "carl"])
         assert refused.json() == {"anna": ["name"], "carl": ["name"]}
         create("D", "dora")
+
+        # who adds tags waits for another's with none of its own that the other may wait for
+        if isinstance(database, PostgreSQLDatabase):
+            held = transaction(database, "INSERT INTO tags (name) VALUES ('new a')")
+            with ThreadPoolExecutor(1) as pool, held:
+                sent = pool.submit(create, "E", "bert", "new b", "new a")
+                wait_for(lambda: "waiting=1" in database.query(WAITING))
+                added = "INSERT INTO tags (name) VALUES ('new b') RETURNING 'added=' || name"
+                assert "added=new b" in database.query(f"SET lock_timeout = '1s'; {added}")
+            sent.result()
 
         for key in ("[1]", '["B", 0]', '["B"]', '["B", 1, 2]', "[]", "{}", "", "\xff", "[" * 500):
             cursor = urlsafe_b64encode(key.encode("latin-1")).decode()

@@ -97,19 +97,7 @@ def use_by_turns(server: Server) -> None:
         list(pool.map(work, range(60)))
 
 
-@pytest.mark.long
-def test_no_row_of_a_tenant_gets_to_another(
-    service: Service, migrated: Database, tmp_path: Path
-) -> None:
-    database = migrated
-    service = service.copy(tmp_path / "service")
-    type_page("tenants", service, database.variables)
-    check(service)
-    service.extend(routes=FORGETFUL)
-    for name in ("one", "two"):
-        digest = sha256(name.encode()).hexdigest()
-        execute(database, f"INSERT INTO tenants (name, key_digest) VALUES ('{name}', '{digest}')")
-
+def be_two_tenants(service: Service, database: Database) -> None:
     few = {"DATABASE_POOL_SIZE": "2", "DATABASE_MAX_OVERFLOW": "0"}
     with watcher.serve_watched(service, left_in(database), **database.variables, **few) as watched:
         server = watched.server
@@ -155,3 +143,18 @@ def replaced_user(url: str) -> str:
     before, _, after = url.partition("postgres:@")
     assert after, url
     return f"{before}app_service:@{after}"
+
+
+@pytest.mark.long
+def test_no_row_of_a_tenant_gets_to_another(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    type_page("tenants", copy, migrated.variables)
+    check(copy)
+    copy.extend(routes=FORGETFUL)
+    for name in ("one", "two"):
+        digest = sha256(name.encode()).hexdigest()
+        execute(migrated, f"INSERT INTO tenants (name, key_digest) VALUES ('{name}', '{digest}')")
+
+    be_two_tenants(copy, migrated)
