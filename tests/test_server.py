@@ -503,7 +503,7 @@ def test_hostile_connections_take_little_memory(
         assert take(450, unfinished) < 64
         assert take(150, unread_huge) < 128  # of 8 MB each, which its maker has as well
         for limit in ("unfinished requests", "unread answers"):
-            assert f"bytes of {limit}: those that wait for long are closed" in server.log()
+            assert f"bytes of {limit}: the least recently active are closed" in server.log()
         assert server.client.post("/items", json={"name": "honest"}).status_code == 201
 
 
@@ -710,7 +710,7 @@ def test_when_connections_run_out_those_that_wait_are_closed_and_the_log_says_so
         answer = http.client.HTTPResponse(busy)
         answer.begin()
         assert answer.read() == b'"done"'
-    assert "limit of 64 connections: those that wait for long are closed" in server.log()
+    assert "limit of 64 connections: the least recently active are closed" in server.log()
 
 
 @pytest.mark.parametrize("started", ["the image", "poe dev"])

@@ -1,6 +1,6 @@
-"""The OpenAPI document says what is sent: each operation's errors, headers and entity tags.
+"""The OpenAPI document: each operation with the errors, headers and entity tags that are sent.
 
-No route says any of it; one that has a further error names its status: `responses={403: {}}`.
+No route declares them; one with a further error names its status: `responses={403: {}}`.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from app.routing import check_names
 
 
 def add_openapi(app: FastAPI) -> None:
-    """Let the document say what is sent; call this when all routes are there."""
+    """Complete the app's document; call this when all routes are registered."""
     app.openapi = partial(openapi, app.openapi, error_model(app))  # type: ignore[method-assign]
     check_names(app)
 
@@ -29,7 +29,7 @@ def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     if "headers" in components:
-        return document  # made before
+        return document  # complete already
 
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, never sent
         schemas.pop(name, None)
@@ -58,7 +58,7 @@ def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[
 
 
 def repair(part: Any, names: dict[str, str]) -> None:
-    """Give generic models their names, and limits of 64 bits, which have become floats, digits."""
+    """Name generic models, and restore 64-bit limits, which have become floats."""
     if isinstance(part, dict):
         if part.get("$ref") in names:
             part["$ref"] = names[part["$ref"]]

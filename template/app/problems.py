@@ -57,7 +57,7 @@ UNKNOWN = Kind(
 
 
 def drop_default(schema: dict[str, Any]) -> None:
-    del schema["default"]  # null: it is left out, and never sent
+    del schema["default"]  # null, which is omitted and never sent
 
 
 class FieldError(BaseModel):
@@ -101,7 +101,7 @@ class Problem(BaseModel):
 def make_problem(code: int, kind: Kind | None = None, /, **members: Any) -> Problem:
     blank = Kind("about:blank", PHRASES.get(code, "Error"))
     if "type" in members:
-        kind = blank  # a problem of one's own, which the detail of another would describe wrongly
+        kind = blank  # a custom problem: the detail of another would be wrong
     kind = kind or KINDS.get(code) or blank
     own = {"status": code, "request_id": request_id.get()}
     return Problem(**kind._asdict() | members | own)
@@ -146,7 +146,7 @@ def dump_error(problem: Problem, model: type[BaseModel]) -> str:
 
 
 def report(reason: str, cause: str) -> None:
-    """Say why an answer is 503 to those who operate the service: in the log and in a metric."""
+    """Tell operators the reason for a 503, in the log and in a metric."""
     logger.warning("unavailable: %s: %s", reason, cause, extra={"reason": reason})
     unavailable_answers.add(1, {"reason": reason})
 

@@ -1,4 +1,4 @@
-"""What every operation of its kind answers, for the OpenAPI document: errors and headers."""
+"""The errors and headers of every operation, for the OpenAPI document."""
 
 import json
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ EXAMPLES: dict[int, dict[str, Any]] = {
 
 
 def describe(operation: dict[str, Any], method: str, schemas: dict[str, Any]) -> set[int]:
-    """Add to an operation what every one of its kind answers, and return its errors."""
+    """Add the headers and errors that every such operation has; return its errors."""
     responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]
@@ -81,7 +81,7 @@ def describe(operation: dict[str, Any], method: str, schemas: dict[str, Any]) ->
 
 
 def errors_of(operation: dict[str, Any], method: str) -> Iterator[int]:
-    yield from (400, 422, 500, 503)  # each may have a parameter that is not known
+    yield from (400, 422, 500, 503)  # an unknown parameter may be sent to any
     parameters = operation.get("parameters", ())
     if any(parameter["in"] == "path" for parameter in parameters):
         yield 404

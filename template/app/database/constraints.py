@@ -11,7 +11,7 @@ from app.database.errors import violated
 def violated_columns(error: IntegrityError) -> tuple[str, ...]:
     """Return the names of the columns whose constraint a statement has violated.
 
-    There are none where the database does not say which constraint it was.
+    There are none if the database does not name the constraint.
     """
     columns, name = violated(error)
     if columns or name is None:
@@ -24,5 +24,5 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
 
 
 def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:
-    # SQLAlchemy cuts a longer name off, and adds a hash: 55 characters, `_` and 4 more.
+    # SQLAlchemy truncates a longer name and adds a hash: 55 characters, `_` and 4 more.
     return found.name == name or (len(name) == 60 and str(found.name)[:55] == name[:55])
