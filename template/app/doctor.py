@@ -45,8 +45,8 @@ async def examine(
 ) -> list[Finding]:
     """Examine the settings, the database and its schema, as far as they can be reached.
 
-    `folder` is where a server of the service's own has its data; `not_made` says that the database
-    of development is not there yet.
+    `folder` has the data of a server of the service's own; `not_made` says that the development
+    database does not exist yet.
     """
     own = folder is not None or not_made is not None
     findings = [Finding("setting", text) for text in explicit_settings(settings, own)]

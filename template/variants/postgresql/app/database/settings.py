@@ -28,13 +28,13 @@ class DatabaseSettings(BaseSettings):
     database_password: SecretStr | None = None
     database_name: str | None = None
 
-    # asyncpg waits 60 s for a connection, and forever for an answer: on a silent network that is
-    # a request that never ends. Seconds; the first is for each of several hosts.
+    # asyncpg waits 60 s for a connection, and forever for a response: on a silent network a request
+    # would never end. Seconds; the first applies to each of several hosts.
     database_connect_timeout: Seconds = 3
     database_command_timeout: Seconds = 5
 
     # Behind a PgBouncer in transaction mode each transaction may run on another server connection,
-    # where nothing is prepared and no parameter is set.
+    # without its prepared statements and parameters.
     database_pooler: bool = False
 
     @model_validator(mode="after")
@@ -49,7 +49,7 @@ class DatabaseSettings(BaseSettings):
                 raise ValueError(f"incomplete; set {missing} too")
             message = f"missing; set it to {EXAMPLE}, or set DATABASE_HOST, _USER, _PASSWORD, _NAME"
             raise PydanticCustomError("database_missing", message)
-        _ = self.driver_url  # raises, if it can't be built
+        _ = self.driver_url  # raises if it can't be built
         return self
 
     @cached_property
@@ -69,18 +69,18 @@ class DatabaseSettings(BaseSettings):
 
     @property
     def connect_args(self) -> dict[str, Any]:
-        """Arguments of the dialect's `connect`, beside the URL."""
+        """Arguments of the dialect's `connect`, besides the URL."""
         timeouts = {
             "timeout": self.database_connect_timeout,
             # The server times out first: its error leaves the connection usable.
             "command_timeout": self.database_command_timeout + ANSWER_TIMEOUT,
         }
-        # `date_trunc` and `current_date` begin a day by it: the same on every server.
+        # `date_trunc` and `current_date` depend on it: make it the same on every server.
         parameters = {"timezone": "UTC"}
         if self.database_pooler:
             nothing_prepared = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
             return timeouts | nothing_prepared | {"server_settings": parameters}
-        # The server times out as well, so that an abandoned statement keeps no locks. Milliseconds.
+        # The server times out too, so that an abandoned statement keeps no locks. Milliseconds.
         limits = {
             "statement_timeout": int(self.database_command_timeout * 1000),
             "idle_in_transaction_session_timeout": 60_000,
@@ -88,14 +88,14 @@ class DatabaseSettings(BaseSettings):
         parameters |= {
             "application_name": NAME,
             # A generic plan, which a statement may get from its sixth execution on, is many times
-            # slower for a value that is rare in its column.
+            # slower for a rare value.
             "plan_cache_mode": "force_custom_plan",
-            # Connections of a lost host count for 90 s, and not for two hours.
+            # The server drops a lost client's connections after 90 s, not two hours.
             "tcp_keepalives_idle": "60",
             "tcp_keepalives_interval": "10",
             "tcp_keepalives_count": "3",
         }
-        # A pooler refuses this one, which reveals a missing DATABASE_POOLER. So does a server on
+        # A pooler refuses this one, which reveals a missing DATABASE_POOLER; so does a server on
         # Windows, as in development.
         if sys.platform != "win32":
             parameters["client_connection_check_interval"] = "2000"
