@@ -12,16 +12,17 @@ def test_the_benchmark_measures_a_service_and_keeps_its_guarantees(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:
     copy = service.copy(tmp_path / "service")
+    (tmp_path / "load").mkdir()
     measure.extend(copy)
     if service.database == "sqlite":
-        opened = load.on_sqlite(copy, tmp_path)
+        opened = load.on_sqlite(copy, tmp_path / "load")
         cpu = measure.cpu(copy, migrated, processes=1, rounds=1, share=0.02)
         names = {"get": 5, "list": 4, "post": 4, "once": 2, "plain": 4}
         assert {kind: len(apps) for kind, apps in cpu.items()} == names
         assert report.routing(cpu)[1] > 0
         assert set(report.ratios(cpu, "service")) == set(names)
     else:
-        opened = load.on_postgresql(copy, tmp_path, with_peers=False)
+        opened = load.on_postgresql(copy, tmp_path / "load", with_peers=False)
 
     with opened as apps:  # at its end, the watcher looks at the service
         found = load.measure(apps, service.database, rounds=1, share=0.1)

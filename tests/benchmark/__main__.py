@@ -56,7 +56,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--database", choices=DATABASES, action="append", dest="databases")
-    parser.add_argument("--processes", type=int, default=4, help="how often each is started anew")
+    parser.add_argument("--processes", type=int, default=3, help="how often each is started anew")
     parser.add_argument("--rounds", type=int, default=4, help="of each process")
     parser.add_argument("--write", action="store_true", help="write the documentation's figures")
     arguments = parser.parse_args()
