@@ -4,6 +4,7 @@ Nothing else in the service knows uvicorn's inside.
 """
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import h11
@@ -28,8 +29,7 @@ class Protocol(H11Protocol):
     """
 
     conn: Connection
-    warned = -WARN_AFTER
-    held_by_all = 0
+    shared = SimpleNamespace(held=0, warned=-WARN_AFTER)  # a changed class would lose its caches
     task: asyncio.Task[Any] | None = None
     refused = False
 
@@ -70,15 +70,15 @@ class Protocol(H11Protocol):
         self.connections.discard(self)
         self.transport.abort()
         self.hold(0)
-        if self.loop.time() >= Protocol.warned + WARN_AFTER:
-            Protocol.warned = self.loop.time()
+        if self.loop.time() >= self.shared.warned + WARN_AFTER:
+            self.shared.warned = self.loop.time()
             self.logger.warning("%s: those that wait for long are closed", reason)
 
     def hold(self, size: int) -> None:
         """Count what has come of a request, until it is complete."""
-        Protocol.held_by_all += size - self.held
+        self.shared.held += size - self.held
         self.held = size
-        if size > SMALL and Protocol.held_by_all > MAX_UNFINISHED:
+        if size > SMALL and self.shared.held > MAX_UNFINISHED:
             large = [other for other in self.others_waiting() if other.held > SMALL]
             close_oldest(large or [self], f"limit of {MAX_UNFINISHED} bytes of unfinished requests")
 
