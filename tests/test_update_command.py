@@ -27,6 +27,7 @@ from tests.support.releases import (
     CONFLICTS,
     NEXT,
     WORKING_TREE,
+    call,
     conflicts,
     insert_lines,
     publish,
@@ -58,19 +59,6 @@ def everything(folder: Path) -> dict[str, Entry]:
         else:
             found[name] = (f"file {path.stat().st_mode:o}", path.read_bytes())
     return found
-
-
-def call(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as `poe update` does, with a Copier that is installed already."""
-    return subprocess.run(
-        [sys.executable, "update.py", "--defaults", *options],
-        cwd=folder,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ def publish(template: Path, folder: Path) -> Path:
         git(folder, "tag", "--force", version, commit)
     for version, write in ((NEXT, write_next_release), (REWRITTEN, rewrite)):
         write(folder)
+        insert(folder / "CHANGELOG.md", "## Unreleased\n", "", f"\n## {version} - 2027-01-31\n")
         git(folder, "add", "--all")
         git(folder, "commit", "--quiet", "--message", version)
         git(folder, "tag", version)
@@ -257,8 +259,21 @@ def rewrite(repository: Path) -> None:
 # Services -----------------------------------------------------------------------------------------
 
 
-def update(folder: Path, version: str) -> None:
+def update(folder: Path, version: str | None = None) -> None:
     copier.run_update(folder, defaults=True, overwrite=True, quiet=True, vcs_ref=version)
+
+
+def call(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run update.py as `poe update` does, with a Copier that is installed already."""
+    return subprocess.run(
+        [sys.executable, "update.py", "--defaults", *options],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 def conflicts(folder: Path) -> set[str]:
