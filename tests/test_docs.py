@@ -226,7 +226,9 @@ def test_the_tables_of_the_benchmark_are_its_figures() -> None:
     page = page_text("explanation/performance.md")
     figures = json.loads((DOCS / "explanation/benchmark.json").read_text())
 
-    assert report.with_tables(page, figures) == page
+    assert report.with_tables(page, report.tables(figures)) == page
+    readme = report.README.read_text()
+    assert report.with_tables(readme, {"cost": report.cost(figures)}) == readme
 
 
 def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None:

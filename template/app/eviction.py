@@ -3,6 +3,7 @@
 Only this file and `protocol.py` depend on uvicorn's internals (0.54).
 """
 
+from types import SimpleNamespace
 from typing import Any
 
 import h11
@@ -24,8 +25,7 @@ class EvictableProtocol(H11Protocol):
     """uvicorn's, with limits on connections, on their memory, and on the client's time."""
 
     conn: Connection
-    warned = -WARN_AFTER
-    held_by_all = 0
+    shared = SimpleNamespace(held=0, warned=-WARN_AFTER)  # a changed class would lose its caches
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,15 +51,15 @@ class EvictableProtocol(H11Protocol):
         self.connections.discard(self)
         self.transport.abort()
         self.hold(0)
-        if self.loop.time() >= EvictableProtocol.warned + WARN_AFTER:
-            EvictableProtocol.warned = self.loop.time()
+        if self.loop.time() >= self.shared.warned + WARN_AFTER:
+            self.shared.warned = self.loop.time()
             self.logger.warning("%s: the least recently active are closed", reason)
 
     def hold(self, size: int) -> None:
         """Count the bytes of a request until it is complete."""
-        EvictableProtocol.held_by_all += size - self.held
+        self.shared.held += size - self.held
         self.held = size
-        if size > SMALL and EvictableProtocol.held_by_all > MAX_UNFINISHED:
+        if size > SMALL and self.shared.held > MAX_UNFINISHED:
             large = [other for other in self.others_waiting() if other.held > SMALL]
             evict_one(large or [self], f"limit of {MAX_UNFINISHED} bytes of unfinished requests")
 
