@@ -160,6 +160,10 @@ def test_services_of_a_fork_never_leave_it(
     for folder in lived:
         live(folder)
         commit(folder, "Edit")
+    switched = Path(shutil.copytree(lived[0], tmp_path / "switched"))
+    done = call(switched, "--vcs-ref=:current:", "--data", "database=postgresql")
+    assert done.returncode == 0, done.stdout + done.stderr
+    has_what_is_acmes(switched)
 
     for version in (NEXT, REWRITTEN):
         release(templates, company.upstream, version)

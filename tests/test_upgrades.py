@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pages import Typist, block_text, page_text
 from tests.support.processes import environment
 from tests.support.releases import WORKING_TREE, call, insert, publish, write
 from tests.support.repository import REPOSITORY, commit, git, replace
@@ -24,9 +25,9 @@ OWN = {
     "app/features/items/routes.py": None,  # the example, which is the service's
     "app/features/notes.py": """\
 from app.dependencies import ReaderDep
-from app.settings import load_settings
+from app.settings import ServiceSettings
 
-SHOWN = load_settings().docs_enabled
+SHOWN = ServiceSettings.model_fields["docs_enabled"].default
 READER = ReaderDep
 """,
     "deploy/orders.yaml": "env: [{name: DOCS_ENABLED, value: 'false'}]\n",
@@ -58,6 +59,14 @@ def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     commit(folder)
     git(folder, "tag", "1010.0.0")
     return folder
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """Return what git holds, of any encoding."""
+    paths = [folder / name for name in git(folder, "ls-files").split("\n")[:-1]]
+    return {
+        str(path.relative_to(folder)): path.read_bytes() for path in paths if not path.is_symlink()
+    }
 
 
 def steps(folder: Path) -> list[str]:
@@ -109,12 +118,12 @@ def test_a_breaking_release_is_survived_by_the_steps_that_its_owner_runs(
     assert "No module named 'app.dependencies'" in run("-c", "import app.main").stderr or (
         "cannot import name 'ReaderDep'" in run("-c", "import app.main").stderr
     )
-    before = text_files_but(folder)
+    before = held(folder)
 
     done = run("upgrades/1002.0.0.py")
 
     assert done.returncode == 0, done.stderr
-    changed = {name for name, text in text_files_but(folder).items() if text != before[name]}
+    changed = {name for name, text in held(folder).items() if text != before[name]}
     assert changed == set(re.findall(r"^changed: (.*)$", done.stdout, re.MULTILINE))
     assert changed == {*git(folder, "diff", "--name-only").split()} >= OWN.keys()
     assert (folder / "deploy/latin-1.txt").read_bytes() == b"gr\xfcn: SHOW_DOCS\n"
@@ -127,12 +136,14 @@ def test_a_breaking_release_is_survived_by_the_steps_that_its_owner_runs(
     )
     assert tests.returncode == 0, tests.stdout
     assert run("upgrades/1002.0.0.py").stdout == ""  # a second time there is nothing to do
-
-
-def text_files_but(folder: Path) -> dict[str, bytes]:
-    """Return what git holds, of any encoding."""
-    names = git(folder, "ls-files").split("\n")[:-1]
-    return {name: (folder / name).read_bytes() for name in names}
+    git(folder, "add", "deploy/latin-1.txt")  # which would be shown otherwise
+    typed = block_text(page_text("how-to/update.md"), "Steps of a release").replace(
+        "2.0.0", "1002.0.0"
+    )
+    shown = Typist(folder, instead={r"\buv run python\b": python}).type(typed)
+    assert "+from app.sessions import QueryDep\n" in shown
+    assert "class " not in re.sub("^ .*", "", shown, flags=re.MULTILINE)  # of the update, nothing
+    assert steps(folder) == []
 
 
 def test_steps_come_once_and_in_order_and_never_to_a_service_that_began_later(

@@ -132,6 +132,14 @@ def test_every_workflow_has_githubs_form(linted: Path) -> None:
     assert check_schema("dependabot", linted / ".github/dependabot.yml") == ""
 
 
+def test_the_note_of_a_workflow_that_has_moved_has_githubs_form(tmp_path: Path) -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    [note] = re.findall(r"^  ```yaml\n(.*?)^  ```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "moved.yml").write_text(note.replace("\n  ", "\n").removeprefix("  "))
+
+    assert check_schema("github-workflows", tmp_path / "moved.yml") == ""
+
+
 def test_the_compose_file_and_the_dockerfile_are_in_order(linted: Path) -> None:
     if (linted / "copier.yml").exists():
         forms = sorted((linted / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"))
