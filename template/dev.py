@@ -1,4 +1,4 @@
-"""`poe dev`: bring the database up, migrate it and serve, reloading on changes. Ctrl-C ends it all.
+"""`poe dev`: start the database, migrate it and serve, reloading on changes. Ctrl-C ends all.
 
 Options are uvicorn's: `uv run poe dev --port 8001`.
 """
@@ -6,7 +6,7 @@ Options are uvicorn's: `uv run poe dev --port 8001`.
 import signal
 import sys
 
-# So that a Ctrl-C during the imports below, here and in the reloader's child, is no traceback.
+# A Ctrl-C during the imports below, here and in the reloader's child, shows no traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -43,7 +43,7 @@ def main(options: list[str]) -> None:
     alembic = Config(toml_file="pyproject.toml", attributes={"settings": settings})
     try:
         command.upgrade(alembic, "head")
-    except CommandError as error:  # another branch's revision, or two newest ones
+    except CommandError as error:  # another branch's revision, or two heads
         sys.exit(f"alembic upgrade head: {error}")
     serve(options)
 

@@ -27,7 +27,7 @@ URL = re.compile(rf"\b{DRIVER[:6]}\w*(\+\w+)?://")
 EVENTS = {"on_startup", "on_shutdown", "on_event", "add_event_handler"}
 LOOPS = {"run_until_complete", "run_forever", "new_event_loop"}
 MAKERS = {"create_engine", "engine_from_config", "async_engine_from_config", "AsyncEngine"}
-# What opens a connection without SQLAlchemy: any driver's `connect`, any pool of one.
+# What opens a connection without SQLAlchemy: any driver's `connect`, or a pool of its own.
 CONNECT = re.compile(r"(?!sqlalchemy)\w*(pg|sql)\w*\..*\b(connect|\w*[pP]ool)")
 DEPENDS = {"Depends", "Security"}
 UPDATES = {"set", "update_query_dict", "update_query_pairs", "update_query_string"}
@@ -107,7 +107,7 @@ def imports(tree: ast.Module) -> dict[str, str]:
 
 
 def full_name(node: ast.AST, imported: dict[str, str]) -> str:
-    """Return the name of the function that a call is of, with where it was imported from."""
+    """Return the qualified name of the function that is called."""
     if not isinstance(node, ast.Call):
         return ""
     first, dot, rest = ast.unparse(node.func).partition(".")
@@ -119,7 +119,7 @@ def name_of(node: ast.AST, imported: dict[str, str]) -> str:
 
 
 def leaves(call: ast.Call) -> bool:
-    """Tell whether `dispose` leaves the connections alone, as a forked child does (E15)."""
+    """Return whether `dispose` leaves the connections alone, as a forked child must (E15)."""
     return [ast.unparse(option) for option in call.keywords] == ["close=False"]
 
 
@@ -133,7 +133,7 @@ def takes_session(function: ast.AsyncFunctionDef) -> bool:
 
 
 def is_error_response(node: ast.AST) -> bool:
-    """A response is made with a status of 400 or more, or is given one."""
+    """A response is created with a status of 400 or more, or is assigned one."""
     match node:
         case ast.Assign(targets=[ast.Attribute(attr="status_code")], value=value):
             return is_error_status(value)
@@ -213,7 +213,7 @@ def check_lifespan(tree: ast.Module) -> Iterator[Finding]:
 
 
 def pushes(statement: ast.stmt, made: ast.Assign | ast.AnnAssign) -> bool:
-    """Tell whether `stack.push_async_callback(…)` is given what the line before has made."""
+    """Return whether `stack.push_async_callback(…)` gets what the previous line made."""
     target = ast.unparse(made.target if isinstance(made, ast.AnnAssign) else made.targets[0])
     return any(
         name_of(node, {}) == "push_async_callback" and target in ast.unparse(node)

@@ -1,4 +1,4 @@
-"""The contract with the clients: `openapi.json`, the document as it was last accepted.
+"""The contract with clients: `openapi.json`, the document as it was last accepted.
 
 `poe openapi` writes it. `poe check` fails where the service's document differs, so that a review
 sees each change of what clients rely on.
@@ -23,9 +23,9 @@ COMMAND = "uv run poe openapi"
 
 
 def make_settings() -> Settings:
-    """Give the features what they require, and leave the rest at its default.
+    """Set what the features require, and leave the rest at its default.
 
-    So the document is the same in every environment, and CI needs none.
+    So the document is the same in every environment, and CI needs no variables.
     """
     for name in FeatureSettings.model_fields:
         os.environ.pop(name.upper(), None)

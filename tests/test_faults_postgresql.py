@@ -1,5 +1,6 @@
 """A service that loses its PostgreSQL answers soon and honestly, heals by itself, loses nothing."""
 
+import os
 import re
 import signal
 import socket
@@ -22,7 +23,7 @@ from tests.support.answers import unavailable
 from tests.support.databases import PostgreSQLDatabase
 from tests.support.processes import environment, wait_for
 from tests.support.proxied import PASSWORD, ProxiedDatabase, open_proxied
-from tests.support.proxy import open_proxy
+from tests.support.proxy import fatal, open_proxy
 from tests.support.random_client import Fault, RandomClient
 from tests.support.repository import replace
 from tests.support.services import Server, Service
@@ -30,6 +31,7 @@ from tests.support.watcher import UVICORN
 
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
+STATES = "SELECT state FROM pg_stat_activity WHERE usename = 'guarded'"
 MARGIN = 1.5  # seconds that a busy machine may take on top of a promised limit
 
 
@@ -92,6 +94,53 @@ def test_connections_that_the_server_ended_are_replaced_unnoticed(
         assert set(pool.map(request, range(50, 100))) == {200, 201}
         proxied.proxy.cut()
         assert set(pool.map(request, range(140, 150))) == {200, 201}
+
+
+@pytest.mark.parametrize("sqlstate", ["57P01", "57P05"])  # terminated, or idle for too long
+def test_a_connection_that_the_server_has_said_to_end_is_lost_before_it_does(
+    extended: Service, proxied: ProxiedDatabase, sqlstate: str
+) -> None:
+    with serve_proxied(extended, proxied) as server, ThreadPoolExecutor() as pool:
+        http = server.client
+        for number in range(3):
+            assert http.post("/items", json={"name": f"{number}"}).status_code == 201
+            proxied.proxy.say(fatal(sqlstate))
+            assert len(http.get("/items").json()["items"]) == number + 1
+
+        proxied.proxy.say(fatal(sqlstate))
+        assert unavailable(http.post("/items", json={"name": "unsent"}))
+        assert http.post("/items", json={"name": "sent"}).status_code == 201
+
+        idle = pool.submit(http.post, "/idle", params={"seconds": 0.3})
+        wait_for(lambda: "idle in transaction" in proxied.query(STATES))
+        proxied.proxy.say(fatal(sqlstate))
+        assert unavailable(idle.result())
+        assert [item["name"] for item in http.get("/items").json()["items"]][3:] == ["sent"]
+
+        lines = [line for line in server.log().splitlines() if "unavailable: " in line]
+        for line, reason in zip(lines, ("connection lost", "outcome unknown"), strict=True):
+            assert f"unavailable: {reason}: cannot switch to state" in line
+
+
+@pytest.mark.parametrize("ended", ["by the server", "by nobody who says so"])
+def test_a_process_that_was_frozen_answers_the_next_request(
+    service: Service, proxied: ProxiedDatabase, ended: str
+) -> None:
+    with serve_proxied(service, proxied) as server, ThreadPoolExecutor(5) as pool:
+        http = server.client
+        assert {answer.status_code for answer in pool.map(http.get, ["/items"] * 20)} == {200}
+        for method, status in (("POST", 201), ("GET", 200)):
+            os.killpg(server.process.pid, signal.SIGSTOP)
+            if ended == "by the server":
+                proxied.terminate()
+            else:
+                proxied.proxy.forget()
+            time.sleep(1.1)  # for which a connection is trusted
+            os.killpg(server.process.pid, signal.SIGCONT)
+            answer = http.request(
+                method, "/items", json={"name": "a"} if method == "POST" else None
+            )
+            assert answer.status_code == status
 
 
 def test_a_read_whose_connection_dies_before_its_answer_is_sent_again(
@@ -383,6 +432,7 @@ def test_the_log_says_once_why_the_database_is_refused(
         assert http.post("/items", json={"name": "a"}).status_code == 201
         proxied.terminate()
         proxied.server.query(fault.format(proxied.name))
+        assert http.get("/health/live").status_code == 200  # it has heard of the end by then
         try:
             assert unavailable(http.post("/items", json={"name": "b"}))
         finally:

@@ -49,7 +49,7 @@ REFUSED = {
     "categories name:str": "is it --singular category?",
     "matches name:str": "is it --singular match?",
     "people name:str": "say it by --singular",
-    "people name:str --singular people": "can't be both the list and one of it",
+    "people name:str --singular people": "can't name both the list and an item",
     "docs name:str": "/docs is a path of the template's",
     # What is there already.
     "items name:str": "app/features/items is there already",

@@ -176,6 +176,58 @@ def test_a_page_works_as_it_stands(
         PAGES[page](watched.server)
 
 
+def test_the_api_changes_while_older_clients_go_on(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    schemas = copy.folder / "app/features/items/schemas.py"
+    [renamed] = [
+        block.text
+        for block in blocks(page_text("how-to/change-the-api.md"))
+        if block.language == "python" and not block.title
+    ]
+    imported, *classes = renamed.strip().split("\n\n\n")
+    text = re.sub(r"^from pydantic import .*$", imported, schemas.read_text(), flags=re.MULTILINE)
+    changed = {text.splitlines()[0]: text for text in classes}
+    parts = [changed.pop(part.splitlines()[0], part) for part in text.rstrip().split("\n\n\n")]
+    assert changed == {}
+    schemas.write_text("\n\n\n".join(parts) + "\n")
+    follow("change-the-api", copy, migrated.variables)
+
+    with copy.serve(**migrated.variables) as server:
+        http = server.client
+        old = http.post("/items", json={"name": "a", "description": "of old"})
+        either = http.post("/items", json={"name": "b", "details": "of new"})
+        both = http.post("/items", json={"name": "c", "description": "", "details": ""})
+        missing = http.get("/items/99")
+        new = http.post("/v2/items", json={"name": "d", "details": "of newest"})
+        read = [http.get(path).json()["items"] for path in ("/items", "/v2/items")]
+        document = http.get("/openapi.json").json()
+        single = http.get("/v2/items/1")
+        assert http.get("/items/1", headers={"If-None-Match": single.headers["ETag"]}).is_success
+        change = {"If-Match": single.headers["ETag"]}
+        assert http.patch("/items/1", json={"name": "e"}, headers=change).status_code == 200
+
+    texts = ["of old", "of new", "of newest"]
+    assert (
+        [item["description"] for item in read[0]] == [item["details"] for item in read[0]] == texts
+    )
+    assert [item["details"] for item in read[1]] == texts
+    assert not any("description" in item for item in read[1])
+    for answer in (old, either):
+        assert answer.headers["Deprecation"] == "@1796083200"
+        assert answer.headers["Sunset"] == "Tue, 01 Jun 2027 00:00:00 GMT"
+        assert answer.headers["Link"].endswith('; rel="deprecation"')
+    assert (both.status_code, missing.status_code) == (422, 404)
+    assert not any("Deprecation" in answer.headers for answer in (new, missing))
+    assert new.headers["Location"] == "/v2/items/3"
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation.get("deprecated", False) == (not path.startswith("/v2")), path
+    fields = document["components"]["schemas"]["ItemCreate"]["properties"]
+    assert fields.keys() == {"name", "details"}
+
+
 TALK = """
 import json, signal, sys, os
 from websockets.exceptions import ConnectionClosed

@@ -503,8 +503,42 @@ def test_hostile_connections_take_little_memory(
         assert take(450, unfinished) < 64
         assert take(150, unread_huge) < 128  # of 8 MB each, which its maker has as well
         for limit in ("unfinished requests", "unread answers"):
-            assert f"bytes of {limit}: those that wait for long are closed" in server.log()
+            assert f"bytes of {limit}: the least recently active are closed" in server.log()
         assert server.client.post("/items", json={"name": "honest"}).status_code == 201
+
+
+def test_a_client_whose_text_is_no_text_is_closed_without_a_traceback(server: Server) -> None:
+    with connect(server) as client:
+        client.sendall(head(*WEBSOCKET, start="GET /open HTTP/1.1"))
+        assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+        client.sendall(b"\x81\x81" + bytes(4) + b"\xff")
+        assert client.recv(4096)[:4] == b"\x88\x02" + (1007).to_bytes(2)
+    assert "INFO    uvicorn.error: Invalid UTF-8" in server.log()
+    assert "Traceback" not in server.log()
+
+
+# What a proxy may let pass to another path than the one that it has checked.
+ADDRESSES = [
+    f"/{before}items{between}{number}{after}"
+    for before in ("", "/", "./", ".%2f", "a/../", "a/%2e%2e/", "%2e/")
+    for between in ("/", "//", "%2f", "%2F", "\\", "%5c", "/./", "/%2e/", "/a/../", ";/", "%00/")
+    for number in ("1", "01", "+1", "1.0", "%201", "1%20", "%2b1", "٢", "1_0")
+    for after in ("", "/", "%2f", ";a", "%00", ".", "%3f", "%23")
+    if number == "1" or not after
+]
+
+
+def test_an_item_has_one_address(server: Server) -> None:
+    assert server.client.post("/items", json={"name": "addressed"}).status_code == 201
+    item = server.client.get("/items?limit=1").json()["items"][0]["id"]
+    found = set()
+    for address in ADDRESSES:
+        path = address.replace("1", str(item)).encode().decode("latin-1")
+        status, body, _ = exchange(server, head("Connection: close", start=f"GET {path} HTTP/1.1"))
+        assert (path, status < 500) == (path, True), body
+        if status == 200:
+            found.add(path)
+    assert found == {f"/items/{item}"}
 
 
 def test_a_client_that_sends_pings_and_takes_no_answers_is_left(server: Server) -> None:
@@ -676,7 +710,7 @@ def test_when_connections_run_out_those_that_wait_are_closed_and_the_log_says_so
         answer = http.client.HTTPResponse(busy)
         answer.begin()
         assert answer.read() == b'"done"'
-    assert "limit of 64 connections: those that wait for long are closed" in server.log()
+    assert "limit of 64 connections: the least recently active are closed" in server.log()
 
 
 @pytest.mark.parametrize("started", ["the image", "poe dev"])

@@ -843,6 +843,81 @@ def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path)
     assert "up-to-date" in Typist(origin).type("copier check-update")
 
 
+def test_services_below_the_root_are_checked_and_updated_as_the_page_says(
+    released: Path, tmp_path: Path
+) -> None:
+    workflow = released / "template/.github/workflows/ci.yml"
+    workflow.write_text(workflow.read_text() + "# Newer.\n")
+    commit(released, "1002.0.0")
+    git(released, "tag", "1002.0.0")
+    root = tmp_path / "root"
+    git(tmp_path, "init", "--quiet", "--initial-branch", "main", str(root))
+    typist = Typist(
+        root,
+        {
+            "PRE_COMMIT_HOME": str(tmp_path / "pre-commit"),
+            "GIT_AUTHOR_NAME": "Test",
+            "GIT_AUTHOR_EMAIL": "test@example.com",
+            "GIT_COMMITTER_NAME": "Test",
+            "GIT_COMMITTER_EMAIL": "test@example.com",
+        },
+        {
+            "copier copy": "copier copy --quiet --defaults --vcs-ref 999.0.0",
+            "uvx pre-commit": "pre-commit",
+            "TEMPLATE": str(released),
+        },
+    )
+    page = blocks(page_text("how-to/monorepo.md"))
+
+    for block in page:
+        if block.title == "update":
+            break
+        if block.language == "sh":
+            typist.type(block.text)
+        else:
+            (root / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (root / block.title).write_text(block.text)
+
+    # GitHub's files have their form, and what they name is there.
+    workflows = sorted((root / ".github/workflows").glob("*.yml"))
+    assert [file.name for file in workflows] == ["billing.yml", "orders.yml"]
+    assert check_schema("github-workflows", *workflows) == ""
+    assert check_schema("dependabot", root / ".github/dependabot.yml") == ""
+    assert lint("zizmor", "--offline", "--quiet", "--persona=pedantic", root / ".github") == ""
+    for file in workflows:
+        content = yaml.safe_load(file.read_text())
+        service = root / content["defaults"]["run"]["working-directory"]
+        assert service.name == content["name"] == file.stem
+        assert (service / "uv.lock").exists()
+        [audited] = re.findall(r"--offline (\S+)", file.read_text())
+        assert (service / audited).resolve() == root / ".github"
+        own = yaml.safe_load((released / "template/.github/workflows/ci.yml").read_text())
+        assert str(content["jobs"]).replace("../../.github", ".github") == str(own["jobs"])
+
+    # The hook looks at its own service.
+    (root / "README.md").write_text("All services.\n")
+    assert "orders...(no files to check)Skipped" in re.sub(
+        r"\.{3,}", "...", typist.type("git add --all && git commit --message 'Beside it'")
+    )
+    mine = root / "services/orders/app/features/mine.py"
+    mine.write_text("VALUE  =  1\n")
+    refused = typist.try_typing("git add --all && git commit --message 'Badly formatted'")
+    assert (refused.returncode, "1 file would be reformatted" in refused.stdout) == (1, True)
+    mine.write_text("VALUE = 1\n")
+    assert "Passed" in typist.type("git add --all && git commit --message 'Well formatted'")
+
+    # What is unfinished beside it does not matter, and is not touched.
+    (root / "README.md").write_text("Unfinished.\n")
+    printed = typist.type(block.text)
+    assert shows(printed, next(page).text)
+    changed = git(root, "diff", "--staged", "--name-only").splitlines()
+    assert sorted(changed) == [
+        "services/orders/.copier-answers.yml",
+        "services/orders/app/health.py",
+    ]
+    assert git(root, "diff", "--name-only") == "README.md\n"
+
+
 def test_an_update_says_what_it_did_and_how_to_take_it_back(origin: Path) -> None:
     health = origin / "app/health.py"
     health.write_text(health.read_text() + "\n\n# Ours.\n")

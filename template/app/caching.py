@@ -1,4 +1,4 @@
-"""What caches are told, and a client that has the current representation already."""
+"""Caching: `Cache-Control`, and 304 for a client that has the current representation."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from fastapi import status
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# What describes the body that is not sent; any other header of the response stays (15.4.5).
+# Headers of the body that a 304 does not send; the others stay (RFC 9110, 15.4.5).
 OF_THE_BODY = (
     "content-encoding",
     "content-language",
@@ -19,7 +19,7 @@ OF_THE_BODY = (
 def answer_not_modified(app: ASGIApp) -> ASGIApp:
     """Answer 304 where `If-None-Match` names the current entity tag (RFC 9110, 13.1.2).
 
-    What has a tag may be kept and is asked for again, unless the handler says otherwise.
+    What has a tag may be stored but is revalidated, unless the handler says otherwise.
     """
 
     async def answered(scope: Scope, receive: Receive, send: Send) -> None:
@@ -31,7 +31,7 @@ def answer_not_modified(app: ASGIApp) -> ASGIApp:
         async def send_checked(message: Message) -> None:
             nonlocal unmodified
             if message["type"] != "http.response.start":
-                # A stream without a pause would hold the loop.
+                # A stream without a pause would block the loop.
                 return await (asyncio.sleep(0) if unmodified else send(message))
             headers = MutableHeaders(raw=list(message.get("headers", ())))
             tag = headers.get("etag")

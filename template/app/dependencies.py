@@ -27,7 +27,7 @@ SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 """One transaction: committed when the handler returns, rolled back when it raises.
 
 `scope="function"` commits before the response is sent, so that no client gets a 2xx for a row that
-was never stored. Nobody calls `commit()`. Keys and server defaults are loaded by `flush()`.
+was never stored. Never call `commit()`; `flush()` loads keys and server defaults.
 """
 
 
@@ -35,8 +35,8 @@ class Reader:
     """Executes a `select` of columns outside a transaction, in one round trip.
 
     Two calls may see different states: for a consistent result use one statement, or a session that
-    locks the rows. If the connection is lost, the statement is sent once more, so a function that
-    writes needs a session. Build the statement once, as a constant, and pass what varies as
+    locks the rows. A lost connection makes it retry the statement once, so call a function that
+    writes in a session. Build the statement once, as a constant, and pass what varies as
     parameters.
     """
 
@@ -81,7 +81,7 @@ class Reader:
 
 
 def writes(part: object) -> bool:
-    return isinstance(part, UpdateBase)  # an INSERT, say, in a WITH
+    return isinstance(part, UpdateBase)  # such as an INSERT in a WITH
 
 
 async def get_reader(connection: HTTPConnection) -> Reader:

@@ -44,7 +44,7 @@ async def examine(
 ) -> list[Finding]:
     """Examine the settings, the database and its schema, as far as they can be reached.
 
-    `folder` is where a server of the service's own has its data.
+    `folder` has the data of a server of the service's own.
     """
     findings = [
         Finding("setting", text) for text in explicit_settings(settings, folder is not None)

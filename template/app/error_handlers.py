@@ -1,4 +1,4 @@
-"""Which failure becomes which problem, with no secret in it."""
+"""Which error becomes which problem; none contains a secret."""
 
 from http.client import responses
 from typing import Any
@@ -13,12 +13,13 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from app.database.constraints import violated_columns
 from app.database.errors import constraint, explain
-from app.problems import FieldError, problem, unavailable, violated_columns
+from app.problems import FieldError, problem, unavailable
 from app.redaction import reason_of
 from app.validation import refuse
 
-UNREADABLE = "There was an error parsing the body"  # FastAPI's, with 400, whoever failed
+UNREADABLE = "There was an error parsing the body"  # FastAPI's, with 400, whoever is to blame
 VIOLATED = {
     "unique": "This is already taken.",
     "foreign_key": "This refers to something that does not exist.",
@@ -31,7 +32,7 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, http_error)
     for invalid in (RequestValidationError, WebSocketRequestValidationError):
         app.add_exception_handler(invalid, validation_error)
-    # The last is the driver's, or that of whatever else took too long.
+    # The last is raised by the driver, or by whatever else took too long.
     for kind in (StatementError, StaleDataError, PoolTimeoutError, TimeoutError):
         app.add_exception_handler(kind, database_error)
 
@@ -52,7 +53,7 @@ async def http_error(request: Request, error: Any) -> Response:
     response = problem(error.status_code, **members)
     response.headers.update(error.headers or {})
     if error.status_code == status.HTTP_405_METHOD_NOT_ALLOWED:
-        # A route names its own methods, and not those of others at the same path.
+        # A route lists its own methods, without those of other routes at the same path.
         response.headers["Allow"] = ", ".join(
             method for method in METHODS if is_served(request, method)
         )
@@ -60,9 +61,9 @@ async def http_error(request: Request, error: Any) -> Response:
 
 
 def is_the_servers(cause: BaseException | None) -> bool:
-    """Tell whether a body could not be read by a fault of the server's: a full disk, no thread."""
+    """Return whether the server could not read a body by its own fault: a full disk, no thread."""
     if isinstance(cause, ConnectionError | TimeoutError | RecursionError):
-        return False  # the client left, is slow, or nests without end
+        return False  # the client left, is slow, or nests too deeply
     return isinstance(cause, OSError | MemoryError | RuntimeError)
 
 
@@ -92,7 +93,7 @@ async def database_error(request: Request, error: Exception) -> Response:
 
 
 def diagnose(error: Exception) -> tuple[int, str]:
-    """Return the status of the answer, and the reason of a 503 in a few fixed words."""
+    """Return the status of the response, and the reason of a 503: one of a fixed set."""
     if isinstance(error, StaleDataError):
         return 409, ""
     if isinstance(error, DBAPIError):

@@ -1,4 +1,4 @@
-"""The service, put together: read it from top to bottom."""
+"""The application factory: read it from top to bottom."""
 
 from collections.abc import Callable
 
@@ -36,7 +36,7 @@ def create_app(
         version=VERSION,
         lifespan=lifespan,
         dependencies=[Depends(check_request)],
-        generate_unique_id_function=lambda route: route.name,  # what clients call a function
+        generate_unique_id_function=lambda route: route.name,  # what clients call their function
         redirect_slashes=False,  # it would redirect to the host in the client's Host header
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         redoc_url=None,
@@ -51,8 +51,8 @@ def create_app(
 
     app.include_router(health)
 
-    # The last one added is the first to see a request. That of the features, added above, is inside
-    # all of these: its answers have an id, a line in the log and CORS headers.
+    # The last one added is the outermost. The features' own, added above, is inside all of these,
+    # so its responses have an id, a line in the log and CORS headers.
     app.add_middleware(answer_not_modified)
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):

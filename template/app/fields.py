@@ -1,4 +1,4 @@
-"""Types of fields: what a client may send, and every database can store."""
+"""Field types: what a client may send and every database can store."""
 
 import datetime
 import math
@@ -19,15 +19,15 @@ from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_ID = 2**63 - 1
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and lone surrogates
-# Python sorts the marks behind a letter by insertion: 60,000 of them for a minute. Stream-Safe Text
+# Python insertion-sorts the marks after a letter: 60,000 of them take a minute. Stream-Safe Text
 # has at most 30 (https://unicode.org/reports/tr15/#Stream_Safe_Text_Format).
 MARKS = "".join(filter(unicodedata.combining, map(chr, range(0x300, 0x1F000))))
-MARKS += "\u0f73\u0f75\u0f81"  # each is two of them
+MARKS += "\u0f73\u0f75\u0f81"  # each decomposes into two
 TOO_MANY_MARKS = re.compile("[" + MARKS + "]{31}")
 
 
 def check_digits(number: object) -> object:
-    """Raise for another spelling of an integer, such as `01` or `1.0`: an item has one address."""
+    """Refuse any other spelling of an integer, such as `01` or `1.0`: an item has one URL."""
     if isinstance(number, str) and not re.fullmatch("-?[1-9][0-9]*|0", number):
         raise PydanticKnownError("int_parsing")
     return number
@@ -36,7 +36,7 @@ def check_digits(number: object) -> object:
 INT32: JsonDict = {"format": "int32"}  # OpenAPI's
 INT64: JsonDict = {"format": "int64"}
 
-# After the bounds, which would be left out of the document otherwise.
+# It follows the bounds, which the document would lack otherwise.
 Canonical = BeforeValidator(check_digits)
 Id = Annotated[int, Field(ge=1, le=MAX_ID, json_schema_extra=INT64), Canonical]
 Integer = Annotated[int, Field(ge=-(2**31), le=2**31 - 1, json_schema_extra=INT32), Canonical]
@@ -45,8 +45,8 @@ Text = Annotated[
     str, StringConstraints(pattern=r"^[^\x00]*$")
 ]  # no NUL: not every database stores it
 
-# The first and the last day are left out: a driver may take their moments for infinite ones, and
-# in another time zone they have a year that Python does not.
+# The first and last days are excluded: a driver may take their moments for infinite, and in another
+# time zone their year is out of Python's range.
 Date = Annotated[datetime.date, Field(gt=datetime.date.min, lt=datetime.date.max)]
 DateTime = Annotated[
     AwareDatetime,
@@ -79,7 +79,7 @@ Normalized = BeforeValidator(normalize)
 
 
 def check_json(value: JsonValue) -> JsonValue:
-    """Raise for what JSON (RFC 8259) or a database has no room for."""
+    """Refuse what JSON (RFC 8259) or a database can't represent."""
     parts: list[JsonValue] = [value]
     for part in parts:  # grows while it is iterated
         if isinstance(part, dict):

@@ -1,4 +1,4 @@
-"""The forms of the log: text for people, or an object a line for machines."""
+"""Formats of the log: text for people, or one JSON object a line for machines."""
 
 import json
 import logging
@@ -16,8 +16,8 @@ from app.redaction import (
     without_message,
 )
 
-# Container runtimes cut a line at 16 KiB. Characters: of a message, and of a traceback; of a line
-# of JSON; of each text in a line that would be longer.
+# Container runtimes split a line at 16 KiB. Characters of a message or a traceback; of a line of
+# JSON; of each text in a line that would be longer.
 LONGEST = 7500
 LONGEST_LINE = 16_000
 SHORT = 800
@@ -74,7 +74,7 @@ class JSONFormatter(logging.Formatter):
             fields["exception"] = exception
         try:
             line = json.dumps(fields, default=shown)
-        except Exception:  # noqa: BLE001 - whatever `extra` holds: a cycle, keys that are no text
+        except Exception:  # noqa: BLE001 - whatever `extra` has: a cycle, keys that are no strings
             line = ""
         if not line or len(line) > LONGEST_LINE:
             texts = {name: cut(text, SHORT) for name, text in fields.items() if type(text) is str}
@@ -84,11 +84,11 @@ class JSONFormatter(logging.Formatter):
 
 
 def one_line(record: logging.LogRecord, values: bool = False) -> str:
-    """Return the message, in which nothing ends the line or changes how it is shown."""
+    """Return the message, with what would end the line or change its display escaped."""
     try:
         text = record.getMessage() if values else message_of(record)
     except Exception as error:  # noqa: BLE001 - logging would print the arguments
-        text = f"{place(record)}: not to be formatted ({name_of(error)})"
+        text = f"{place(record)}: can't be formatted ({name_of(error)})"
     return cut(printable(text.strip()), LONGEST)
 
 
@@ -100,14 +100,14 @@ def details(record: logging.LogRecord, values: bool = False) -> list[str]:
             show = traceback.format_exception if values else traceback_of
             found.append(cut("".join(show(error)).rstrip(), LONGEST))
         except Exception as other:  # noqa: BLE001 - the record would be lost
-            found.append(f"{name_of(error)}, not to be formatted ({name_of(other)})")
+            found.append(f"{name_of(error)}, can't be formatted ({name_of(other)})")
     if record.stack_info:
         found.append(cut(record.stack_info, LONGEST))
     return found
 
 
 def printable(text: str) -> str:
-    """Escape what is not printable as Python's literals do."""
+    """Escape unprintable characters, as Python's literals do."""
     if text.isprintable():
         return text
     return "".join(
@@ -116,7 +116,7 @@ def printable(text: str) -> str:
 
 
 def cut(text: str, longest: int) -> str:
-    """Take out the middle of a text that is longer."""
+    """Elide the middle of a text that is longer."""
     if len(text) <= longest:
         return text
     half = longest // 2

@@ -1,6 +1,6 @@
-"""How bytes become requests: h11, without what could be read in two ways or takes long to read.
+"""HTTP/1.1 framing: h11, without what is ambiguous or slow to parse.
 
-Nothing else in the service knows h11's inside.
+Nothing else in the service depends on h11's internals.
 """
 
 import h11
@@ -8,14 +8,14 @@ from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 
 MAX_HEADERS = 100
-# A chunk costs some 10 µs, however small: of a request's, so many may be smaller than that.
+# A chunk costs some 10 µs, however small: so many chunks of a request may be smaller than that.
 SMALL_CHUNKS, SMALL_CHUNK_SIZE = 1_000, 128
 
 
 def check_lines(data: bytes, end: bytes) -> None:
-    """Raise for lines that could be read in two ways, or over which h11 would take seconds.
+    """Refuse lines that are ambiguous, or that h11 would take seconds to parse.
 
-    What comes behind `end` is none of theirs.
+    What follows `end` is not part of them.
     """
     text = b"".join(data.partition(end)[:2])
     ends = text.count(b"\r\n")
@@ -26,7 +26,7 @@ def check_lines(data: bytes, end: bytes) -> None:
 
 
 class Chunks(ChunkedReader):
-    """h11's, which checks the lines between chunks and those of a trailer like those of a head."""
+    """h11's, which checks the lines of chunks and trailers as strictly as those of a head."""
 
     def __call__(self, buffer: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
         if self._reading_trailer:
@@ -37,7 +37,7 @@ class Chunks(ChunkedReader):
 
 
 class Connection(h11.Connection):
-    """h11's, without the leniency by which a proxy could see other requests in the same bytes."""
+    """h11's, without the leniency that lets a proxy see other requests in the same bytes."""
 
     paused = False
     spare = 0
@@ -53,7 +53,7 @@ class Connection(h11.Connection):
             is_1_1 = event.http_version == b"1.1"
             if b"transfer-encoding" in names and (b"content-length" in names or not is_1_1):
                 raise h11.RemoteProtocolError("two lengths")
-            if not event.target.startswith((b"/", b"*")):  # it may have a password
+            if not event.target.startswith((b"/", b"*")):  # it may contain a password
                 raise h11.RemoteProtocolError("an absolute target")
             if len(event.headers) > MAX_HEADERS or event.http_version not in (b"1.0", b"1.1"):
                 raise h11.RemoteProtocolError("too many headers, or another version")

@@ -1,4 +1,4 @@
-"""Headers of every response, unless its handler says otherwise: what caches and browsers may do."""
+"""Default headers of every response: what caches and browsers may do with it."""
 
 from collections.abc import Iterable
 
@@ -20,7 +20,7 @@ OF_PAGES = DEFAULTS | {
 
 
 def complete(headers: Iterable[tuple[bytes, bytes]], scope: Scope) -> list[tuple[bytes, bytes]]:
-    """Add the defaults of those headers that are not given."""
+    """Add the default of each header that is missing."""
     given = [*headers]
     names = {name for name, _ in given}
     path = scope["path"].removeprefix(scope.get("root_path", ""))

@@ -31,13 +31,13 @@ VERSIONS = select(column("version_num", String), READ_ONLY.label("read_only")).s
 
 @router.get("/live")
 async def live() -> dict[str, str]:
-    """Say that the process runs. Touches nothing: no outage of the database restarts it."""
+    """Report that the process runs; touch nothing, so that no database outage restarts it."""
     return {"status": "live"}
 
 
 @router.get("/ready")
 async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
-    """Say whether requests can be served: the database takes writes, its schema is not behind."""
+    """Report whether it can serve: the database accepts writes and its schema is not behind."""
     state = request.app.state
     if is_busy(state):
         return {"status": "busy"}
@@ -61,13 +61,13 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
 
 
 def is_probe(scope: Scope) -> bool:
-    """Tell whether a request is a probe's, wherever the service is mounted."""
+    """Return whether a request is a probe's, wherever the service is mounted."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
     return path.startswith(f"{router.prefix}/")
 
 
 def is_busy(state: State) -> bool:
-    """Load is no reason to be taken out of service, or all replicas would go together."""
+    """Load must not make a replica unready, or all of them would go at once."""
     full: bool = state.engine.pool.checkedout() >= state.settings.database_capacity
     return full and not state.engine.dialect.unreachable
 
@@ -80,23 +80,23 @@ async def find_obstacle(reader: Reader, writes: bool) -> str | None:
 
 
 async def examine(reader: Reader) -> tuple[Schema, bool]:
-    """Compare the database with the migrations, and say whether it takes no writes.
+    """Compare the database with the migrations; return also whether it is read-only.
 
     A revision that the migrations don't have is a newer release's.
     """
     rows = (await reader.execute(VERSIONS)).all()
     current = {row.version_num for row in rows}
-    newest, known = await asyncio.to_thread(revisions)
+    heads, known = await asyncio.to_thread(revisions)
     read_only = any(row.read_only for row in rows)
-    if current == newest:
+    if current == heads:
         return "up to date", read_only
     return ("behind" if current <= known else "ahead"), read_only
 
 
 @cache
 def revisions() -> tuple[set[str], set[str]]:
-    """Read the newest revisions, and all, from the migrations' files."""
-    # Alembic would take a tenth of the start, and is asked once: import it then.
+    """Read the heads, and all revisions, from the migrations' files."""
+    # Importing Alembic takes a tenth of the startup, and it is needed once: import it then.
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory(str(MIGRATIONS))

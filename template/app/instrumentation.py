@@ -19,7 +19,7 @@ SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)  # buckets of OpenTelem
 
 
 def request_telemetry(enabled: bool, exclude: Callable[[Scope], bool]) -> TelemetryConfig:
-    """Return what FastAPI records of requests, but for those that `exclude` returns true for."""
+    """Return what FastAPI records of requests, except those that `exclude` returns true for."""
     return {
         "tracing": enabled,
         "metrics": enabled,

@@ -55,7 +55,7 @@ async def dispose(engine: AsyncEngine) -> None:
             await roll_back(engine)
             await engine.dispose()
             assert isinstance(engine.dialect, Dialect)
-            await asyncio.gather(*engine.dialect.closing)  # connections given up just now
+            await asyncio.gather(*engine.dialect.closing)  # connections terminated just now
         logger.info("engine disposed of")
     except TimeoutError:
         logger.warning(

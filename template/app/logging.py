@@ -30,11 +30,11 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
 
 
 def configure_logging(settings: ServiceSettings) -> None:
-    """Send the records of all loggers to stderr, uvicorn's too, a line each.
+    """Send the records of all loggers to stderr, uvicorn's too, one line each.
 
-    `LOG_LEVEL` is the level of the service's own. A library is heard from WARNING on, since at INFO
-    an HTTP client logs the queries of its calls, and at DEBUG a driver the values of statements; one
-    that is wanted gets a level by its name.
+    `LOG_LEVEL` is the level of the service's own. Libraries log from WARNING up, since at INFO an
+    HTTP client logs the queries of its calls, and at DEBUG a driver the values of statements; to
+    hear more of one, set the level of its logger.
     """
     level = logging.getLevelNamesMapping()[settings.log_level]
     handler = logging.StreamHandler()
@@ -62,15 +62,17 @@ def configure_logging(settings: ServiceSettings) -> None:
 
 
 def leave_out_values(record: logging.LogRecord) -> bool:
-    """Keep out of uvicorn's records what a request or an error contains."""
+    """Keep the contents of requests and errors out of uvicorn's records."""
     text = str(record.msg)
-    if text.startswith("Traceback "):  # of a start or a shutdown that fails, logged meanwhile
+    if text.startswith("Traceback "):  # a startup or shutdown failed: this is its `except`
         record.msg, record.exc_info = "the lifespan failed", sys.exc_info()
         if isinstance(sys.exception(), asyncio.CancelledError):  # by a second SIGINT
             record.msg, record.exc_info = "ended at once, as asked", None
             record.levelno, record.levelname = logging.WARNING, "WARNING"
-    elif isinstance(record.msg, OSError):  # that it can't listen, and on which address
+    elif isinstance(record.msg, OSError):  # says which address it can't listen on
         record.msg = text
+    elif text.startswith("Invalid UTF-8"):  # in a WebSocket's message: its client's fault
+        record.exc_info, record.levelno, record.levelname = None, logging.INFO, "INFO"
     # A WebSocket's line contains the query string; app.access logs it without.
     return "WebSocket %s" not in text
 
@@ -85,8 +87,8 @@ def add_ids(record: logging.LogRecord) -> bool:
 
 
 def log_what_python_prints() -> None:
-    """Log what Python would print to stderr, unless a hook of somebody else's does that."""
-    logging.raiseExceptions = False  # it would print the arguments of a record
+    """Log what Python would print to stderr, unless another hook is installed."""
+    logging.raiseExceptions = False  # they would print a record's arguments
     warnings.showwarning = log_warning  # type: ignore[assignment]
     if sys.excepthook is sys.__excepthook__:
         sys.excepthook = log_uncaught
@@ -102,20 +104,20 @@ def log_warning(message: Warning | str, kind: object, file: str, line: int, *mor
 
 def log_uncaught(kind: type[BaseException], error: BaseException, frames: Any) -> None:
     if isinstance(error, KeyboardInterrupt):
-        return  # Python ends by SIGINT, which the exit code says
+        return  # Python exits by SIGINT, as the exit code says
     logger.critical("uncaught error; LOG_VALUES=true shows its message", exc_info=error)
 
 
 def log_ignored(failure: Any) -> None:
-    """Log what ended a thread, or was raised where nothing can catch it."""
+    """Log what ended a thread, or what was raised where nothing can catch it."""
     if failure.exc_value is not None and failure.exc_type is not SystemExit:
         logger.error("an error that nothing caught", exc_info=failure.exc_value)
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """Return the trace id of a valid `traceparent`, else a sane `X-Request-ID`, else the trace's.
+    """Return the trace id of a valid `traceparent`, else a valid `X-Request-ID`, else the span's.
 
-    Where nothing is traced, the last is a new id.
+    Without a span it is a new id.
     """
     given = dict(headers)
     if match := TRACEPARENT.fullmatch(given.get(b"traceparent", b"").decode("latin-1")):

@@ -8,5 +8,5 @@ from app.settings import Settings, load_settings
 
 app = create_app(load_settings(Settings), add_features)
 
-# What is there by now stays: a full collection that visits it all holds the loop for 60 ms.
+# What exists by now stays: a full collection that visits it blocks the loop for 60 ms.
 gc.freeze()

@@ -1,7 +1,8 @@
-"""What surrounds every request: pure ASGI, since `BaseHTTPMiddleware` costs more than a route."""
+"""Middleware, in pure ASGI: `BaseHTTPMiddleware` costs more than a route."""
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Collection
 from fnmatch import fnmatchcase
@@ -23,10 +24,11 @@ from app.routing import find_route
 access_logger = logging.getLogger("app.access")
 error_logger = logging.getLogger("app.errors")
 
-# OpenTelemetry's names, which the metrics have too
+# OpenTelemetry's names, as in the metrics
 METHOD = "http.request.method"
 STATUS = "http.response.status_code"
 
+HOST = re.compile(r"[a-z0-9._:-]+")  # a name or an address, in lower case
 STARTS = {"http.response.start", "websocket.http.response.start", "websocket.accept"}
 
 
@@ -67,7 +69,7 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
         try:
             await app(scope, receive, send_with_id)
         except WebSocketDisconnect:
-            pass  # the client's way to end it
+            pass  # how a client ends it
         except asyncio.CancelledError as error:
             # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.
             if line[STATUS] or scope["type"] != "http" or error.args == (REFUSED,):
@@ -76,16 +78,16 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
             response = unavailable(Request(scope), reason, "cut short")
             await response(scope, receive, send_with_id)
         except Exception:
-            # Starlette would answer outside of every middleware, and the server log it once more.
+            # Starlette would answer outside all middleware, and the server would log it again.
             error_logger.exception("unhandled error")
             if line[STATUS] and scope["type"] == "http":
-                raise  # too late for an answer: the server cuts the connection
+                raise  # too late for a response: the server closes the connection
             await problem(status.HTTP_500_INTERNAL_SERVER_ERROR)(scope, receive, send_with_id)
         finally:
             if not is_probe(scope):
                 seconds = time.perf_counter() - start
                 client = (scope.get("client") or ("-",))[0]
-                # Of a proxy's header, if it passes on what a client sent.
+                # The address may be the client's own text, if a proxy passes its header on.
                 text = (*line.values(), round(seconds * 1000, 1), quote(client, ":%"))
                 line["http.server.request.duration"] = round(seconds, 6)
                 if route := find_route(scope):
@@ -109,7 +111,7 @@ def answer_head(app: ASGIApp) -> ASGIApp:
         async def send_head(message: Message) -> None:
             nonlocal refused
             if message["type"] != "http.response.start":
-                return await asyncio.sleep(0)  # a stream without a pause would hold the loop
+                return await asyncio.sleep(0)  # a stream without a pause would block the loop
             refused = not refused and message["status"] == status.HTTP_405_METHOD_NOT_ALLOWED
             if not refused:
                 await send(message)
@@ -128,12 +130,13 @@ def answer_head(app: ASGIApp) -> ASGIApp:
 
 
 def check_hosts(app: ASGIApp, allowed_hosts: Collection[str]) -> ASGIApp:
-    """Answer 400 to a host name that matches no pattern, but for probes, which use addresses."""
+    """Answer 400 to a host name that matches no pattern, except to probes, which use addresses."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan" and not is_probe(scope):
             host = URL(scope=scope).hostname or ""
-            if not any(fnmatchcase(host, allowed) for allowed in allowed_hosts):
+            served = any(fnmatchcase(host, allowed) for allowed in allowed_hosts)
+            if not (served and HOST.fullmatch(host)):
                 detail = "This host name is not served here."
                 response = problem(status.HTTP_400_BAD_REQUEST, detail=detail)
                 return await response(scope, receive, send)

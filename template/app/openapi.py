@@ -1,6 +1,6 @@
-"""The OpenAPI document says what is sent: each operation's errors, headers and entity tags.
+"""The OpenAPI document: each operation with the errors, headers and entity tags that are sent.
 
-No route says any of it; one that has a further error names its status: `responses={403: {}}`.
+No route declares them; one with a further error names its status: `responses={403: {}}`.
 """
 
 from collections.abc import Callable
@@ -8,33 +8,34 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.fields import MAX_ID
-from app.problems import Problem
+from app.problems import error_model
 from app.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
 from app.routing import check_names
 
 
 def add_openapi(app: FastAPI) -> None:
-    """Let the document say what is sent; call this when all routes are there."""
-    app.openapi = partial(openapi, app.openapi)  # type: ignore[method-assign]
+    """Complete the app's document; call this when all routes are registered."""
+    app.openapi = partial(openapi, app.openapi, error_model(app))  # type: ignore[method-assign]
     check_names(app)
 
 
-def openapi(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[str, Any]:
     """Complete the document that `make` returns: FastAPI's, or a feature's own."""
     document = make()
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     if "headers" in components:
-        return document  # made before
+        return document  # complete already
 
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, never sent
         schemas.pop(name, None)
-    definitions = models_json_schema(
-        [(Problem, "serialization")], ref_template=SCHEMAS + "{model}"
-    )[1]["$defs"]
+    definitions = models_json_schema([(error, "serialization")], ref_template=SCHEMAS + "{model}")[
+        1
+    ]["$defs"]
     schemas |= definitions
     names = {}
     for name, title in [(name, schema.get("title", "")) for name, schema in schemas.items()]:
@@ -50,12 +51,14 @@ def openapi(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     for path in document["paths"].values():
         for method, operation in path.items():
             errors |= describe(operation, method.upper(), schemas)
-    components["responses"] = {f"Problem{code}": describe_error(code) for code in sorted(errors)}
+    components["responses"] = {
+        f"Problem{code}": describe_error(code, error) for code in sorted(errors)
+    }
     return document
 
 
 def repair(part: Any, names: dict[str, str]) -> None:
-    """Give generic models their names, and limits of 64 bits, which have become floats, digits."""
+    """Name generic models, and restore 64-bit limits, which have become floats."""
     if isinstance(part, dict):
         if part.get("$ref") in names:
             part["$ref"] = names[part["$ref"]]

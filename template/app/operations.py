@@ -1,4 +1,4 @@
-"""What the OpenAPI document says of the operation that a request has come to."""
+"""What the OpenAPI document says of the operation that a request matches."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,14 +12,14 @@ from app.routing import find_route
 
 
 class Operation(NamedTuple):
-    """What an operation takes, as the OpenAPI document says it, or would if it hid nothing."""
+    """What an operation accepts, as the OpenAPI document has it, or would if it were not hidden."""
 
     query: dict[str, bool]  # its parameters, and whether they may be repeated
     media_types: frozenset[str]
 
 
 def find_operation(scope: Scope) -> Operation | None:
-    """Return what a request's operation takes, if it is one of FastAPI's."""
+    """Return the operation that a request matches, if it is one of FastAPI's."""
     if scope["type"] != "http" or (route := find_route(scope)) is None:
         return None
     known: dict[tuple[str | None, str], Operation | None] = scope["app"].state._operations

@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol on h11, with limits that uvicorn 0.54 has no options for.
 
-Nothing else in the service knows uvicorn's inside.
+Nothing else in the service depends on uvicorn's internals.
 """
 
 import asyncio
@@ -12,19 +12,19 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from app.framing import Connection
 from app.limits import LARGE, REFUSED, SMALL, watch
 
-MAX_HEAD_SIZE = 16_384  # bytes; h11 refuses a head that is still incomplete by then
-CLIENT_TIMEOUT = 20.0  # seconds in which a client whose turn it is sends or takes …
-LEAST = 10_000  # … so many bytes, or is left
-WARN_AFTER = 10.0  # seconds from one line about connections that are closed to the next
-MAX_UNFINISHED = 2**25  # bytes of all requests that have come in part
-MAX_UNREAD = 2**24  # bytes of all answers that their clients do not take
+MAX_HEAD_SIZE = 16_384  # bytes; h11 refuses a head that is longer
+CLIENT_TIMEOUT = 20.0  # seconds in which a client whose turn it is must send or read …
+LEAST = 10_000  # … so many bytes, or is disconnected
+WARN_AFTER = 10.0  # seconds between two warnings of evicted connections
+MAX_UNFINISHED = 2**25  # bytes of all incomplete requests
+MAX_UNREAD = 2**24  # bytes of all responses that their clients do not read
 
 
 class Protocol(H11Protocol):
-    """uvicorn's, with limits to connections and to the client's time, and without pipelines.
+    """uvicorn's, with limits on connections and on the client's time, and without pipelining.
 
-    A request that comes before the last one is answered is not served: no client needs that, while
-    a request that hides in another arrives like this.
+    A request that arrives before the last one is answered is not served: no client needs that, and
+    a smuggled request arrives like this.
     """
 
     conn: Connection
@@ -38,19 +38,19 @@ class Protocol(H11Protocol):
         self.conn = Connection(h11.SERVER, self.config.h11_max_incomplete_event_size or 0)
         self.limit, self.limit_concurrency = self.limit_concurrency, None  # of connections alone
         self.served, self.app = self.app, self.serve
-        self.since = self.loop.time()  # it waits for its client since then
+        self.since = self.loop.time()  # when it began to wait for its client
         self.owed, self.moved, self.unsent, self.held = False, 0, 0, 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         close = self.timeout_keep_alive_handler
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, close)
-        self.timer = self.loop.call_later(CLIENT_TIMEOUT, self.look)
+        self.timer = self.loop.call_later(CLIENT_TIMEOUT, self.check_progress)
         if self.limit and len(self.connections) >= self.limit:
-            close_oldest(self.others_waiting() or [self], f"limit of {self.limit} connections")
+            evict_one(self.others_waiting() or [self], f"limit of {self.limit} connections")
 
     async def serve(self, *arguments: Any) -> None:
-        """Run the app, unless or until the rest of its request is refused."""
+        """Run the app until it returns or the rest of its request is refused."""
         if self.refused:
             return
         self.task = asyncio.current_task()
@@ -66,41 +66,41 @@ class Protocol(H11Protocol):
         known: set[Any] = self.connections - {self}  # WebSockets among them
         return [other for other in known if isinstance(other, Protocol) and other.is_waiting()]
 
-    def close(self, reason: str) -> None:
+    def evict(self, reason: str) -> None:
         self.connections.discard(self)
         self.transport.abort()
         self.hold(0)
         if self.loop.time() >= Protocol.warned + WARN_AFTER:
             Protocol.warned = self.loop.time()
-            self.logger.warning("%s: those that wait for long are closed", reason)
+            self.logger.warning("%s: the least recently active are closed", reason)
 
     def hold(self, size: int) -> None:
-        """Count what has come of a request, until it is complete."""
+        """Count the bytes of a request until it is complete."""
         Protocol.held_by_all += size - self.held
         self.held = size
         if size > SMALL and Protocol.held_by_all > MAX_UNFINISHED:
             large = [other for other in self.others_waiting() if other.held > SMALL]
-            close_oldest(large or [self], f"limit of {MAX_UNFINISHED} bytes of unfinished requests")
+            evict_one(large or [self], f"limit of {MAX_UNFINISHED} bytes of unfinished requests")
 
     def pause_writing(self) -> None:
         super().pause_writing()
         unread = [other for other in self.others_waiting() if other.flow.write_paused]
         if sum(other.transport.get_write_buffer_size() for other in [*unread, self]) > MAX_UNREAD:
-            close_oldest(unread, f"limit of {MAX_UNREAD} bytes of unread answers")
+            evict_one(unread, f"limit of {MAX_UNREAD} bytes of unread answers")
 
     def is_waiting(self) -> bool:
-        """Tell whether it is the client's turn: to send the rest of a request, to take an answer."""
+        """Return whether it is the client's turn: to send a request, or to read a response."""
         sends = self.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not self.flow.read_paused
         return sends or self.transport.get_write_buffer_size() > 0
 
-    def look(self) -> None:
+    def check_progress(self) -> None:
         unsent = self.transport.get_write_buffer_size()
         moved = self.moved + self.unsent - unsent
         owed = unsent > 0 or (self.is_waiting() and self.timeout_keep_alive_task is None)
         if owed and self.owed and moved < LEAST:
             return self.transport.abort()
         self.owed, self.moved, self.unsent = owed, 0, unsent
-        self.timer = self.loop.call_later(CLIENT_TIMEOUT, self.look)
+        self.timer = self.loop.call_later(CLIENT_TIMEOUT, self.check_progress)
 
     def data_received(self, data: bytes) -> None:
         self.moved += len(data)
@@ -118,7 +118,7 @@ class Protocol(H11Protocol):
             self.cycle.keep_alive = False
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        if event.method != b"GET":  # the WebSocket's protocol would not answer
+        if event.method != b"GET":  # the WebSocket protocol would not answer
             return self.send_400_response("a WebSocket begins with GET")
         self.timer.cancel()
         self.hold(0)
@@ -132,7 +132,7 @@ class Protocol(H11Protocol):
             self.cycle.disconnected = True
         if self.task is not None:
             self.task.cancel(REFUSED)
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # a response has begun
             return self.transport.close()
         super().send_400_response(msg)
 
@@ -151,7 +151,7 @@ class Protocol(H11Protocol):
         self.timer.cancel()
 
 
-def close_oldest(protocols: list[Protocol], reason: str) -> None:
-    """Close the one whose client was last heard of the longest ago."""
+def evict_one(protocols: list[Protocol], reason: str) -> None:
+    """Close the connection that is the least recently active."""
     if protocols:
-        min(protocols, key=lambda protocol: protocol.since).close(reason)
+        min(protocols, key=lambda protocol: protocol.since).evict(reason)

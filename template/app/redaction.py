@@ -1,8 +1,8 @@
-"""What the log says of errors and of libraries: nothing that may be a value.
+"""Redaction: what the log says of errors and libraries, without anything that may be a value.
 
-The message of an error may hold a value of a row, a request or a secret, whoever raised it. So the
-log has its type and its traceback, whose lines of source say what was done. A library's message is
-what stands in the library's source, without its arguments.
+An error's message may contain a secret, or a value of a row or a request, whoever raised it. So the
+log has its type and traceback, whose source lines say what was done. A library's message is logged
+as it stands in the library's source, without its arguments.
 """
 
 import logging
@@ -20,11 +20,11 @@ from app.database.errors import public_message
 
 OWN = ("app", "migrations")  # the roots of the service's own loggers
 FOLDER = os.path.dirname(__file__) + os.sep
-FRAMES = 30  # of a traceback, the innermost
+FRAMES = 30  # innermost, of a traceback
 
 
 class PlainError(Exception):
-    """Its message speaks of the code alone: the log shows it."""
+    """An error whose message is about the code alone, so that the log may show it."""
 
 
 def message_of(record: logging.LogRecord) -> str:
@@ -41,9 +41,9 @@ def message_of(record: logging.LogRecord) -> str:
         return text % given if given else text
     if is_constant(record):
         return text
-    # asyncio's begins with words, and goes on with tasks, callbacks and their arguments.
+    # asyncio's begins with words; tasks, callbacks and their arguments follow.
     words: Any = re.match(r"[\w .,!]*", text if record.name == "asyncio" else "")
-    return f"{place(record)}: {words[0] or 'a message that may hold values'}"
+    return f"{place(record)}: {words[0] or 'a message that may contain values'}"
 
 
 def without_message(value: object) -> object:
@@ -51,9 +51,9 @@ def without_message(value: object) -> object:
 
 
 def is_trusted(record: logging.LogRecord) -> bool:
-    """Tell whether a logger's messages hold no values but what the service's own code puts there.
+    """Return whether a logger's messages have no values but those that the service logs itself.
 
-    Below INFO uvicorn logs the frames of WebSockets, and SQLAlchemy rows.
+    Below INFO, uvicorn logs the frames of WebSockets, and SQLAlchemy logs rows.
     """
     root = record.name.partition(".")[0]
     if root in OWN or record.levelno < logging.INFO:
@@ -62,7 +62,7 @@ def is_trusted(record: logging.LogRecord) -> bool:
 
 
 def is_constant(record: logging.LogRecord) -> bool:
-    """Tell whether the message is a constant of the function that logs it: one of the callers."""
+    """Return whether the message is a constant of the caller that logs it."""
     frame = sys._getframe()
     while frame.f_back:
         frame = frame.f_back
@@ -77,18 +77,18 @@ def place(record: logging.LogRecord) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return the type of an error, and its message if that can hold no value."""
+    """Return the type of an error, and its message if that can't contain a value."""
     text = public_part(error)
     return f"{name_of(error)}: {text}" if text else name_of(error)
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the message of an error if it can hold no value, or else its type and origin."""
+    """Return the message of an error if it can't contain a value, or else its type and origin."""
     return public_part(error) or f"{name_of(error)}{origin(error)}"
 
 
 def origin(error: BaseException) -> str:
-    """Return which line of the service's own code an error went through last."""
+    """Return the last line of the service's own code that an error passed."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if frame.filename.startswith(FOLDER)]
     if not own:
@@ -114,7 +114,7 @@ def public_part(error: BaseException) -> str:
 
 
 def traceback_of(error: BaseException) -> str:
-    """Return the traceback of an error and of what has caused it, as Python prints it."""
+    """Return the traceback of an error and of its causes, as Python prints it."""
     return "\n".join(blocks(error))
 
 

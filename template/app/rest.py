@@ -1,4 +1,4 @@
-"""What REST asks of a resource: entity tags, preconditions and pages."""
+"""Parts of a REST resource: entity tags, preconditions and pages."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from app.fields import MAX_ID, Canonical
 
 T = TypeVar("T")
 
-STRONG_TAG = re.compile(r'"([0-9]{1,19})-[0-9a-f]{8}"')  # of those that `etag` makes
+STRONG_TAG = re.compile(r'"([0-9]{1,19})-[0-9a-f]{8}"')  # as `etag` makes them
 
 IfMatch = Annotated[
     str | SkipJsonSchema[None],
@@ -31,16 +31,16 @@ IfMatch = Annotated[
         examples=['"1-3f786850"'],
     ),
 ]
-"""`= None`: it may be absent; without a default, a missing header is answered with 428."""
+"""With `= None` it may be absent; without a default, a missing header is answered with 428."""
 
 MAX_LIMIT = 100
 Limit = Annotated[
-    int, Query(ge=1, le=MAX_LIMIT, description="The most items to return."), Canonical
+    int, Query(ge=1, le=MAX_LIMIT, description="How many items to return at most."), Canonical
 ]
 
 
 class Versioned(BaseModel):
-    """The base of a representation whose row has a version: its entity tag is in each item."""
+    """The base of a representation whose row has a version: each item has its entity tag."""
 
     version: int = Field(exclude=True)
 
@@ -59,7 +59,7 @@ class Page(BaseModel, Generic[T]):
     @field_validator("items", mode="before")
     @classmethod
     def read_rows(cls, items: Any) -> Any:
-        """Make named tuples of rows, whose attributes pydantic reads three times as fast."""
+        """Convert rows to named tuples, whose attributes pydantic reads three times as fast."""
         return [*named(items)] if isinstance(items, Sequence) else items
 
     @classmethod
@@ -83,7 +83,7 @@ def tuple_maker(names: tuple[str, ...]) -> Any:
     make_type: Any = namedtuple
     try:
         return make_type("NamedRow", names)._make
-    except ValueError:  # two names are alike, or one is no identifier
+    except ValueError:  # two names are equal, or one is no identifier
         return lambda row: row
 
 
@@ -94,7 +94,7 @@ def etag(model: type[BaseModel], version: int) -> str:
 
 @cache
 def fingerprint(model: type[BaseModel]) -> str:
-    """Return what changes with the form: a release that adds a field sends other bytes."""
+    """Return a hash of the schema: a release that adds a field sends other bytes."""
     schema = json.dumps(model.model_json_schema(mode="serialization"), sort_keys=True)
     return sha256(schema.encode()).hexdigest()[:8]
 
@@ -130,7 +130,7 @@ def decode_cursor(text: str) -> int:
     except ValueError:
         key = 0
     if not 1 <= key <= MAX_ID or encode_cursor(key) != text:
-        raise PydanticCustomError("invalid_cursor", "This is no cursor that the service has given")
+        raise PydanticCustomError("invalid_cursor", "This cursor was not issued by the service")
     return key
 
 
@@ -139,4 +139,4 @@ Cursor = Annotated[
     Query(description="The `next_cursor` of the page before.", examples=["AAAAAAAAAGQ"]),
     BeforeValidator(decode_cursor, json_schema_input_type=str),
 ]
-"""The key to begin behind; `= None`: without it, a list begins with its first page."""
+"""The key to start after; `= None`: without it, a list starts with its first page."""

@@ -1,4 +1,4 @@
-"""Which route a request comes to."""
+"""Which route a request matches."""
 
 import re
 from typing import Any
@@ -15,15 +15,15 @@ from app.redaction import PlainError
 
 
 class Router(APIRouter):
-    """FastAPI's, whose routes are asked only about a path that their prefix occurs in.
+    """FastAPI's, whose routes are tried only for a path that contains their prefix.
 
-    FastAPI asks every route of every router, at some 2 µs each: twenty features would cost every
-    request 180 µs. If FastAPI no longer calls `matches`, nothing but that is lost.
+    FastAPI tries every route of every router, at some 2 µs each: twenty features would cost every
+    request 180 µs. If FastAPI no longer calls `matches`, only that is lost.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # The longest part without parameters. It is searched for, since what includes the router,
+        # The longest part without parameters, found anywhere in the path: what includes the router,
         # or mounts the application, may put a prefix of its own before it.
         self._literal = max(re.split(r"{.*?}", self.prefix), key=len)
         self._known = 0
@@ -44,7 +44,7 @@ class NameClashError(PlainError, ValueError):
 
 
 def check_names(app: FastAPI) -> None:
-    """Raise an error if two operations have one id: clients call their functions by it."""
+    """Raise an error if two operations have one id: clients name their functions by it."""
     taken: dict[str | None, str] = {}
     for route in iter_route_contexts(app.routes):
         for method in route.methods or () if getattr(route, "include_in_schema", False) else ():
@@ -56,13 +56,13 @@ def check_names(app: FastAPI) -> None:
 
 
 def find_route(scope: Scope) -> RouteContext | None:
-    """Return the route that a request has come to, with its whole path."""
+    """Return the route that a request matches, with its full path."""
     if scope.get("endpoint") is None:
         return None
     app: FastAPI = scope["app"]
-    endpoint = id(scope["endpoint"])  # a router is one too, and has no hash
+    endpoint = id(scope["endpoint"])  # a router is one too, and is not hashable
     known: dict[int, list[RouteContext]] = getattr(app.state, "_routes", {})
-    if endpoint not in known:  # the first request, or a route that was added since
+    if endpoint not in known:  # the first request, or a route was added since
         known = {endpoint: []}
         for route in iter_route_contexts(app.routes):
             known.setdefault(id(route.endpoint), []).append(route)

@@ -14,7 +14,7 @@ KEEP_ALIVE_TIMEOUT = 75  # seconds without a request; proxies keep a connection 
 
 
 def serve(arguments: Sequence[str] | None = None) -> None:
-    """Run uvicorn; arguments and `UVICORN_…` variables win over these options."""
+    """Run uvicorn; arguments and `UVICORN_…` variables override these options."""
     options = {
         "app": "app.main:app",
         "http": "app.protocol:Protocol",
@@ -27,7 +27,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
 
 
 def check_options(arguments: list[str]) -> str:
-    """Return the address to listen on, or end the process if uvicorn could not."""
+    """Return the address to listen on, or exit if uvicorn could not."""
     app = {"app": ""}
     try:
         options = uvicorn.main.make_context("poe dev", list(arguments), default_map=app).params

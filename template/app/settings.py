@@ -28,7 +28,7 @@ def split(value: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def each(pattern: str, wanted: str) -> AfterValidator:
-    """Hold each of several names to a pattern, in lower case, as browsers and servers compare."""
+    """Lower-case each name and check its pattern: hosts and origins are case-insensitive."""
 
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(map(str.lower, names))
@@ -60,7 +60,7 @@ LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 class ServiceSettings(DatabaseSettings):
     """The template's variables, typed; `.env.example` explains each.
 
-    They are enough for a migration, and for whatever else needs no feature.
+    They suffice for migrations, and for whatever else needs no feature.
     """
 
     model_config = SettingsConfigDict(
@@ -82,14 +82,14 @@ class ServiceSettings(DatabaseSettings):
     max_body_size: PositiveInt = 262_144  # bytes
 
     # SQLAlchemy keeps five connections, and opens and closes up to ten more under load: with 8
-    # clients, 50 to 100 connections are opened per second, each delaying a request. Here all that
-    # may be opened are kept, and a service that is quiet opens fewer.
+    # clients, 50 to 100 connections are opened per second, each delaying a request. Here every
+    # connection is kept once it is opened, and a quiet service opens fewer.
     database_pool_size: PositiveInt = 15
     database_max_overflow: NonNegativeInt = 0
-    # With SQLAlchemy's default of 30 s the client has given up by then, and its retry queues too.
+    # After SQLAlchemy's default of 30 s the client has given up, and its retry waits as well.
     # Seconds.
     database_pool_timeout: Seconds = 5
-    # A connection that lasts would ignore a host name that now resolves to another server; a new
+    # A long-lived connection would miss that its host name now resolves to another server; a new
     # one costs some milliseconds. Seconds; -1: never.
     database_pool_recycle: Annotated[int, Field(ge=-1)] = 300
     database_pool_pre_ping: bool = True
@@ -98,12 +98,12 @@ class ServiceSettings(DatabaseSettings):
 
     @property
     def database_capacity(self) -> int:
-        """The connections that this process opens at the most."""
+        """The most connections that this process opens."""
         return self.database_pool_size + self.database_max_overflow
 
     @property
     def engine_options(self) -> dict[str, Any]:
-        """What `create_async_engine` gets beside `driver_url`."""
+        """The arguments of `create_async_engine` besides `driver_url`."""
         return {
             "poolclass": FairPool,
             "pool_size": self.database_pool_size,
@@ -126,7 +126,7 @@ AnySettings = TypeVar("AnySettings", bound=ServiceSettings)
 
 
 def load_settings(kind: type[AnySettings]) -> AnySettings:
-    """Read the environment and `.env`, or end the process with a message that shows no value."""
+    """Read the environment and `.env`, or exit with a message that shows no value."""
     names_in(kind.model_config.get("env_file"))  # can be read
     try:
         return kind()
@@ -146,6 +146,6 @@ def load_settings(kind: type[AnySettings]) -> AnySettings:
 
 def message_of(problem: Any) -> str:
     text: str = problem["msg"].removeprefix("Value error, ")
-    # A validator of a feature's may let out what `int()` says, for one.
+    # A feature's validator may pass on what `int()` says, for one.
     repeated = problem["type"] == "value_error" and str(problem["input"]) in text
     return "is not valid" if repeated else text

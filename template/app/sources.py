@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def names_in(file: Any) -> list[str]:
-    """Return the names that `.env` sets, in upper case, or end the process with what is wrong."""
+    """Return the names that `.env` sets, in upper case, or exit and say what is wrong."""
     path = Path(file or "")
     if not path.is_file():  # a pipe can be read once
         return []
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        sys.exit(f"{file} is not in UTF-8: save it anew in that encoding.")
+        sys.exit(f"{file} is not in UTF-8: save it in that encoding.")
     except OSError as error:
         sys.exit(f"{file} can't be read: {error.strerror}.")
     if "\0" in text:
-        sys.exit(f"{file} is not in UTF-8, but in UTF-16 perhaps: save it anew in UTF-8.")
+        sys.exit(f"{file} is not in UTF-8, but perhaps in UTF-16: save it in UTF-8.")
     names = []
     for binding in parse_stream(StringIO(text)):
         if binding.error:
@@ -37,7 +37,7 @@ def names_in(file: Any) -> list[str]:
 
 
 def unknown_names(settings: "ServiceSettings") -> list[str]:
-    """Say of each name in `.env` that no setting has which one it may be."""
+    """Describe each name in `.env` that is no setting, with the likely one."""
     known = [name.upper() for name in type(settings).model_fields]
     unknown = [name for name in names_in(settings.model_config["env_file"]) if name not in known]
     texts = []
@@ -48,7 +48,7 @@ def unknown_names(settings: "ServiceSettings") -> list[str]:
 
 
 def source_of(name: str) -> str:
-    """Say where a setting that is set explicitly comes from."""
+    """Return the source of a setting that is set explicitly."""
     environment = {name.upper() for name, value in os.environ.items() if value}
     return "the environment" if name.upper() in environment else ".env"
 
@@ -56,7 +56,7 @@ def source_of(name: str) -> str:
 def describe_database(settings: "ServiceSettings", folder: str | None = None) -> str:
     """Return the database's URL, as its own tools take it but without a password, and its source.
 
-    `folder` is where a server of the service's own has its data.
+    `folder` has the data of a server of the service's own.
     """
     url = settings.driver_url
     named = {"database_url", "database_host"} & settings.model_fields_set

@@ -72,7 +72,7 @@ class QueryRedactor(SpanProcessor):
 
 
 class SpanExporter(OTLPSpanExporter):
-    """Leaves the messages of errors out, as the log does: they may contain values."""
+    """Omits the messages of errors, as the log does: they may contain values."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         return super().export([without_messages(span) for span in spans])

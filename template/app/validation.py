@@ -1,4 +1,4 @@
-"""Requests that the OpenAPI document does not allow, and what a client is told of them."""
+"""Validation: requests that the OpenAPI document does not allow, and their errors."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -15,17 +15,21 @@ from app.problems import FieldError, problem
 URLENCODED = "application/x-www-form-urlencoded"
 FORMS = {URLENCODED, "multipart/form-data"}
 PLACES = ("body", "query", "path", "header", "cookie")
-MAX_VALUES = 4_000  # of a JSON body: each may be some errors, which cost 3 µs each
+MAX_VALUES = 4_000  # of a JSON body: each may cause some errors, at 3 µs each
 ACCEPT = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}  # of a 415; RFC 9110, 15.5.16: Accept
 
 
 async def check_request(connection: HTTPConnection) -> None:
-    """Refuse what FastAPI would ignore: unknown parameters, and what is no form where one is due.
+    """Refuse what FastAPI would ignore: unknown parameters, and other bodies where a form is due.
 
-    So is JSON of so many values that an error for each would hold the loop. A probe is answered
-    whatever an orchestrator sends with it.
+    Refuse an encoded slash, too, which servers decode before routes are matched: a proxy that does
+    not would see another path. And refuse JSON of so many values that an error for each would block
+    the loop. A probe is answered whatever an orchestrator sends with it.
     """
     scope = connection.scope
+    if b"%2f" in (scope.get("raw_path") or b"").lower():
+        detail = "A path must not contain an encoded slash."
+        raise HTTPException(status.HTTP_404_NOT_FOUND, detail)
     if not (scope["query_string"] or is_sent(connection)) or is_probe(scope):
         return
     if (operation := find_operation(scope)) is None:
@@ -35,9 +39,9 @@ async def check_request(connection: HTTPConnection) -> None:
         headers = accepted(operation, connection)
         raise HTTPException(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE, headers=headers)
     check_query(operation, connection)
-    # What FastAPI has parsed; where it has not, `json()` would take the body from the handler.
+    # Only what FastAPI has parsed: `json()` would consume the handler's body.
     if has_too_many(getattr(connection, "_json", None)):
-        text = f"A body has at most {MAX_VALUES} values"
+        text = f"A body may have at most {MAX_VALUES} values"
         raise RequestValidationError([{"type": "too_many_values", "loc": ("body",), "msg": text}])
 
 
@@ -99,13 +103,13 @@ def accepted(operation: Operation, connection: HTTPConnection) -> dict[str, str]
 
 
 def takes(operation: Operation) -> frozenset[str]:
-    # A form without files may be sent in either way; one with files, in parts only.
+    # A form without files may be sent either way; one with files, as multipart only.
     return operation.media_types | (FORMS if URLENCODED in operation.media_types else set())
 
 
 def field_error(found: Any, body: Any) -> FieldError:
     place, path = None, [*found["loc"]]
-    if path and path[0] in PLACES:  # else of a model that a handler has validated itself
+    if path and path[0] in PLACES:  # else of a model that a handler validates itself
         place = path.pop(0)
     detail = found["msg"]
     if found["type"] == "union_tag_invalid":  # whose message has the tag that was sent
@@ -121,7 +125,7 @@ def field_error(found: Any, body: Any) -> FieldError:
 
 
 def point(path: list[Any], body: Any, missing: bool) -> str:
-    """Return the JSON pointer of a field, without what is pydantic's own: the names of a union."""
+    """Return the JSON pointer of a field, without pydantic's own parts: the names of a union."""
     pointer = ""
     for number, part in enumerate(path, 1):
         parts = range(len(body)) if isinstance(body, list) else body
@@ -134,5 +138,5 @@ def point(path: list[Any], body: Any, missing: bool) -> str:
 
 
 def clean(name: str) -> str:
-    """Cut the name of an unknown field, which is the client's own text and could be anything."""
+    """Truncate the name of an unknown field, which is the client's own text."""
     return name[:100].encode("utf-8", "replace").decode()

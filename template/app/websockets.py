@@ -26,7 +26,7 @@ def close_websockets(app: ASGIApp) -> ASGIApp:
             kind = message["type"]
             if accepted and kind == "websocket.http.response.start" and not closed:
                 closed = True
-                # Scripts in browsers see no headers: this reason leads to the log.
+                # Scripts in browsers see no headers: this id leads to the log.
                 reason = request_id.get()[:123]
                 with suppress(OSError):  # the client has gone
                     code = close_code(message["status"])

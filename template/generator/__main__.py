@@ -1,4 +1,4 @@
-"""What `poe feature` is told, and what it says."""
+"""The command line of `poe feature`."""
 
 import argparse
 import signal

@@ -1,4 +1,4 @@
-"""A feature: the texts of its modules, and what keeps it from being written."""
+"""A feature: the texts of its modules, and what would prevent writing it."""
 
 import ast
 import re
@@ -37,7 +37,7 @@ class Feature:
         return TESTS / f"test_{self.plural}.py"
 
     def render(self, module: str) -> str:
-        """Return the text of a module, without those parts that no field has a use for."""
+        """Return the text of a module, without the parts that no field needs."""
         words = self.words()
         parts = [
             Template(part)
@@ -93,11 +93,11 @@ def quoted(fields: Iterable[Field]) -> str | None:
 
 
 def check_feature(feature: Feature) -> None:
-    """Raise an error if something of the feature is there already, or would have two meanings."""
+    """Raise an error if part of the feature exists already, or a name would be ambiguous."""
     plural, singular, model = feature.plural, feature.singular, camel(feature.singular)
     check_name(singular, sql=False)
     if plural == singular:
-        raise RefusedError(f"{plural} can't be both the list and one of it: say --singular.")
+        raise RefusedError(f"{plural} can't name both the list and an item: pass --singular.")
     if plural in PATHS:
         raise RefusedError(f"/{plural} is a path of the template's: take another name.")
     left = [file for file in feature.folder.glob("*") if file.name != "__pycache__"]
@@ -138,7 +138,7 @@ def migrated_tables() -> set[str]:
 
 
 def identifiers(module: str) -> set[str]:
-    """Return the names that a module of any feature imports, defines and takes."""
+    """Return the names that a module of any feature imports, defines and accepts."""
     text = Feature("zzzs", "zzz", [Field("zzf", "int", {})]).render(module)
     found = set()
     for node in ast.walk(ast.parse(text)):

@@ -25,12 +25,12 @@ TAKEN |= {"datetime", "decimal", "uuid"}  # the modules whose types other fields
 
 
 class Kind(NamedTuple):
-    """What a type of field is in each module; what stands in braces is the field's own."""
+    """What a type of field is in each module; braces are filled in by the field."""
 
     python: str  # in the model and in rows
     column: str  # in the model, unless the Python type says it all
     schema: str
-    unset: str  # makes the default, which is never used, of a change without this field
+    unset: str  # the default, never used, of a change without this field
     sent: str  # in the tests: a value for each `number` from 1 to 3
     refused: tuple[str, ...]
 
@@ -78,7 +78,7 @@ NEVER_UNIQUE = ("bool", "json")
 class Field:
     name: str
     type: str
-    words: dict[str, Any]  # what its type says with braces around
+    words: dict[str, Any]  # fills in the braces of its type
     optional: bool = False
     unique: bool = False
     model: Any = None  # that it refers to
@@ -136,7 +136,7 @@ class Field:
 
 
 def read_field(text: str, singular: str) -> Field:
-    """Return what `name:type` stands for, with a limit and further words behind it."""
+    """Parse `name:type`, with a limit and further words after it."""
     name, _, behind = text.partition(":")
     kind, *words = behind.split(":")
     if name in TAKEN:

@@ -1,4 +1,4 @@
-"""The files of a feature: written all, or not at all."""
+"""The files of a feature: all are written, or none."""
 
 import argparse
 import ast
@@ -83,7 +83,7 @@ def register(text: str, plural: str) -> str:
 
 
 def describe_table(feature: Feature) -> tuple[str, str]:
-    """Return what Alembic would write for the feature's table: what makes it, and what drops it."""
+    """Return what Alembic would write for the feature's table: its creation and its dropping."""
     importlib.invalidate_caches()
     importlib.import_module(f"app.features.{feature.plural}.models")
     table = metadata.tables[feature.plural]
@@ -104,7 +104,7 @@ def describe_table(feature: Feature) -> tuple[str, str]:
 
 
 def tidy(files: Sequence[Path]) -> None:
-    """Sort imports and take out those that no field needs, and format, as `poe fix` does."""
+    """Sort the imports, remove those that no field needs, and format, as `poe fix` does."""
     names = [str(file) for file in files]
     run("", "-m", "ruff", "check", "--fix-only", "--exit-zero", "--quiet", *names)
     run("", "-m", "ruff", "format", "--quiet", *names)

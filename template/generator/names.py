@@ -1,4 +1,4 @@
-"""Names: which are refused wherever they stand, and the singular of one."""
+"""Names: which are refused everywhere, and the singular of one."""
 
 import builtins
 import keyword
@@ -14,7 +14,7 @@ AMBIGUOUS = {"ses": "se", "zes": "ze", "ies": "y", "ches": "ch", "oes": "o"}
 
 
 class RefusedError(Exception):
-    """A feature that is not written, and why."""
+    """Why a feature is not written."""
 
 
 def check_name(name: str, *, sql: bool = True) -> None:
@@ -34,9 +34,9 @@ def guess_singular(plural: str) -> str:
             guess = plural.removesuffix(ending) + singular
             if ending in SINGULARS:
                 return guess
-            raise RefusedError(f"The singular of {plural} is not sure: is it --singular {guess}?")
+            raise RefusedError(f"The singular of {plural} is unclear: is it --singular {guess}?")
     if not re.search("[^sui]s$", plural):
-        raise RefusedError(f"The singular of {plural} is not sure: say it by --singular.")
+        raise RefusedError(f"The singular of {plural} is unclear: pass it as --singular.")
     return plural.removesuffix("s")
 
 

@@ -23,7 +23,7 @@ def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Liter
 def include_name(name: str | None, kind: str, parents: Mapping[str, Any]) -> bool:
     """Compare only the models' schemas, and CHECK constraints named by the naming convention.
 
-    Those without a name belong to their column's type, and some databases name them.
+    Unnamed ones belong to their column's type, and some databases name them.
     """
     if kind == "schema":
         return name in SCHEMAS
@@ -45,7 +45,7 @@ def compare_type(
 
 
 def quoted(text: str) -> str:
-    """Return a text as the database shows it in a server default."""
+    """Quote a text as the database does in a server default."""
     return "'" + text.replace("'", "''") + "'"
 
 

@@ -1,4 +1,4 @@
-"""Runs migrations: each in a transaction of its own, and again if it could not get its locks."""
+"""Runs each migration in its own transaction, and again if it could not get its locks."""
 
 import logging
 import sys
@@ -19,14 +19,14 @@ from app.database.errors import explain
 from app.redaction import describe, reason_of
 from app.settings import ServiceSettings
 
-ATTEMPTS = 30  # at each migration
-PAUSE = 1.0  # seconds between two attempts, in which queued requests are answered
-POLL = 0.5  # seconds between two attempts to get the lock of migrations
+ATTEMPTS = 30  # for each migration
+PAUSE = 1.0  # seconds between attempts, in which queued requests are answered
+POLL = 0.5  # seconds between attempts to get the migration lock
 
 VERSIONS = Path(__file__).parent / "versions"
 ALLOW_AHEAD = "allow-ahead"
 
-# Reasons of `explain`: for another attempt, and for blaming the server and not a migration.
+# Reasons of `explain`: to try again, and to blame the server rather than a migration.
 CONTENDED = {"lock timeout", "deadlock"}
 AWAY = {
     "connection lost",
@@ -49,10 +49,10 @@ class PendingMigrations:
     """The migrations that a command still has to run."""
 
     def __init__(self, migration: MigrationContext) -> None:
-        self.failures = 0  # of the first one left
+        self.failures = 0  # of the first remaining one
         self._wanted = migration.opts["fn"]
         self._remaining: list[Any] | None = None
-        # After a failure Alembic would compute them anew, and `-2` would count from there.
+        # After a failure Alembic would compute them again, and `-2` would count from there.
         migration._migrations_fn = self._run
 
     def __str__(self) -> str:
@@ -68,10 +68,10 @@ class PendingMigrations:
 
 
 def is_ahead(heads: tuple[str, ...]) -> bool:
-    """Tell whether a newer release has migrated the database, so that nothing is left to do.
+    """Return whether a newer release has migrated the database, so that nothing is left to do.
 
     Raises:
-        CommandError: the revision is unknown, and may as well be another branch's.
+        CommandError: the revision is unknown, and may be another branch's.
     """
     known = {script.revision for script in context.script.walk_revisions()}
     unknown = ", ".join(sorted(set(heads) - known))
@@ -90,13 +90,12 @@ def is_ahead(heads: tuple[str, ...]) -> bool:
 
 
 def run(connection: Connection, /, **options: Any) -> None:
-    """Run the command's migrations, each in a transaction of its own.
+    """Run the command's migrations, each in its own transaction.
 
-    One that times out waiting for a lock, or that ends in a deadlock, is rolled back alone, and
-    attempted again.
+    One that times out waiting for a lock, or ends in a deadlock, is rolled back alone and retried.
 
     Raises:
-        LocksNotFreeError: the migrations before it are committed.
+        LocksNotFreeError: the previous migrations are committed.
     """
     context.configure(connection=connection, transaction_per_migration=True, **options)
     migration = context.get_context()
@@ -104,7 +103,7 @@ def run(connection: Connection, /, **options: Any) -> None:
     while True:
         try:
             context.run_migrations()
-            connection.commit()  # of a command without migrations
+            connection.commit()  # for a command without migrations
             return
         except DBAPIError as error:
             connection.rollback()
@@ -126,13 +125,13 @@ def run(connection: Connection, /, **options: Any) -> None:
 
 @contextmanager
 def exits(settings: ServiceSettings) -> Iterator[None]:
-    """Exit with one line where a traceback would say nothing more."""
+    """Exit with one line where a traceback would add nothing."""
     try:
         yield
     except LocksNotFreeError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("Interrupted: the migration that ran is rolled back.")
+        sys.exit("Interrupted: the running migration is rolled back.")
     except CommandError:  # which says what is wrong, and what to do
         raise
     except DBAPIError as error:

@@ -200,7 +200,7 @@ async def test_an_integer_of_the_query_has_one_spelling(client: AsyncClient, nam
 @pytest.mark.parametrize(
     ("path", "code", "detail"),
     [
-        ("/found/1?cursor=x", "invalid_cursor", "This is no cursor that the service has given"),
+        ("/found/1?cursor=x", "invalid_cursor", "This cursor was not issued by the service"),
         ("/found/1?at=10:00Z", "time_with_offset", "A time must not have a UTC offset"),
         ("/found/1?own=x", "value_error", "not mine"),
     ],
@@ -531,6 +531,8 @@ async def test_an_exhausted_pool_is_unavailability(settings: ServiceSettings) ->
         ("shop.test", 200),
         ("example.com", 400),
         ("api.example.com.evil", 400),
+        ("evil%2f.example.com", 400),
+        ("evil#.example.com", 400),
         ("evil", 400),
         ("", 400),
     ],

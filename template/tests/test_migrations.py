@@ -66,11 +66,11 @@ async def test_replicas_may_migrate_at_the_same_time(unmigrated_settings: Servic
             *(sys.executable, "-c", ALEMBIC, "upgrade", "head"),
             env=os.environ | {"DATABASE_URL": url},
         )
-        for _ in range(4)
+        for _ in range(2)
     ]
     codes = [await process.wait() for process in processes]
 
-    assert codes == [0] * 4
+    assert codes == [0, 0]
     await run(command.check, unmigrated_settings)
 
 

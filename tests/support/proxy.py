@@ -15,6 +15,13 @@ SSL_REQUEST = b"\x00\x00\x00\x08\x04\xd2\x16\x2f"
 TERMINATE = b"X\x00\x00\x00\x04"
 
 
+def fatal(sqlstate: str) -> bytes:
+    """Return the server's message that a session ends."""
+    fields = "".join(f"{field}\0" for field in ("SFATAL", "VFATAL", f"C{sqlstate}", "Mthe end"))
+    text = fields.encode() + b"\0"
+    return b"E" + (len(text) + 4).to_bytes(4) + text
+
+
 Action = Literal["cut", "lose", "hold"]  # lose: from then on nothing gets through
 
 
@@ -76,6 +83,7 @@ class Proxy:
         self._tls = tls
         self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
+        self._clients: set[asyncio.StreamWriter] = set()
         self._states: list[dict[str, bool]] = []
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -97,6 +105,10 @@ class Proxy:
         """Let nothing through on the connections of now, as a firewall that has forgotten them."""
         for state in self._states:
             state["lost"] = True
+
+    def say(self, message: bytes) -> None:
+        """Tell every client, as the server would, and leave the connections open."""
+        self._run(self._say(message))
 
     def cut(self) -> None:
         self._run(self._cut())
@@ -124,6 +136,11 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    async def _say(self, message: bytes) -> None:
+        for writer in self._clients:
+            writer.write(message)
+            await writer.drain()
+
     async def _settle(self) -> None:
         for _ in range(10):  # the loop looks for what has arrived each time
             await asyncio.sleep(0)
@@ -137,6 +154,7 @@ class Proxy:
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writers = {writer}
         self._writers |= writers
+        self._clients.add(writer)
         # Bytes that were swallowed don't come back: such a connection stays silent, as behind a
         # firewall that has forgotten it.
         state = {"lost": False, "asked": False, "cancels": False}
@@ -160,6 +178,7 @@ class Proxy:
         for opened in writers:
             opened.close()
         self._writers -= writers
+        self._clients.discard(writer)
 
     async def _pass(
         self,

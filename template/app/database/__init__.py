@@ -1,4 +1,4 @@
-"""What a model and a migration need: the base, and the column types that are the service's own."""
+"""What models and migrations need: the base, and the service's own column types."""
 
 from app.database.base import Base, Timestamps, utc_now
 from app.database.types import BigIntegerKey, UTCDateTime

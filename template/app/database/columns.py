@@ -1,4 +1,4 @@
-"""Columns on either database: JSON, bounded numbers, and a CHECK constraint for each type."""
+"""Columns of any database: JSON, bounded numbers, and a CHECK constraint for each type."""
 
 import json
 import math

@@ -12,8 +12,8 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 # The only undocumented names of SQLAlchemy; everything else imports them from here.
 # `greenlet_spawn` runs a whole read in one greenlet: 206 µs of CPU, against 403 by the documented
-# calls, which spawn one for each step. `await_` awaits where there is no connection yet, whose
-# `run_async` is the documented way.
+# calls, which spawn one for each step. `await_` awaits where there is no connection yet to call
+# `run_async` on, as documented.
 from sqlalchemy.util import await_, greenlet_spawn
 
 from app import NAME
@@ -34,10 +34,10 @@ logging.getLogger(__name__).setLevel(logging.WARNING)  # as SQLAlchemy does for 
 class FairPool(AsyncAdaptedQueuePool):
     """SQLAlchemy's default pool, with a queue that is served in the order of arrival.
 
-    The default hands a connection that becomes free to the next caller, past those that wait, and a
-    waiter that is late joins the end of its queue: with 300 clients, up to 498 of 6,000 reads timed
-    out after 5 s on a healthy server. Every pool of SQLAlchemy implements `_do_get` and
-    `_do_return_conn`; each connection is checked out and returned by them, once.
+    The default hands a returned connection to the next caller, past the waiters, and a waiter that
+    misses one goes to the end of the queue: with 300 clients, up to 498 of 6,000 reads timed out
+    after 5 s on a healthy server. Every pool of SQLAlchemy implements `_do_get` and
+    `_do_return_conn`, each called once per checkout.
     """
 
     def __init__(

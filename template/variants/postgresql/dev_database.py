@@ -1,10 +1,9 @@
 """The database of `poe dev`: that of the settings, or a PostgreSQL of the service's own.
 
-Its programs come with the development dependencies, and it runs while a process uses it, which
-holds a shared lock on the file `users`. A keeper, a process of its own, starts the server, and stops
-it when that lock is free: the system releases it however a process ends. The server's processes hold
-the lock on `server`, so that the process id which PostgreSQL wrote down is believed only while they
-live.
+Its programs come with the development dependencies. It runs while some process uses it and so holds
+a shared lock on the file `users`. A keeper process starts the server, and stops it when that lock
+is free: the system releases it however a process ends. The server's processes hold the lock on
+`server`, so that the process id which PostgreSQL wrote down is trusted only while they live.
 """
 
 import os
@@ -27,26 +26,26 @@ if sys.platform != "win32":
 
 DATA = Path(__file__).parent / ".postgres"
 START_TIMEOUT = 60.0  # seconds, of which recovery after a crash takes some
-PROGRAMS = "pginstall18/bin"  # of the package, whose import would write to shared folders
+PROGRAMS = "pginstall18/bin"  # the package's, whose import would write to shared folders
 INITDB = (
     *("--username=postgres", "--auth=peer", "--no-instructions", "--encoding=UTF8", "--no-locale"),
     *("--locale-provider=builtin", "--builtin-locale=C.UTF-8"),  # the same on every system
 )
 NOT_DURABLE = ("-cfsync=off", "-cfull_page_writes=off", "-csynchronous_commit=off")
-# PostgreSQL refuses to run as root: here it is another user, who may open root's files. The
-# "securebits" are for access(2), by which it looks for its own programs.
+# PostgreSQL refuses to run as root: it runs as another user who may open root's files. The
+# "securebits" are for access(2), which it calls to find its own programs.
 AS_NOBODY = (
     *("setpriv", "--reuid=nobody", "--clear-groups", "--securebits=+no_setuid_fixup"),
     *("--inh-caps=-all,+dac_override", "--ambient-caps=-all,+dac_override"),
     "--bounding-set=-all,+dac_override",
 )
-# Python would warn of a process that it forgets while it runs.
+# Python warns of a running process that is no longer referenced.
 keepers: list[subprocess.Popen[bytes]] = []
 REASON = re.compile(r"(?:FATAL|PANIC|DETAIL|HINT|(?i:error)): +(.+)")
 
 
 def database_is_missing() -> bool:
-    """Say whether neither the environment nor `.env` names a database."""
+    """Return whether neither the environment nor `.env` names a database."""
     from pydantic import ValidationError  # the keeper needs neither
 
     from app.settings import ServiceSettings
@@ -61,9 +60,9 @@ def database_is_missing() -> bool:
 
 
 def find_database(*, make: bool = True) -> str | None:
-    """Unless the settings name a database, name that of `.postgres/`: if it is there, or `make`.
+    """Unless the settings name a database, set that of `.postgres/`: if it exists, or `make`.
 
-    Return the folder if it is that.
+    Return the folder in that case.
     """
     if not database_is_missing():
         return None
@@ -83,7 +82,7 @@ def find_database(*, make: bool = True) -> str | None:
 def start(folder: Path, *, temporary: bool = False) -> str:
     """Start the server of `folder`, or share it, until this process ends; return its URL.
 
-    A temporary server waits for no disk, and its folder is deleted with it.
+    A temporary server does not wait for the disk, and its folder is deleted with it.
 
     Raises:
         OSError: with a sentence for the user.
@@ -121,7 +120,7 @@ def start(folder: Path, *, temporary: bool = False) -> str:
 
 
 def lock(file: Path, operation: int) -> int | None:
-    """Lock a file until its descriptor is closed; return that, or `None` if others hold it."""
+    """Lock a file until its descriptor is closed; return that, or `None` if it is locked."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, operation)
@@ -140,16 +139,16 @@ def find_url(folder: Path) -> str | None:
             return None
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(f"{sockets}/.s.PGSQL.5432")
-    except (FileNotFoundError, ConnectionRefusedError, IndexError):  # it starts, or was killed
+    except (FileNotFoundError, ConnectionRefusedError, IndexError):  # it is starting, or was killed
         return None
     return f"postgresql://postgres@:5432/postgres?host={sockets}"
 
 
 def keep(folder: Path, temporary: bool) -> None:
-    """Run the server while it is used."""
+    """Run the server while it is in use."""
     os.umask(0o077)
     unused = threading.Event()
-    # The folder's own path may be too long for a socket, and TMPDIR's, too.
+    # The folder's own path may be too long for a socket, and so may TMPDIR's.
     sockets = tempfile.mkdtemp(prefix="postgres-", dir="/tmp")
     try:
         if server := lock(folder / "server", fcntl.LOCK_EX | fcntl.LOCK_NB):
@@ -171,7 +170,7 @@ def keep(folder: Path, temporary: bool) -> None:
 
 
 def serve(data: Path, server: int, sockets: str, temporary: bool) -> int:
-    """Start the server, whose processes inherit a lock; return the first one's id."""
+    """Start the server, whose processes inherit a lock; return the postmaster's id."""
     if not data.exists():
         for half_made in data.parent.glob("data.*"):
             shutil.rmtree(half_made, ignore_errors=True)
@@ -180,7 +179,7 @@ def serve(data: Path, server: int, sockets: str, temporary: bool) -> int:
         if run("initdb", "-D", str(made), *INITDB, *sync).wait() != 0:
             sys.exit(1)
         made.rename(data)
-    # The system says who connects: nobody else may, and there is no password to keep.
+    # The system says who connects: nobody else may, and no password is needed.
     (data / "pg_hba.conf").write_text("local all all peer map=owner\n")
     (data / "pg_ident.conf").write_text(f'owner "{pwd.getpwuid(os.geteuid()).pw_name}" postgres\n')
     (data / "postmaster.pid").unlink(missing_ok=True)  # of one that was killed

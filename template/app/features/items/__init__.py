@@ -1,1 +1,1 @@
-"""An example feature, yours to copy, to change or to delete: an update leaves it alone."""
+"""An example feature, yours to copy, change or delete: an update leaves it alone."""

@@ -12,9 +12,9 @@ from app.features.items.models import Item
 
 ItemRow: TypeAlias = Row[int, str, str | None, datetime.datetime, datetime.datetime, int]
 
-# Statements built once, so that SQLAlchemy compiles them once. A change has the columns and the
-# conditions of its request, and is built on each call. Those that write name the table and not the
-# model: they return the row that they made, and the session has nothing to keep track of.
+# Statements are built once, so that SQLAlchemy compiles them once; only a change is built on each
+# call, from the columns and conditions of its request. Writes name the table and not the model:
+# they return the row that they made, and the session has nothing to track.
 COLUMNS = (Item.id, Item.name, Item.description, Item.created_at, Item.updated_at, Item.version)
 ITEM = select(*COLUMNS).where(Item.id == bindparam("id"))
 PAGE = (
@@ -42,7 +42,7 @@ async def create_item(session: AsyncSession, values: Mapping[str, Any]) -> ItemR
 async def update_item(
     session: AsyncSession, item_id: int, values: Mapping[str, Any], *conditions: ColumnElement[bool]
 ) -> ItemRow | None:
-    """Change an item for which all conditions hold; return it, or `None` where there is none."""
+    """Change an item if all conditions hold; return it, or `None`."""
     same = (Item.id == item_id, *conditions)
     change = update(Item.__table__).where(*same).values(**values, version=Item.version + 1)
     statement = change.returning(*COLUMNS) if values else select(*COLUMNS).where(*same)
@@ -52,6 +52,6 @@ async def update_item(
 async def delete_item(
     session: AsyncSession, item_id: int, *conditions: ColumnElement[bool]
 ) -> int | None:
-    """Delete an item for which all conditions hold; return its id, or `None`."""
+    """Delete an item if all conditions hold; return its id, or `None`."""
     statement = delete(Item.__table__).where(Item.id == item_id, *conditions)
     return await session.scalar(statement.returning(Item.id))

@@ -19,10 +19,10 @@ router = Router(prefix="/items", tags=["items"])
 async def list_items(
     reader: ReaderDep, limit: Limit = MAX_LIMIT, cursor: Cursor = None
 ) -> dict[str, Any]:
-    """Oldest first. A page costs the same wherever it is: it begins behind a key, not an offset.
+    """Oldest first. Every page costs the same: it starts after a key, not at an offset.
 
-    A walk from the first page on shows whatever was stored before it began. What is stored
-    meanwhile may come to be behind the cursor: to synchronise, begin at the first page again.
+    A walk from the first page shows whatever was stored before it began. What is stored meanwhile
+    may fall behind the cursor: to synchronise, start again at the first page.
     """
     rows = await queries.list_items(reader, after=cursor or 0, limit=limit + 1)
     more = len(rows) > limit
@@ -68,7 +68,7 @@ async def delete_item(item_id: Id, session: SessionDep, if_match: IfMatch = None
 
 
 async def missing_or_changed(session: SessionDep, item_id: int) -> HTTPException:
-    """Find out why no row was the version that the client knows."""
+    """Find out why no row had the version that the client knows."""
     found = await queries.get_item(session, item_id)
     return HTTPException(
         status.HTTP_412_PRECONDITION_FAILED if found else status.HTTP_404_NOT_FOUND

@@ -1,4 +1,4 @@
-"""What the endpoints of the items take and give. Yours: an update leaves it alone."""
+"""What the endpoints of the items accept and return. Yours: an update leaves it alone."""
 
 import datetime
 from typing import Annotated

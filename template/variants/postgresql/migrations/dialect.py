@@ -12,9 +12,9 @@ from app import NAME
 from app.database.columns import PREFIX
 from migrations.autogenerate import quoted
 
-# Requests that use a table queue behind a migration that waits for its lock.
+# Requests for a table queue behind a migration that waits for its lock.
 LOCK_TIMEOUT = "1s"
-# The role's own timeouts would end a migration that is slow, or waits for another process.
+# The role's own timeouts would end a slow migration, or one that waits for another process.
 NO_LIMITS = """
     SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN (
         'statement_timeout', 'lock_timeout', 'transaction_timeout',
@@ -50,12 +50,12 @@ class PostgreSQL(PostgresqlImpl):
                     inspector_column, metadata_column, wanted, found
                 )
                 return differs
-        except DBAPIError:  # the server can't compare such values
+        except DBAPIError:  # the server can't compare these values
             return True
 
     def add_column(self, table_name: str, column: Any, **options: Any) -> None:
         super().add_column(table_name, column, **options)
-        self._check(table_name, column, options.get("schema"), "NOT VALID")  # no row breaks it
+        self._check(table_name, column, options.get("schema"), "NOT VALID")  # no row violates it
 
     def alter_column(
         self,
@@ -97,6 +97,6 @@ def qualified(impl: PostgresqlImpl, table: str, schema: str | None) -> str:
 
 
 def limit_locks(connection: Connection) -> None:
-    # What runs outside a transaction does not block others, and would be left half done.
+    # A statement outside a transaction blocks no others, and would be left half done.
     autocommit = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
     connection.exec_driver_sql(f"SET lock_timeout = '{0 if autocommit else LOCK_TIMEOUT}'")

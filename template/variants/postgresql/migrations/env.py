@@ -19,7 +19,7 @@ from migrations.dialect import NO_LIMITS, PARAMETERS, limit_locks
 from migrations.runner import POLL, exits, run
 
 LOCK = 5_390_771_402  # an arbitrary number, the same in every replica
-MAX_REVISION = 32  # characters, of the column in which Alembic keeps it
+MAX_REVISION = 32  # characters, of Alembic's column
 
 logger = logging.getLogger("migrations")
 
@@ -32,7 +32,7 @@ def get_settings() -> ServiceSettings:
 
         folder = find_database(make=False)
     settings = given or load_settings(ServiceSettings)
-    if settings.database_pooler:  # it would keep the lock below for ever
+    if settings.database_pooler:  # it would keep the lock below forever
         sys.exit("Migrate on PostgreSQL itself: set its own URL, and DATABASE_POOLER=false.")
     if given is None:  # called from the command line
         configure_logging(settings)
@@ -49,8 +49,8 @@ def check_revisions() -> None:
 async def take_lock(connection: AsyncConnection) -> None:
     """Wait until no other process migrates; the lock ends with the connection.
 
-    It polls, since waiting inside a statement is a transaction to PostgreSQL: CREATE INDEX
-    CONCURRENTLY waits for all transactions, and the two would deadlock.
+    It polls, since a statement that waits is in a transaction: CREATE INDEX CONCURRENTLY waits for
+    all transactions, and the two would deadlock.
     """
     await connection.execution_options(isolation_level="AUTOCOMMIT")
     await connection.exec_driver_sql(NO_LIMITS)
@@ -71,7 +71,8 @@ async def run_online(settings: ServiceSettings) -> None:
         settings.driver_url,
         poolclass=NullPool,
         hide_parameters=True,
-        connect_args={
+        connect_args=settings.login
+        | {
             "timeout": settings.database_connect_timeout,
             "server_settings": PARAMETERS,
         },

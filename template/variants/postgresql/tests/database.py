@@ -1,7 +1,7 @@
 """The tests' databases: each test has its own, cloned from a migrated one and dropped afterwards.
 
-They live on the server of `TEST_DATABASE_URL`, or on one that is started for this run. No other
-database than those made here is ever connected to, but the server's for `CREATE DATABASE`.
+They are on the server of `TEST_DATABASE_URL`, or on one that is started for this run. The tests
+connect only to databases made here, and to the server's own for `CREATE DATABASE`.
 """
 
 import asyncio

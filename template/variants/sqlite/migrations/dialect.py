@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from migrations.autogenerate import quoted
 from migrations.runner import POLL
 
-# Clauses of a table that reflection does not return.
+# Clauses of a table that reflection misses.
 UNREFLECTED = ("COLLATE", "ON CONFLICT", "AUTOINCREMENT", "STRICT", "WITHOUT ROWID")
 
 ANALYSIS_LIMIT = 1_000  # rows of each index that ANALYZE samples
@@ -44,14 +44,14 @@ class SQLite(SQLiteImpl):
         return super().compare_server_default(inspector_column, metadata_column, wanted, found)
 
     def prep_table_for_batch(self, batch_impl: ApplyBatchImpl, table: Table) -> None:
-        if self.connection is not None:  # else of `--sql`
+        if self.connection is not None:  # it is None for `--sql`
             self._table_copy = TableCopy(self.connection, batch_impl, table)
 
     def rename_table(self, old_table_name: str, new_table_name: Any, schema: Any = None) -> None:
         if self._table_copy is None or old_table_name != self._table_copy.temporary:
             super().rename_table(old_table_name, new_table_name, schema)
             return
-        # Views and triggers of other tables refer to nothing since the old table was dropped.
+        # Views and triggers of other tables dangle since the old table was dropped.
         self._exec("PRAGMA legacy_alter_table = ON")
         super().rename_table(old_table_name, new_table_name, schema)
         self._exec("PRAGMA legacy_alter_table = OFF")
@@ -63,7 +63,7 @@ class TableCopy:
     """What Alembic's copy of a table, made from reflection, would lack.
 
     Raises:
-        CommandError: something could not be kept, and was not dropped on purpose.
+        CommandError: something would be lost that was not dropped on purpose.
     """
 
     def __init__(self, connection: Connection, batch: ApplyBatchImpl, table: Table) -> None:
@@ -94,7 +94,7 @@ class TableCopy:
                     f" drop it first, and create it again afterwards"
                 )
         checks = [c for c in table.constraints if isinstance(c, CheckConstraint) and not c.name]
-        for check in checks:  # which Alembic skips
+        for check in checks:  # Alembic skips these
             if mentions(str(check.sqltext), gone):
                 raise CommandError(
                     f"a CHECK of {self.name} names {', '.join(sorted(gone))}: name it"
@@ -103,7 +103,7 @@ class TableCopy:
         made_of = definitions(self.sql)
         for column in table.columns:
             if column.computed is not None:
-                batch.column_transfers[column.name].pop("expr", None)  # it takes no value
+                batch.column_transfers[column.name].pop("expr", None)  # it accepts no value
                 # The reflected expression contains the text that follows the column.
                 expression = re.search(r"AS\s*\((.*)\)", made_of[column.name], re.DOTALL)
                 assert expression is not None
@@ -120,7 +120,7 @@ class TableCopy:
         execute = self.connection.exec_driver_sql
         for sql in self.kept:
             execute(sql)
-        if self.newest is not None:  # of all keys that were ever given: none is reused
+        if self.newest is not None:  # so that no key is ever reused
             execute("DELETE FROM sqlite_sequence WHERE name = ?", (self.name,))
             execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (self.name, self.newest))
         made = execute("SELECT sql FROM sqlite_master WHERE name = ?", (self.name,)).scalar_one()
@@ -172,13 +172,13 @@ def check_rows(ctx: MigrationContext, **step: Any) -> None:
 
 def analyze(connection: Connection) -> None:
     """Gather statistics: without them, SQLite guesses which index to use."""
-    with suppress(OperationalError), connection.begin():  # if the file is locked, the next time
+    with suppress(OperationalError), connection.begin():  # if it is locked: next time
         connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
         connection.exec_driver_sql("ANALYZE")
 
 
 def create(path: str) -> str:
-    """Create a file for its owner alone; SQLite would let all users read it, and so its log."""
+    """Create a file that only its owner may read; SQLite's, and its log, would be readable by all."""
     with suppress(OSError):  # SQLite says what is wrong
         os.close(os.open(path, os.O_CREAT, 0o600))
     return path
@@ -186,9 +186,9 @@ def create(path: str) -> str:
 
 @contextmanager
 def migration_lock(path: str) -> Iterator[None]:
-    """Wait until no other process migrates: a lock of a file of its own, which ends with the process.
+    """Wait until no other process migrates: a lock on a file of its own, which ends with the process.
 
-    The database's lock is not held between two migrations, nor during an autocommit block.
+    The database's lock is not held between migrations, nor during an autocommit block.
     """
     own = create(f"{path}-migrations")
     with closing(sqlite3.connect(own, timeout=0, isolation_level=None)) as file:

@@ -40,7 +40,7 @@ def get_settings() -> ServiceSettings:
 async def run_online(settings: ServiceSettings) -> None:
     # Only migrations create the file: the service opens an existing one.
     with closing(sqlite3.connect(create(str(settings.driver_url.database)))) as file:
-        # Persistent in the file: readers and the writer do not block each other.
+        # Persists in the file: readers and the writer do not block each other.
         file.execute("PRAGMA journal_mode = WAL")
 
     # One connection, used once, needs no pool (E13).
@@ -55,7 +55,7 @@ async def run_online(settings: ServiceSettings) -> None:
     @event.listens_for(engine.sync_engine, "connect")
     def connect(connection: Any, record: Any) -> None:
         cursor = connection.cursor()
-        # With it, the copy of a table would delete the rows that refer to it (ON DELETE CASCADE).
+        # If on, copying a table would delete the rows that refer to it (ON DELETE CASCADE).
         cursor.execute("PRAGMA foreign_keys = OFF")
         cursor.close()
 
@@ -76,7 +76,7 @@ def run_offline(settings: ServiceSettings) -> None:
     context.run_migrations()
 
 
-# What Alembic skips is kept and compared all the same: see dialect.py.
+# What Alembic skips is kept and compared nevertheless: see dialect.py.
 warnings.filterwarnings(
     "ignore", ".*(Unnamed CHECK|Skipped unsupported reflection|autogenerate skipping)"
 )

@@ -1,4 +1,4 @@
-"""asyncpg's connections: their state, their setup, which errors end one, and the order of hosts."""
+"""asyncpg's connections: their state, their setup, errors that end one, and the order of hosts."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 
 logger = logging.getLogger(__name__)
 
-PING_TIMEOUT = 1.0  # seconds; then a new connection is opened
+PING_TIMEOUT = 1.0  # seconds; after that, a new connection is opened
 SILENT_FOR = 30.0  # seconds for which a host that timed out is tried last
 
 DRIVER_ERRORS = (
@@ -53,7 +53,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
     address: tuple[Any, Any] = (None, None)  # host and port
 
     def is_read_only(self) -> bool:
-        """Tell what PostgreSQL 14 and later report by themselves."""
+        """Return what PostgreSQL 14 and later report by themselves."""
         reported = self.get_settings()
         names = ("in_hot_standby", "default_transaction_read_only")
         return any(getattr(reported, name, "off") == "on" for name in names)
@@ -64,8 +64,8 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
     async def lower_limits(self, limits: Mapping[str, int]) -> None:
         """Lower the session's timeouts to these, in milliseconds.
 
-        A stricter timeout of the role or the database stays, and one that the server does not have
-        is skipped.
+        A stricter timeout of the role or the database stays; one that the server does not know is
+        skipped.
         """
         rows = ", ".join(f"('{name}', {limit})" for name, limit in limits.items())
         await self.execute(
@@ -116,18 +116,20 @@ def set_up(
 
 
 def ends_connection(error: Any, connection: Any) -> bool:
-    """Tell whether the statement after one that failed with `error` needs another connection."""
+    """Return whether the statement after `error` needs another connection."""
     sqlstate = getattr(error, "sqlstate", None) or ""
     if sqlstate == READ_ONLY and connection and not connection.driver_connection.writes:
-        return False  # as it was asked for
-    return isinstance(error, OutcomeUnknown) or sqlstate.startswith(LOST + STALE)
+        return False  # as requested
+    if isinstance(error, OutcomeUnknown | AsyncAdapt_asyncpg_dbapi.InternalClientError):
+        return True  # the second: the server has announced the session's end
+    return sqlstate.startswith(LOST + STALE)
 
 
 def handle_error(context: ExceptionContext) -> NoAnswer | None:
     """Keep a connection from returning to the pool in an implicit transaction; name a silent host.
 
     asyncpg prepares a statement without the protocol's Sync. If it then refuses a parameter outside
-    a transaction, there is nothing to roll back, and the server keeps its locks until a Sync.
+    a transaction, nothing is rolled back, and the server keeps its locks until a Sync.
     """
     error = context.original_exception
     if context.is_disconnect:

@@ -29,7 +29,7 @@ CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel the statement and close 
 class Dialect(CheckedDialect):
     """asyncpg's dialect with bounded waits: connecting, pinging and closing never outlast a request.
 
-    A terminated connection ends on the server too, with the statement or commit that it waits for.
+    A terminated connection also ends on the server, with its statement or commit.
     """
 
     supports_statement_cache = True
@@ -38,15 +38,15 @@ class Dialect(CheckedDialect):
         super().__init__(**options)  # type: ignore[no-untyped-call]
         self.closing: set[asyncio.Task[None]] = set()
         self.unreachable = False  # since the last attempt to connect
-        self._doubted_at = 0.0  # when a connection was terminated: the others are pinged
+        self._doubted_at = 0.0  # when a connection was terminated: ping the others
         self._unanswered_at = 0.0  # when a close timed out
         self.hosts = Hosts()
 
     def connect(self, *args: Any, **options: Any) -> DBAPIConnection:
-        """Connect to the first suitable host; `timeout`, in seconds, holds for each of them.
+        """Connect to the first suitable host; `timeout`, in seconds, applies to each of them.
 
         Raises:
-            OperationalError: the DBAPI's, whatever failed: no request has caused it.
+            OperationalError: the DBAPI's, whatever failed: no request caused it.
         """
         limits = options.pop("limits", None)
         timeout = options.setdefault("timeout", 60)  # asyncpg's own
@@ -84,7 +84,7 @@ class Dialect(CheckedDialect):
         return bool(lost) or ends_connection(e, connection)
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """Tell whether a connection is still good; called by the pool at every checkout.
+        """Return whether a connection is still good; the pool calls it at every checkout.
 
         The driver knows if the server has closed it. A connection that was good within the last
         `PING_AFTER` seconds is not pinged again.
@@ -99,10 +99,8 @@ class Dialect(CheckedDialect):
             except DRIVER_ERRORS as error:
                 self.hosts.note(connection.address, error)
                 return False
-            if (
-                connection.writes and connection.is_read_only()
-            ):  # another host may accept writes by now
-                return False
+            if connection.writes and connection.is_read_only():
+                return False  # another host may accept writes by now
         connection.good_at = now
         return True
 
@@ -119,7 +117,7 @@ class Dialect(CheckedDialect):
 
     def do_close(self, dbapi_connection: Any) -> None:
         connection: Connection = dbapi_connection.driver_connection
-        if connection.good_at < self._unanswered_at:  # the server would not answer this one either
+        if connection.good_at < self._unanswered_at:  # the server would not answer this either
             connection.terminate()
         else:
             dbapi_connection.run_async(self._close)
@@ -129,7 +127,7 @@ class Dialect(CheckedDialect):
         self._doubted_at = time.monotonic()
         try:
             loop = asyncio.get_running_loop()
-        except RuntimeError:  # collected after the end of the loop
+        except RuntimeError:  # collected after the loop was closed
             dbapi_connection.driver_connection.terminate()
             return
         task = loop.create_task(self._close(dbapi_connection.driver_connection))
@@ -137,7 +135,7 @@ class Dialect(CheckedDialect):
         task.add_done_callback(self.closing.discard)
 
     async def _close(self, connection: Connection) -> None:
-        # The driver first waits until the server has cancelled the running statement.
+        # The driver first waits for the server to cancel the running statement.
         try:
             await connection.close(timeout=CLOSE_TIMEOUT)
         except DRIVER_ERRORS:

@@ -20,7 +20,7 @@ REFUSED = {
     "2201W",  # LIMIT
     "2201X",  # OFFSET
 }
-# … and these only where it is to be stored: a statement that reads may meet a stored value.
+# … and these only in a write: a read may come across a stored value.
 REFUSED_WHEN_WRITTEN = {
     "22001",  # too long
     "22003",  # a number out of range
@@ -48,11 +48,11 @@ CONSTRAINTS = {
     "23P01": "exclusion",
 }
 WRITES = ("INSERT", "UPDATE")
-NOT_ACCEPTING = "not accepting connections"  # it starts, recovers, or is told to take none
+NOT_ACCEPTING = "not accepting connections"  # it starts, recovers, or accepts none by order
 # The server's state: 503, with this reason.
 UNAVAILABLE = {
     "08": "connection lost",
-    "2200H": "server error",  # a sequence that has no next value
+    "2200H": "server error",  # an exhausted sequence
     "25006": "read-only",
     "26000": "server error",
     "28": "login refused",
@@ -71,7 +71,12 @@ UNAVAILABLE = {
     "XX": "server error",
 }
 OUTCOME_UNKNOWN = "outcome unknown"
-# Their messages name constraints, columns, roles; the detail, from the second line on, has values.
+WITHOUT_ROWS = (
+    AsyncAdapt_asyncpg_dbapi.OperationalError,  # while connecting
+    AsyncAdapt_asyncpg_dbapi.InternalClientError,  # about the connection's state, and types
+    NoAnswer,
+)
+# Their messages name constraints, columns, roles; values are in the detail, below the first line.
 WITHOUT_VALUES = ("08", "23", "25", "26", "28", "3D", "40", "42", "53", "55", "57", "58", "XX")
 
 
@@ -103,22 +108,22 @@ def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
     if column := getattr(cause, "column_name", None):
         return (column,), None
     if cause.sqlstate == FOREIGN_KEY and not (error.statement or "").startswith(WRITES):
-        return (), None  # what still refers to a row is no column of the row
+        return (), None  # what still refers to a row is not one of its columns
     return (), cause.constraint_name
 
 
 def constraint(error: IntegrityError) -> str:
-    """Return the kind of the constraint that a statement has violated."""
+    """Return the kind of constraint that a statement has violated."""
     return CONSTRAINTS.get(getattr(error.orig, "sqlstate", ""), "constraint")
 
 
 def public_message(error: object) -> str:
-    """Return what the log may say of an error of the driver's: no value of a statement or a row."""
-    if isinstance(error, AsyncAdapt_asyncpg_dbapi.OperationalError | NoAnswer):  # none from a row
+    """Return what the log may say of a driver's error: no value of a statement or a row."""
+    if isinstance(error, WITHOUT_ROWS):
         return str(error).partition("\n")[0]
     cause = getattr(error, "orig", None) or error
     sqlstate = getattr(cause, "sqlstate", None) or ""
-    # What a function of the database raises has any message, and its language in the context.
+    # A database function may raise any message; the context names its language.
     raised = "PL/" in (getattr(cause, "context", None) or "")
     fixed = sqlstate.startswith((*WITHOUT_VALUES, "2200H")) and not raised
     if fixed or isinstance(cause, InterfaceError) and not isinstance(cause, ValueError):

@@ -3,9 +3,9 @@
 from sqlalchemy import Integer, Row, cast, column, func, select, table
 
 READ_ONLY = func.current_setting("transaction_read_only") == "on"
-"""Whether the server accepts no writes: a standby, or one that was made read-only."""
+"""Whether the server accepts no writes: a standby, or one that was set to read-only."""
 
-# How many connections the role may open, by each limit.
+# How many connections each limit lets the role open.
 LIMITS = (
     cast(func.current_setting("max_connections"), Integer)
     - cast(func.current_setting("superuser_reserved_connections"), Integer)

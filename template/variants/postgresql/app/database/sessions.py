@@ -1,6 +1,6 @@
-"""The factory of sessions."""
+"""The session factory."""
 
 from sqlalchemy.ext.asyncio import async_sessionmaker
 
 Sessionmaker = async_sessionmaker
-"""SQLAlchemy's own: PostgreSQL has many writers at a time."""
+"""SQLAlchemy's own: PostgreSQL allows many writers at a time."""

@@ -10,7 +10,7 @@ class BigIntegerKey(BigInteger):
 
 
 class UTCDateTime(TypeDecorator[datetime.datetime]):
-    """A moment, stored and returned in UTC; one without a time zone is refused."""
+    """A moment, stored and returned in UTC; a naive datetime is refused."""
 
     impl = DateTime(timezone=True)
     cache_ok = True

@@ -25,14 +25,14 @@ CHOICES = {
         "prefer-standby",
     ),
 }
-# The variable of each file of TLS, the file's default name in ~/.postgresql, and what it holds.
+# The variable of each TLS file, the file's default name in ~/.postgresql, and what it contains.
 TLS_FILES = {
     "PGSSLROOTCERT": ("root.crt", "certificate"),
     "PGSSLCRL": ("root.crl", "revocation list"),
     "PGSSLCERT": ("postgresql.crt", "certificate"),
     "PGSSLKEY": ("postgresql.key", "key without a password that fits PGSSLCERT"),
 }
-READING = ("standby", "prefer-standby", "read-only")  # those that ask for no writes
+READING = ("standby", "prefer-standby", "read-only")  # those that need no writes
 # libpq's form of several hosts, which SQLAlchemy accepts as parameters only.
 SEVERAL_HOSTS = re.compile(r"([^:/]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(/?[^?#]*)\??(.*)")
 # The folder of a Unix socket, an IPv6 address with or without brackets, or a name.
@@ -83,7 +83,7 @@ def locate(url: URL, hosts: str, ports: str) -> URL:
     """Return `url` with these hosts, separated by commas; each has its port, or all have one.
 
     Raises:
-        ValueError: if one is no host, or the numbers of hosts and ports differ.
+        ValueError: one is no host, or the numbers of hosts and ports differ.
     """
     names = hosts.split(",")
     numbers = ports.split(",")
@@ -111,13 +111,13 @@ def parse_host(text: str, port: str) -> tuple[str, int | None]:
         number = int(found[2] or port) if found[2] or port else None
         if number is not None and not 1 <= number <= 65535:
             raise ValueError
-    except ValueError:  # UnicodeError, too, for a name such as a..b
+    except ValueError:  # or UnicodeError, for a name such as a..b
         raise ValueError(f"names no host and port; write {EXAMPLE}") from None
     return host, number
 
 
 def check_tls(url: URL) -> URL:
-    """Return `url`, or raise `ValueError` with the variable of a file of TLS that is not right."""
+    """Return `url`, or raise `ValueError` with the variable of an unusable TLS file."""
     host = str(url.query.get("host") or url.host or "/")
     default = "disable" if host.startswith("/") else "prefer"
     mode = url.query.get("ssl") or os.environ.get("PGSSLMODE") or default

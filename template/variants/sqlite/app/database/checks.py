@@ -32,8 +32,8 @@ MAX_DIGITS = 15  # that a REAL returns unchanged
 TEXT = "typeof(@) = 'text' AND instr(@, char(0)) = 0"
 HEX = "typeof(@) = 'text' AND length(@) = 32 AND @ NOT GLOB '*[^0-9a-f]*'"
 NUMBER = "typeof(@) IN ('integer', 'real')"
-# In the form that SQLAlchemy writes. SQLite's functions accept other forms, and roll February 30
-# over; a column of type DATE has numeric affinity, and `substr` returns a text.
+# In SQLAlchemy's format. SQLite's functions accept other formats, and roll February 30 over; a
+# column of type DATE has numeric affinity, and `substr` returns a text.
 DAY = "{0} IS date({0}, '+0 days') AND substr({0}, 1) BETWEEN '0001-01-02' AND '9999-12-30'"
 TIME = (
     "{0} GLOB '{1}??:??:??." + "[0-9]" * 6 + "'"
@@ -62,7 +62,7 @@ class BoundedFloat(Bounded, Float[Any]):
 
 class StatementCompiler(SQLiteCompiler):
     def visit_now_func(self, fn: Any, **options: Any) -> str:
-        # CURRENT_TIMESTAMP has another form than SQLAlchemy's datetimes, and compares differently.
+        # CURRENT_TIMESTAMP has another format than SQLAlchemy's datetimes, so it compares wrongly.
         return NOW
 
 
@@ -79,12 +79,12 @@ class DDLCompiler(TypeCheckCompiler, SQLiteDDLCompiler):
         return specification + self.check(column)
 
     def condition(self, column: Column[Any], kind: Any) -> str | None:
-        if isinstance(kind, CHAR) and kind.length == 32:  # a Uuid, as it is reflected
+        if isinstance(kind, CHAR) and kind.length == 32:  # a reflected Uuid
             return HEX
         if isinstance(kind, String):
             return TEXT + (f" AND length(@) <= {kind.length}" if kind.length else "")
         if isinstance(kind, Integer):
-            if column is column.table.autoincrement_column:  # SQLite checks it itself
+            if column is column.table.autoincrement_column:  # checked by SQLite itself
                 return None
             bits = next(bits for type_, bits in BITS.items() if isinstance(kind, type_))
             bits = 63 if is_key(column) else bits
@@ -128,5 +128,5 @@ class CheckedDialect(SQLiteDialect_aiosqlite):
 
 
 def is_key(column: Column[Any]) -> bool:
-    """Tell whether a column is, or refers to, a key: 64 bits, though it is an INTEGER."""
+    """Return whether a column is, or refers to, a key: 64 bits, though it is an INTEGER."""
     return column.primary_key or bool(column.foreign_keys)

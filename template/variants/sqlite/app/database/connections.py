@@ -1,4 +1,4 @@
-"""Connections to the SQLite file: which file each has open, their setup, and their end."""
+"""Connections to the SQLite file: which file each has open, their setup and closing."""
 
 import asyncio
 import os
@@ -10,7 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 CLOSE_TIMEOUT = 1.0  # seconds
-# A text of another program that is not UTF-8 would break each list that contains it.
+# Another program's text that is not UTF-8 would break every list that contains it.
 DECODE = partial(str, encoding="utf-8", errors="replace")
 
 
@@ -33,7 +33,7 @@ def files(path: str) -> tuple[object, object]:
 
 
 def is_same(opened: tuple[object, object], found: tuple[object, object]) -> bool:
-    """Tell whether these are the files that were opened; a log may have been created since."""
+    """Return whether these are the files that were opened; a log may have been created since."""
     return opened[0] == found[0] is not None and opened[1] in (None, found[1])
 
 
@@ -47,14 +47,14 @@ def check_file(path: str) -> None:
     """Refuse what SQLite would create, open without writing, or lose rows by.
 
     Raises:
-        OperationalError: says what is the case.
+        OperationalError: with the reason.
     """
     if not os.path.exists(path):
         there = os.path.isdir(os.path.dirname(os.path.abspath(path)))
         remedy = " (alembic upgrade head makes it)" if there else ", and so is its folder"
         raise unavailable(f"{path} is missing{remedy}")
     if os.path.isdir(path):
-        raise unavailable(f"{path} is a folder, and no file")
+        raise unavailable(f"{path} is a folder, not a file")
     if not os.access(path, os.R_OK):
         raise unavailable(f"{path} may not be read by this user")
     if not os.access(path, os.W_OK):
@@ -81,17 +81,17 @@ async def close(connection: Any) -> None:
 
 
 class Connections:
-    """The open connections, and their files: of one file at a time at each path.
+    """The open connections and their files: one file at a time at each path.
 
-    SQLite finds a file's log and its index by their paths: two files that are open at one path use
-    each other's, and lose commits.
+    SQLite finds a file's log and its index by path: two files that are open at one path use each
+    other's, and lose commits.
     """
 
     def __init__(self) -> None:
         self._files: WeakKeyDictionary[Any, tuple[str, tuple[object, object]]] = WeakKeyDictionary()
         self._in_use: WeakSet[Any] = WeakSet()
         self._opening: list[object] = []  # the identities of files
-        self._given_up: dict[asyncio.Task[None], object] = {}  # to the identity of its file
+        self._given_up: dict[asyncio.Task[None], object] = {}  # closing tasks, and their files
 
     def add(self, connection: Any, path: str, opened: tuple[object, object]) -> None:
         self._files[connection] = path, opened
@@ -119,9 +119,9 @@ class Connections:
         task.add_done_callback(self._given_up.pop)
 
     async def close_others(self, path: str) -> object:
-        """Close the connections to another file that was at `path`; return the present one's identity.
+        """Close the connections to any previous file at `path`; return the present one's identity.
 
-        A statement on the other file is interrupted, so that its request returns the connection.
+        A statement on a previous file is interrupted, so that its request returns the connection.
         """
         file = identity(path)
         for connection, (_, opened) in [*self._files.items()]:
@@ -138,7 +138,7 @@ class Connections:
         """Open a connection to this file.
 
         Raises:
-            OperationalError: another file that was at `path` is still open or being opened.
+            OperationalError: a previous file at `path` is still open or being opened.
         """
         known = [opened[0] for _, opened in self._files.values()]
         if {file, *known, *self._opening, *self._given_up.values(), identity(path)} != {file}:

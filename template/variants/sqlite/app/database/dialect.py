@@ -22,14 +22,14 @@ from app.database.connections import (
 )
 from app.database.pool import await_
 
-# Errors of the first statement, which opens the write-ahead log, and makes it if it is missing.
+# Errors of the first statement, which opens the write-ahead log or creates it.
 WITHOUT_LOG = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_READONLY_DIRECTORY")
 
 
 class Dialect(CheckedDialect):
     """aiosqlite's dialect: a transaction locks on BEGIN; a connection to a replaced file is discarded.
 
-    A terminated connection ends at once, with the statement that it executes.
+    A terminated connection ends at once, with its statement.
     """
 
     supports_statement_cache = True
@@ -65,13 +65,14 @@ class Dialect(CheckedDialect):
 
     def _open(self, path: str, file: object, **options: Any) -> DBAPIConnection:
         check_file(path)
-        # In the driver's default mode a transaction begins no sooner than with its first write.
-        uri = f"{Path(path).absolute().as_uri()}?mode=rw"  # never create it, even if it vanishes after the check
+        # Never create the file, even if it vanishes after the check.
+        uri = f"{Path(path).absolute().as_uri()}?mode=rw"
+        # In the driver's default mode, a transaction only begins with its first write.
         connection: Any = super().connect(uri, uri=True, isolation_level=None, **options)
         self._connections.add(connection.driver_connection, path, (file, None))
         try:
-            # The first read opens the write-ahead log, by its path: if the file was moved in between,
-            # commits would go to a log that belongs to no database.
+            # The first read opens the write-ahead log, by path: if the file was moved in between,
+            # commits would go to a log without a database.
             connection.run_async(set_up)
             if identity(path) != file:
                 raise unavailable(f"{path} was replaced while it was opened")
@@ -82,7 +83,7 @@ class Dialect(CheckedDialect):
         return connection  # type: ignore[no-any-return]
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """Tell whether a connection is still good; called by the pool at every checkout.
+        """Return whether a connection is still good; the pool calls it at every checkout.
 
         After the file was moved, deleted or restored, an open connection still writes to the old
         inode.
@@ -97,13 +98,13 @@ class Dialect(CheckedDialect):
             self._autocommit.discard(dbapi_connection.driver_connection)
 
     def do_begin(self, dbapi_connection: Any) -> None:
-        # A deferred transaction that reads first and writes later fails at once, whatever the
-        # timeout, if another has written in between.
+        # A deferred transaction that reads before it writes fails at once, whatever the timeout, if
+        # another has written in between.
         if dbapi_connection.driver_connection not in self._autocommit:
             dbapi_connection.run_async(lambda connection: connection.execute("BEGIN IMMEDIATE"))
 
     def do_commit(self, dbapi_connection: Any) -> None:
-        # If COMMIT fails, as it may by a deferred constraint, the transaction stays open.
+        # If COMMIT fails, for a deferred constraint say, the transaction stays open.
         try:
             if not self.do_ping(dbapi_connection):
                 raise unavailable("the file was replaced during the transaction")
@@ -130,14 +131,14 @@ class Dialect(CheckedDialect):
         connection = dbapi_connection.driver_connection
         try:
             self._connections.give_up(connection)
-        except RuntimeError:  # collected after the end of the loop
+        except RuntimeError:  # collected after the loop was closed
             connection.stop()
 
 
 @event.listens_for(Dialect, "handle_error")
 def wrap_refusal(context: ExceptionContext) -> StatementError | None:
-    # An integer of more than 64 bits, a text that is not Unicode: SQLAlchemy does not wrap the
-    # driver's exceptions for these.
+    # SQLAlchemy does not wrap the driver's exceptions for an integer of more than 64 bits, or a
+    # text that is not Unicode.
     error = context.original_exception
     if not isinstance(error, OverflowError | UnicodeError):
         return None

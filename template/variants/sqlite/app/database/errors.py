@@ -9,13 +9,13 @@ from app.database.connections import OutcomeUnknown
 
 # Result codes, https://sqlite.org/rescode.html
 #
-# Only a value that is to be stored can cause these: 422.
+# Only a value to be stored can cause these: 422.
 REFUSED_WHEN_WRITTEN = {
     sqlite3.SQLITE_CONSTRAINT_NOTNULL,
     sqlite3.SQLITE_CONSTRAINT_CHECK,
     sqlite3.SQLITE_MISMATCH,  # not an integer, for a key
     sqlite3.SQLITE_TOOBIG,
-    sqlite3.SQLITE_CONSTRAINT | (12 << 8),  # of another type than a STRICT table's column
+    sqlite3.SQLITE_CONSTRAINT | (12 << 8),  # not of the type of a STRICT table's column
 }
 CONSTRAINTS = {
     sqlite3.SQLITE_CONSTRAINT_CHECK: "check",
@@ -25,8 +25,8 @@ CONSTRAINTS = {
     sqlite3.SQLITE_CONSTRAINT_ROWID: "unique",
     sqlite3.SQLITE_CONSTRAINT_UNIQUE: "unique",
 }
-# Messages of SQLITE_ERROR that name what the schema or the statement names. What a function refuses
-# is quoted, too: a path of JSON, a pattern of a search.
+# Messages of SQLITE_ERROR that repeat only names. Others quote what a function refuses: a path of
+# JSON, a search pattern.
 NAMES_ALONE = re.compile(r'no such table|table |error in |near "[A-Z]+": syntax error$')
 
 # The file's state: 503, with this reason.
@@ -74,17 +74,17 @@ def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
 
 
 def constraint(error: IntegrityError) -> str:
-    """Return the kind of the constraint that a statement has violated."""
+    """Return the kind of constraint that a statement has violated."""
     return CONSTRAINTS.get(getattr(error.driver_exception, "sqlite_errorcode", 0), "constraint")
 
 
 def public_message(error: object) -> str:
-    """Return what the log may say of an error of the driver's: no value of a statement or a row."""
+    """Return what the log may say of a driver's error: no value of a statement or a row."""
     if not isinstance(error, sqlite3.Error):
         return ""
     text = str(error)
     code = getattr(error, "sqlite_errorcode", None)
-    if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:  # raised by one: any message
+    if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:  # a trigger may raise any message
         return "SQLITE_CONSTRAINT_TRIGGER"
     plain = code != sqlite3.SQLITE_ERROR or NAMES_ALONE.match(text)
     return text if plain else "SQLITE_ERROR"

@@ -13,7 +13,7 @@ SERVER = select(
 
 
 def describe_server(server: Row[str, str, str], connections: int) -> tuple[str, str]:
-    """Return a description of the database, and a problem: damage, or readers that wait for writers."""
+    """Return a description of the database, and a problem: damage, or no WAL mode."""
     text = f"SQLite {server.version}; this service may open {connections} connections"
     if server.damage != "ok":
         return "", f"damaged: {' '.join(server.damage.split())}; restore a backup"

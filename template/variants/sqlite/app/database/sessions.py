@@ -1,4 +1,4 @@
-"""The factory of sessions, which share a write lock: the file has one writer at a time."""
+"""The session factory: its sessions share a write lock, since the file has one writer at a time."""
 
 import asyncio
 import sqlite3
@@ -15,8 +15,8 @@ from app.database.pool import await_
 class Writer(Session):
     """A session that acquires the process's write lock, in the order of arrival.
 
-    It does so before it checks out a connection, so that waiting sessions leave the pool to readers,
-    and not before its first statement, so that work without the database blocks no other writer.
+    It does so before it checks out a connection, so that waiting sessions leave the pool to
+    readers, but not before its first statement, so that other work blocks no writer.
     """
 
     _has_lock = False
@@ -51,13 +51,13 @@ class Writer(Session):
 
 @event.listens_for(Writer, "after_transaction_end")
 def release_lock(session: Writer, transaction: SessionTransaction) -> None:
-    # Not every session is closed: `sessionmaker.begin()` leaves one open whose commit fails.
+    # Not every session is closed: `sessionmaker.begin()` leaves one open if its commit fails.
     if transaction.parent is None:
         session.release_lock()
 
 
 class Sessionmaker(async_sessionmaker[AsyncSession]):
-    """Makes sessions that share one write lock."""
+    """A factory of sessions that share one write lock."""
 
     def __init__(self, engine: AsyncEngine, **options: Any) -> None:
         pool: Any = engine.pool

@@ -18,12 +18,12 @@ class DatabaseSettings(BaseSettings):
 
     database_url: str = EXAMPLE
 
-    # Seconds that a statement waits for another connection's lock of the file.
+    # Seconds that a statement waits for another connection's lock on the file.
     database_command_timeout: Seconds = 5
 
     @model_validator(mode="after")
     def check(self) -> Self:
-        _ = self.driver_url  # raises, if it can't be built
+        _ = self.driver_url  # raises if it can't be built
         return self
 
     @cached_property
@@ -34,10 +34,10 @@ class DatabaseSettings(BaseSettings):
 
     @property
     def database_writes(self) -> bool:
-        """Whether writes are wanted: always, as a read-only file is not opened."""
+        """Whether writes are needed: always, as a read-only file is not opened."""
         return True
 
     @property
     def connect_args(self) -> dict[str, Any]:
-        """Arguments of `sqlite3.connect`, beside the path."""
+        """Arguments of `sqlite3.connect`, besides the path."""
         return {"timeout": self.database_command_timeout}

@@ -12,7 +12,7 @@ class BigIntegerKey(Integer):
 
 
 class UTCDateTime(TypeDecorator[datetime.datetime]):
-    """A moment, stored and returned in UTC; one without a time zone is refused."""
+    """A moment, stored and returned in UTC; a naive datetime is refused."""
 
     impl = DateTime
     cache_ok = True
@@ -31,7 +31,7 @@ class UTCDateTime(TypeDecorator[datetime.datetime]):
     ) -> Callable[[Any], datetime.datetime | None] | None:
         if dialect.name != "sqlite":  # rows of another database are moved here
             return super().result_processor(dialect, coltype)
-        return read  # in a fifth of the time that SQLAlchemy's own and a second step would take
+        return read  # in a fifth of the time of SQLAlchemy's own and a second step
 
 
 def read(text: str | None) -> datetime.datetime | None:
