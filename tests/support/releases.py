@@ -256,6 +256,12 @@ def rewrite(repository: Path) -> None:
             file.write_text("\n".join(lines))
 
 
+def fill_places(folder: Path) -> None:
+    """Put something of one's own into each of them."""
+    for number, point in enumerate(INSERTION_POINTS):
+        point.put(folder, f"# Ours, {number}.\n")
+
+
 # Services -----------------------------------------------------------------------------------------
 
 
@@ -318,9 +324,11 @@ def is_copied_once(name: str) -> bool:
     )
 
 
-def expect(templates: Path, old: Path, version: str, folder: Path) -> Path:
+def expect(
+    templates: Path, old: Path, version: str, folder: Path, database: str | None = None
+) -> Path:
     """Render a release as a service of an older one should be after its update."""
-    database = yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
+    database = database or yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
     render_repository(templates, folder, release=version, database=database)
     fresh, before = text_files(folder), text_files(old)
     for name in filter(is_copied_once, fresh):
