@@ -21,6 +21,7 @@ from tests.support.databases import (
     PostgreSQLDatabase,
     SQLiteDatabase,
     execute,
+    transaction,
 )
 from tests.support.pages import follow, table
 from tests.support.processes import START_TIMEOUT, environment, wait_for
@@ -201,7 +202,19 @@ def check_sharing(service: Service, database: Database) -> None:
             assert warehouse.articles["refused"] == 2
             execute(database, "UPDATE outbox SET attempts = 0")
             wait_for(lambda: warehouse.articles["refused"] == 3)
+            if isinstance(database, PostgreSQLDatabase):
+                check_that_a_lock_is_passed(database, first, warehouse)
         execute(database, "DELETE FROM outbox")
+
+
+def check_that_a_lock_is_passed(
+    database: PostgreSQLDatabase, server: Server, warehouse: Warehouse
+) -> None:
+    database.query("UPDATE outbox SET due_at = now() + interval '3 seconds'")
+    with transaction(database, "SELECT id FROM outbox FOR UPDATE"):  # as one who claims it
+        wait_for(lambda: rows(database, "SELECT id FROM outbox WHERE due_at < now()") != [])
+        assert order(server, "behind it") == 201
+        wait_for(lambda: warehouse.articles["behind it"] == 1)
 
 
 def check_shutdown(service: Service, database: Database) -> None:
