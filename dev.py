@@ -5,7 +5,7 @@
     python3 dev.py test              all tests; further words are pytest's
     python3 dev.py test --fast       what gives an answer in a minute
     python3 dev.py docs              the documentation, served on http://127.0.0.1:8000
-    python3 dev.py benchmark         what a request costs, beside the bare driver
+    python3 dev.py benchmark         what a request costs, beside the bare driver and peers
     python3 dev.py soak              random faults under load, 15 minutes for each database
 
 uv does the work: yours, or one that is installed into .uv/ here.

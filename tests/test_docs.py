@@ -1,5 +1,6 @@
 """The documentation is true: tables are compared with the code, the tutorial is typed."""
 
+import ast
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from tests.support.services import Service, render, render_repository
 pytestmark = pytest.mark.fast
 
 PAGES = sorted([*DOCS.rglob("*.md"), *REPOSITORY.glob("*.md")])
+SECTIONS = ("how-to", "reference", "explanation")
 EXAMPLE_ID = "e0d7cd0510c7eb84e7e7722075ce9763"
 
 
@@ -148,7 +150,11 @@ def test_an_update_does_to_each_file_what_is_due_to_its_owner(
     commit(service, "Edit every file")
     (service / ".env").write_text("LOG_LEVEL=DEBUG\n")
     for file in (template / "template").rglob("*"):
-        if file.is_file() and "{%" not in file.name and "{% include" not in file.read_text():
+        if (
+            file.is_file()
+            and "{%" not in file.name
+            and "template/variants/" not in file.read_text()
+        ):
             file.write_text(f"{file.read_text()}# newer\n")
     commit(template, "Change every file")
     git(template, "tag", NEXT)
@@ -177,7 +183,7 @@ def test_every_question_is_documented_with_its_default(template: Path, tmp_path:
         assert rows[name][0] == f"`{answers[name]}`"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text())
 
@@ -220,7 +226,9 @@ def test_the_tables_of_the_benchmark_are_its_figures() -> None:
     page = page_text("explanation/performance.md")
     figures = json.loads((DOCS / "explanation/benchmark.json").read_text())
 
-    assert report.with_tables(page, figures) == page
+    assert report.with_tables(page, report.tables(figures)) == page
+    readme = report.README.read_text()
+    assert report.with_tables(readme, {"cost": report.cost(figures)}) == readme
 
 
 def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None:
@@ -235,7 +243,7 @@ def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None
         assert set(names) <= tests
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_every_test_that_a_page_names_exists(page: Path) -> None:
     assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= names_of_tests()
 
@@ -271,6 +279,55 @@ def test_every_time_limit_is_explained_with_its_default(
     assert sum(explained[name] for name in ends) < explained["stop_grace_period"]
 
 
+def messages(module: Path) -> Iterator[str]:
+    """Yield each message of level WARNING or above that a module logs, `…` for what differs."""
+    texts: dict[str, list[str]] = {}  # by the names that they are given
+    said: list[ast.expr] = []
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                names, values = (
+                    each.elts if isinstance(each, ast.Tuple) else [each]
+                    for each in (target, node.value)
+                )
+                for name, value in zip(names, values, strict=False):
+                    if isinstance(value, ast.Constant):
+                        texts.setdefault(ast.unparse(name), []).append(str(value.value))
+        elif isinstance(node, ast.Call) and re.search(
+            r"logger\.(warning|error|exception|critical)$", ast.unparse(node.func)
+        ):
+            said.append(node.args[0])
+    found = texts.get("record.msg", [])  # in the place of another's message
+    for text in said:
+        found += [str(text.value)] if isinstance(text, ast.Constant) else texts[ast.unparse(text)]
+    yield from (re.sub(r"%(\.\d)?\w", "…", text) for text in found)
+
+
+def test_whatever_the_log_warns_of_has_a_row_that_says_what_to_do() -> None:
+    modules = [
+        module
+        for module in (REPOSITORY / "template").rglob("*.py")
+        if {"app", "migrations"} & set(module.parts) and "tests" not in module.parts
+    ]
+    logged = {message for module in modules for message in messages(module)}
+    rows = table("how-to/operate.md", "What the log asks for")
+    levels = {"WARNING", "ERROR", "CRITICAL"}
+    answered = {name.strip("`") for name, cells in rows.items() if cells[0] in levels}
+
+    assert answered == logged
+
+
+def test_each_reason_of_a_503_has_a_row_that_says_what_to_do() -> None:
+    explained = page_text("reference/errors.md").partition("\n## 503\n")[2].partition("\n## ")[0]
+    [*items] = re.findall(r"^- ((?:`[^`]+`,? ?)+)", explained, re.MULTILINE)
+    rows = table("how-to/operate.md", "What the log asks for")
+    answered = "".join(name for name in rows if name.startswith("`"))
+
+    reasons = set(re.findall(r"`([^`]+)`", "".join(items)))
+    assert len(reasons) > 20
+    assert reasons <= set(re.findall(r"`([^`]+)`", answered))
+
+
 @pytest.mark.long
 def test_the_picture_of_the_readme_shows_what_happens(template: Path) -> None:
     lines = record(template)
@@ -282,10 +339,9 @@ def test_the_picture_of_the_readme_shows_what_happens(template: Path) -> None:
 
 
 @contextmanager
-def developing(folder: Path, port: str) -> Iterator[None]:
-    """Leave `uv run poe dev` running in a terminal of its own."""
+def left_running(command: list[str], folder: Path, port: str) -> Iterator[None]:
+    """Leave a command that serves running in a terminal of its own."""
     log = folder.parent / "log"
-    command = ["uv", "run", "poe", "dev", "--port", port]
     with (
         log.open("wb") as output,
         httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
@@ -305,23 +361,23 @@ def developing(folder: Path, port: str) -> Iterator[None]:
 def test_the_tutorial_works_as_it_stands_on_the_page(
     template: Path, database_name: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "copier-fastapi-sqlalchemy").symlink_to(template)
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "--quiet", str(template), str(clone))
     port = str(free_port())
     # A terminal shows no progress of curl's between two answers.
-    typist = Typist(tmp_path, instead={r"\b8000\b": port, r"^curl ": "curl -sS "})
+    typist = Typist(clone, instead={r"\b8000\b": port, r"^curl ": "curl -sS "})
     typed: list[str] = []
     commands = printed = ""
 
     with ExitStack() as other_terminal:
         for block in blocks(page_text("tutorial/first-feature.md")):
             if block.language == "sh":
-                other = {"sqlite": "database=postgresql", "postgresql": '--defaults "$PWD'}
-                if "copier copy" in block.text and other[database_name] in block.text:
-                    continue
                 commands = block.text
                 typed += commands.splitlines()
-                if commands == "uv run poe dev\n":
-                    other_terminal.enter_context(developing(typist.folder, port))
+                if commands.startswith("python3 dev.py new"):
+                    if commands.endswith(" postgresql\n") == (database_name == "postgresql"):
+                        new = [sys.executable, *commands.split()[1:], "--port", port]
+                        other_terminal.enter_context(left_running(new, clone, port))
                 else:
                     printed = typist.type(commands)
             elif block.language == "text":
@@ -355,11 +411,47 @@ def test_every_claim_of_the_readme_and_every_page_names_what_shows_it() -> None:
     assert set(re.findall(r"\]\((\S+?)\)", "".join(shown))) == pages
 
 
-def test_the_readme_the_start_page_and_the_navigation_name_every_page() -> None:
-    pages = {page.relative_to(DOCS).as_posix() for page in DOCS.glob("*/*.md")}
-    readme = re.findall(r"\]\(docs/(\S+\.md)\)", (REPOSITORY / "README.md").read_text())
-    start = re.findall(r"\]\((\S+\.md)\)", page_text("index.md"))
+def test_every_page_is_in_the_index_of_its_section_and_in_the_navigation() -> None:
     navigation = re.findall(r"- (\S+/\S+\.md)", (DOCS / ".nav.yml").read_text())
 
-    assert set(readme) == set(start) == pages
-    assert start == navigation
+    for index in DOCS.glob("*/index.md"):
+        section = index.parent.name
+        ours = [page.removeprefix(f"{section}/") for page in navigation if page.startswith(section)]
+        named = re.findall(r"^- \[.*?\]\((\S+\.md)\)", index.read_text(), re.MULTILINE)
+        assert ours == ["index.md", *named]
+    assert sorted(navigation) == sorted(
+        page.relative_to(DOCS).as_posix() for page in DOCS.glob("*/*.md")
+    )
+
+
+def test_readme_start_page_and_tutorial_begin_alike_and_lead_to_the_same_doors() -> None:
+    readme = (REPOSITORY / "README.md").read_text()
+    start = page_text("index.md")
+    first, tutorial, pages = (
+        [block.text for block in blocks(text) if block.language == "sh"]
+        for text in (readme, page_text("tutorial/first-feature.md"), start)
+    )
+    doors = ["tutorial/first-feature.md", *(f"{name}/index.md" for name in SECTIONS)]
+
+    assert first[:2] == pages
+    assert first[0] == tutorial[0] == "python3 dev.py new\n"
+    assert re.findall(r"^- \*\*\[.*?\]\((\S+)\)", start, re.MULTILINE) == doors
+    assert re.findall(r"^\| [a-z ]+ \| \[.*?\]\(docs/(\S+)\)", readme, re.MULTILINE) == doors
+
+
+def test_the_start_page_compares_as_the_readme_does() -> None:
+    compared = (REPOSITORY / "README.md").read_text().partition("## Beside other templates")[2]
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", compared, re.MULTILINE))
+    short = re.findall(r"^\| (.+?) \| (.+) \| (.+) \|$", page_text("index.md"), re.MULTILINE)
+
+    assert len(short) > 10
+    for name, this, others in short[1:]:
+        ours, *theirs = rows[name].split(" | ")
+        assert this == ours, name
+        if " to " in others:
+            assert [int(number) for number in others.split(" to ")] == [
+                limit(map(int, theirs)) for limit in (min, max)
+            ]
+        else:
+            counted = {f"{cell} ({theirs.count(cell)})" for cell in theirs}
+            assert set(others.split(", ")) == counted, name

@@ -1,5 +1,6 @@
 """A service that loses its PostgreSQL answers soon and honestly, recovers by itself, loses nothing."""
 
+import os
 import re
 import signal
 import socket
@@ -119,6 +120,27 @@ def test_a_connection_is_discarded_when_the_server_announces_its_end(
         lines = [line for line in server.log().splitlines() if "unavailable: " in line]
         for line, reason in zip(lines, ("connection lost", "outcome unknown"), strict=True):
             assert f"unavailable: {reason}: cannot switch to state" in line
+
+
+@pytest.mark.parametrize("ended", ["by the server", "by nobody who says so"])
+def test_a_process_that_was_frozen_answers_the_next_request(
+    service: Service, proxied: ProxiedDatabase, ended: str
+) -> None:
+    with serve_proxied(service, proxied) as server, ThreadPoolExecutor(5) as pool:
+        http = server.client
+        assert {answer.status_code for answer in pool.map(http.get, ["/items"] * 20)} == {200}
+        for method, status in (("POST", 201), ("GET", 200)):
+            os.killpg(server.process.pid, signal.SIGSTOP)
+            if ended == "by the server":
+                proxied.terminate()
+            else:
+                proxied.proxy.forget()
+            time.sleep(1.1)  # for which a connection is trusted
+            os.killpg(server.process.pid, signal.SIGCONT)
+            answer = http.request(
+                method, "/items", json={"name": "a"} if method == "POST" else None
+            )
+            assert answer.status_code == status
 
 
 def test_a_read_whose_connection_dies_before_its_answer_is_retried(

@@ -25,7 +25,7 @@ from tests.support.databases import (
     open_database,
     transaction,
 )
-from tests.support.pages import blocks, follow, page_text
+from tests.support.pages import Typist, blocks, follow, page_text
 from tests.support.processes import wait_for
 from tests.support.services import Server, Service
 from tests.support.watcher import left_in
@@ -174,6 +174,58 @@ def test_a_page_works_as_it_stands(
         watcher.serve_watched(copy, left_in(migrated), WEATHER_URL=url, **variables) as watched,
     ):
         PAGES[page](watched.server)
+
+
+def test_the_api_changes_while_older_clients_go_on(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    schemas = copy.folder / "app/features/items/schemas.py"
+    [renamed] = [
+        block.text
+        for block in blocks(page_text("how-to/change-the-api.md"))
+        if block.language == "python" and not block.title
+    ]
+    imported, *classes = renamed.strip().split("\n\n\n")
+    text = re.sub(r"^from pydantic import .*$", imported, schemas.read_text(), flags=re.MULTILINE)
+    changed = {text.splitlines()[0]: text for text in classes}
+    parts = [changed.pop(part.splitlines()[0], part) for part in text.rstrip().split("\n\n\n")]
+    assert changed == {}
+    schemas.write_text("\n\n\n".join(parts) + "\n")
+    follow("change-the-api", copy, migrated.variables)
+
+    with copy.serve(**migrated.variables) as server:
+        http = server.client
+        old = http.post("/items", json={"name": "a", "description": "of old"})
+        either = http.post("/items", json={"name": "b", "details": "of new"})
+        both = http.post("/items", json={"name": "c", "description": "", "details": ""})
+        missing = http.get("/items/99")
+        new = http.post("/v2/items", json={"name": "d", "details": "of newest"})
+        read = [http.get(path).json()["items"] for path in ("/items", "/v2/items")]
+        document = http.get("/openapi.json").json()
+        single = http.get("/v2/items/1")
+        assert http.get("/items/1", headers={"If-None-Match": single.headers["ETag"]}).is_success
+        change = {"If-Match": single.headers["ETag"]}
+        assert http.patch("/items/1", json={"name": "e"}, headers=change).status_code == 200
+
+    texts = ["of old", "of new", "of newest"]
+    assert (
+        [item["description"] for item in read[0]] == [item["details"] for item in read[0]] == texts
+    )
+    assert [item["details"] for item in read[1]] == texts
+    assert not any("description" in item for item in read[1])
+    for answer in (old, either):
+        assert answer.headers["Deprecation"] == "@1796083200"
+        assert answer.headers["Sunset"] == "Tue, 01 Jun 2027 00:00:00 GMT"
+        assert answer.headers["Link"].endswith('; rel="deprecation"')
+    assert (both.status_code, missing.status_code) == (422, 404)
+    assert not any("Deprecation" in answer.headers for answer in (new, missing))
+    assert new.headers["Location"] == "/v2/items/3"
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert operation.get("deprecated", False) == (not path.startswith("/v2")), path
+    fields = document["components"]["schemas"]["ItemCreate"]["properties"]
+    assert fields.keys() == {"name", "details"}
 
 
 TALK = """
@@ -439,6 +491,42 @@ def test_a_walk_from_the_start_finds_what_was_committed_late(
             assert cursor is not None
             assert walk(cursor=cursor) == (["third"], None)
         assert walk() == (["first", "late", "second", "third"], None)
+
+
+def test_in_development_the_doctor_says_what_is_there_and_a_backup_is_made_as_typed(
+    service: Service, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    typist = Typist(copy.folder, instead={r"\buv run\b": "uv run --no-sync"})
+    (copy.folder / ".env").write_text("LOG_LEVEL=DEBUG\nLOG_LEVELS=x\n")
+    made = {"sqlite": "app.db", "postgresql": ".postgres"}[service.database]
+
+    before = typist.type("uv run poe doctor")
+    assert re.search(
+        rf"^look  database  .*{made}.* is not there: uv run poe dev makes", before, re.MULTILINE
+    )
+    assert not (copy.folder / made).exists()
+    (copy.folder / ".env").write_text("LOG_LEVEL=nonsense\n")
+    assert typist.try_typing("uv run poe doctor").returncode == 1
+    (copy.folder / ".env").unlink()
+
+    with copy.serve("uv", "run", "--no-sync", "poe", "dev") as server:
+        http = server.client
+        wait_for(lambda: http.get("/health/ready").status_code == 200, 60)
+        after = typist.type("uv run poe doctor")
+        assert "ok    schema    up to date" in after
+        assert re.search(rf"^ok    database  .*{made}", after, re.MULTILINE)
+        assert not re.search("^(WRONG|look )", after, re.MULTILINE)
+
+        kept = http.post("/items", json={"name": "kept"}).headers["Location"]
+        for block in blocks(page_text("how-to/backups.md"), service.database):
+            if block.title == "restore":
+                assert http.delete(kept).status_code == 204
+            if block.language == "python":
+                typist.write(block.title, block.text)
+            elif block.title in ("in development", "back up", "restore", "after a restore"):
+                typist.type(block.text)
+        assert http.get(kept).json()["name"] == "kept"
 
 
 def test_a_backup_is_restored_while_items_are_written(

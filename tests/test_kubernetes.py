@@ -10,12 +10,13 @@ import pytest
 import yaml
 
 from tests.support.containers import instructions
-from tests.support.pages import block_text, blocks, page_text
+from tests.support.pages import block_text, blocks, page_text, table
 from tests.support.repository import REPOSITORY
 from tests.support.services import Service, render
 
 TEMPLATE = REPOSITORY / "template"
 PAGE = page_text("how-to/kubernetes.md")
+OPERATION = page_text("how-to/operate.md")
 BLOCKS = {"sqlite": ["sqlite"], "postgresql": ["secret", "migrate", "service"]}
 
 
@@ -58,9 +59,10 @@ def constant(module: str, name: str) -> float:
 
 def test_every_manifest_has_kubernetes_form() -> None:
     shown = [block.text for block in blocks(PAGE) if block.language == "yaml"]
+    assert len(shown) == sum(map(len, BLOCKS.values()))
+    shown.append(block_text(OPERATION, "autoscaler"))
     documents = [document for text in shown for document in yaml.safe_load_all(text)]
 
-    assert len(shown) == sum(map(len, BLOCKS.values()))
     [oldest] = re.findall(r"Kubernetes (1\.\d+) or newer", PAGE)
     for document in documents:
         for version in (oldest, kubernetes_validate.latest_version()):
@@ -166,6 +168,35 @@ def test_whatever_selects_pods_selects_the_deployments(database_name: str) -> No
         assert found["Deployment"]["spec"]["replicas"] > budget
         # In an outage of the database no pod is ready, and a node could not be drained.
         assert found["PodDisruptionBudget"]["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
+
+
+def test_an_autoscaler_opens_no_more_connections_than_the_server_has() -> None:
+    found = manifests("postgresql")
+    autoscaler = yaml.safe_load(block_text(OPERATION, "autoscaler"))["spec"]
+    deployment = found["Deployment"]
+    settings = (TEMPLATE / "app/settings.py").read_text()
+    default = sum(
+        int(re.findall(rf"database_{name}: .*?(\d+)$", settings, re.MULTILINE)[0])
+        for name in ("pool_size", "max_overflow")
+    )
+    rows = table("how-to/operate.md", "Processes and connections")
+    pods = {
+        int(name.split()[0]): dict(zip((15, 10, 5), map(int, cells), strict=True))
+        for name, cells in rows.items()
+    }
+
+    assert "(max_connections - 3 - 2) / (2 × connections of a process)" in OPERATION
+    assert default == 15
+    for most, by_process in pods.items():
+        for connections, replicas in by_process.items():
+            assert replicas == (most - 3 - 2) // (2 * connections), (most, connections)
+    assert autoscaler["maxReplicas"] == pods[100][default]
+    assert autoscaler["minReplicas"] == deployment["spec"]["replicas"]
+    assert autoscaler["scaleTargetRef"] == {
+        "apiVersion": deployment["apiVersion"],
+        "kind": deployment["kind"],
+        "name": deployment["metadata"]["name"],
+    }
 
 
 def test_a_pod_reaches_its_database_and_is_reached_at_its_port(database_name: str) -> None:

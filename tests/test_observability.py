@@ -12,7 +12,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import promql_parser as promql
 import pytest
+import yaml
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
 )
@@ -20,7 +22,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
 from tests.support.databases import Database
-from tests.support.pages import block_text, page_text, table
+from tests.support.pages import DOCS, block_text, page_text, table
 from tests.support.processes import wait_for
 from tests.support.services import Service
 
@@ -48,6 +50,10 @@ def plain(attributes: Any) -> dict[str, str | int]:
         return attribute.value.string_value or attribute.value.int_value
 
     return {attribute.key: value(attribute) for attribute in attributes}
+
+
+def labels(attributes: Any) -> dict[str, str]:
+    return {name.replace(".", "_"): str(value) for name, value in plain(attributes).items()}
 
 
 class Collector:
@@ -83,16 +89,44 @@ class Collector:
             for span in scope.spans
         ]
 
+    def resources(self) -> list[Any]:
+        """Return what was sent of metrics, oldest first."""
+        return [
+            resource
+            for path, body in self.bodies
+            if path.endswith("/v1/metrics")
+            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+        ]
+
     def metrics(self) -> dict[str, list[Any]]:
         """Return the newest points of each metric."""
         return {
             metric.name: [*metric.sum.data_points, *metric.histogram.data_points]
-            for path, body in self.bodies
-            if path.endswith("/v1/metrics")
-            for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics
+            for resource in self.resources()
             for scope in resource.scope_metrics
             for metric in scope.metrics
         }
+
+    def series(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield what Prometheus makes of the metrics: each series by its name and its labels.
+
+        By its default strategy, as the page on operation says.
+        """
+        for resource in self.resources():
+            process = labels(resource.resource.attributes)
+            job, instance = process.pop("service_name"), process.pop("service_instance_id")
+            always = {"job": job, "instance": instance}
+            yield "target_info", always | process
+            for metric in (metric for scope in resource.scope_metrics for metric in scope.metrics):
+                name = metric.name.replace(".", "_") + "_seconds" * (metric.unit == "s")
+                for point in metric.sum.data_points:
+                    total = "_total" * metric.sum.is_monotonic
+                    yield f"{name}{total}", always | labels(point.attributes)
+                for point in metric.histogram.data_points:
+                    given = always | labels(point.attributes)
+                    yield from ((f"{name}_{part}", given) for part in ("count", "sum"))
+                    for bound in (*point.explicit_bounds, "+Inf"):
+                        yield f"{name}_bucket", given | {"le": str(bound)}
 
 
 @pytest.fixture
@@ -225,6 +259,109 @@ def test_what_goes_wrong_is_counted_and_its_message_is_not_sent(
     [event] = mine.events
     assert plain(event.attributes)["exception.type"] == "ValueError"
     assert SECRET not in collector.text()
+
+
+def queries() -> Iterator[str]:
+    """Yield those of the alerts and the dashboard, as Grafana fills them in."""
+    rules = yaml.safe_load((DOCS / "how-to/prometheus-alerts.yaml").read_text())
+    yield from (rule["expr"] for group in rules["groups"] for rule in group["rules"])
+    dashboard = json.loads((DOCS / "how-to/grafana-dashboard.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            yield target["expr"].replace("$__rate_interval", "5m").replace("$job", "my-service")
+    [job] = [
+        each["query"]["query"] for each in dashboard["templating"]["list"] if "refresh" in each
+    ]
+    yield re.sub(r"label_values\((\w+), (\w+)\)", r"count by (\2) (\1)", job)
+
+
+def parts(query: str) -> list[Any]:
+    """Return the nodes of a query's tree; a query that is none is an error."""
+    found: list[Any] = []
+    promql.walk(promql.parse(query), found.append)
+    return found
+
+
+def selects(matcher: Any, value: str) -> bool:
+    """Tell whether a matcher takes a label's value, which is empty where there is no label."""
+    if matcher.op in (promql.MatchOp.Re, promql.MatchOp.NotRe):
+        matches = re.fullmatch(matcher.value, value) is not None
+    else:
+        matches = matcher.value == value
+    return matches == (matcher.op in (promql.MatchOp.Equal, promql.MatchOp.Re))
+
+
+def test_alerts_and_dashboard_ask_for_what_a_service_sends(
+    service: Service, migrated: Database, collector: Collector, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    copy.extend(routes=HOLD)
+    on = variables("environment", collector.endpoint) | migrated.variables
+    pool = {"DATABASE_POOL_SIZE": "1", "DATABASE_POOL_TIMEOUT": "0.2"}
+    with copy.serve(**on, **pool) as server, ThreadPoolExecutor() as threads:
+        for status in (201, 409):
+            assert server.client.post("/items", json={"name": "a"}).status_code == status
+        held = threads.submit(server.client.get, "/hold")
+        wait_for(lambda: server.client.get("/items").status_code == 503, 10)
+        held.result()
+        server.stop(signal.SIGTERM)
+    sent = list(collector.series())
+
+    asked = set()
+    for query in queries():
+        nodes = parts(query)
+        selectors = [node for node in nodes if isinstance(node, promql.VectorSelector)]
+        grouped = {
+            label
+            for node in nodes
+            if isinstance(node, promql.AggregateExpr) and node.modifier
+            for label in node.modifier.labels
+        }
+        assert selectors, query
+        for selector in selectors:
+            found = [
+                given
+                for name, given in sent
+                if name == selector.name
+                and all(
+                    selects(matcher, given.get(matcher.name, ""))
+                    for matcher in selector.matchers.matchers
+                )
+            ]
+            assert found, f"{selector.prettify()} is never sent"
+            assert any(grouped <= given.keys() for given in found), query
+            asked.add(str(selector.name))
+    # No metric is forgotten, but for what says the same as another.
+    named = {re.sub(r"_(bucket|count|sum)$", "", name) for name, _ in sent}
+    assert named - {re.sub(r"_(bucket|count|sum)$", "", name) for name in asked} == {
+        "db_client_connection_idle_max"
+    }
+
+
+def test_each_alert_of_the_page_is_one_of_the_file() -> None:
+    rules = yaml.safe_load((DOCS / "how-to/prometheus-alerts.yaml").read_text())
+    names = [rule["alert"] for group in rules["groups"] for rule in group["rules"]]
+
+    assert names == [name.strip("`") for name in table("how-to/operate.md", "Five alerts")]
+    assert len(names) == 5
+
+
+def test_a_stranger_does_not_decide_which_traces_are_kept(
+    service: Service, collector: Collector
+) -> None:
+    sampling = block_text(page_text("how-to/operate.md"), "sampling")
+    on = variables("environment", collector.endpoint) | NOWHERE[service.database]
+    on |= dict(line.split("=", 1) for line in sampling.splitlines())
+    kept, left_out = f"{1:032x}", "f" * 32  # by the last 64 bits
+
+    with service.serve(**on) as server:
+        for trace, sampled in ((kept, "00"), (left_out, "01")):
+            parent = f"00-{trace}-{1:016x}-{sampled}"
+            answer = server.client.get("/nowhere", headers={"traceparent": parent})
+            assert answer.headers["X-Request-ID"] == trace
+        server.stop(signal.SIGTERM)
+
+    assert {span.trace_id.hex() for span in collector.spans()} == {kept}
 
 
 def test_a_collector_that_does_not_answer_delays_nothing(service: Service) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support.databases import DATABASES
 from tests.support.processes import environment, once
-from tests.support.repository import text_files
+from tests.support.repository import questions, text_files
 from tests.support.services import render
 
 pytestmark = pytest.mark.fast
@@ -65,7 +65,7 @@ def test_no_answers_give_the_default_service(template: Path, tmp_path: Path) -> 
 
 
 def test_nobody_is_asked_to_trust(template: Path) -> None:
-    settings = yaml.safe_load((template / "copier.yml").read_text())
+    settings = questions(template)
 
     assert not settings.keys() & {"_tasks", "_migrations", "_jinja_extensions"}
 

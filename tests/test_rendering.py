@@ -5,10 +5,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.support.databases import DATABASES
-from tests.support.repository import git, text_files
+from tests.support.repository import git, questions, text_files
 from tests.support.services import Service, render
 
 pytestmark = pytest.mark.fast
@@ -104,10 +103,9 @@ def test_few_packages_run_in_production(service: Service) -> None:
 
 def test_no_slug_can_be_the_name_of_a_dependency(template: Path, service: Service) -> None:
     lock = tomllib.loads((service.folder / "uv.lock").read_text())
-    questions = yaml.safe_load((template / "copier.yml").read_text())
 
     locked = {package["name"] for package in lock["package"]}
-    assert locked - {"my-service"} <= set(questions["reserved_slugs"]["default"])
+    assert locked - {"my-service"} <= set(questions(template)["reserved_slugs"]["default"])
 
 
 def test_the_example_environment_names_every_setting(service: Service) -> None:

@@ -3,10 +3,12 @@
 import http.client
 import json
 import socket
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -110,11 +112,11 @@ async def listen(socket: WebSocket) -> None:
 async def refuse(socket: WebSocket) -> None:
     await socket.close()
 """
-# Seconds, in place of a minute and more; with half of the bytes that are due in that time.
+# Seconds, in place of a minute and more; with a fifth of the bytes that are due in that time.
 SHORTER = (
-    ("protocol.py", "CLIENT_TIMEOUT = 20.0", "CLIENT_TIMEOUT = 1.0"),
-    ("protocol.py", "LEAST = 10_000", "LEAST = 500"),
-    ("protocol.py", "WARN_AFTER = 10.0", "WARN_AFTER = 0.0"),
+    ("eviction.py", "CLIENT_TIMEOUT = 20.0", "CLIENT_TIMEOUT = 1.0"),
+    ("eviction.py", "LEAST = 10_000", "LEAST = 100"),
+    ("eviction.py", "WARN_AFTER = 10.0", "WARN_AFTER = 0.0"),
     ("server.py", "KEEP_ALIVE_TIMEOUT = 75 ", "KEEP_ALIVE_TIMEOUT = 1 "),
 )
 WITH_WEBSOCKETS = ("uv", "run", "--no-sync", "--with", "websockets", "python", "-m", "app.server")
@@ -505,6 +507,129 @@ def test_hostile_connections_take_little_memory(
         for limit in ("unfinished requests", "unread answers"):
             assert f"bytes of {limit}: the least recently active are closed" in server.log()
         assert server.client.post("/items", json={"name": "honest"}).status_code == 201
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+def test_what_is_refused_is_refused_whatever_its_method(server: Server, method: str) -> None:
+    for name, sent in REFUSED.items():
+        if sent.startswith(b"POST "):
+            status, body, _ = exchange(server, sent.replace(b"POST", method.encode(), 1))
+            assert (name, status, body) == (name, 400, b"")
+    assert "Traceback" not in server.log()
+    assert "Fatal error" not in server.log()
+
+
+# What old clients, or no clients at all, send behind a request while it is under way.
+BEHIND = (
+    b"\r\n",
+    b"\n",
+    b"GET /ran HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\0",
+    b"\x16\x03\x01",
+    b"a" * 9_000,
+)
+
+
+def test_a_request_that_is_complete_is_answered_whatever_follows_it(server: Server) -> None:
+    body = b'{"name": "complete %d"}'
+    ends = {"HTTP/1.1": "X-A: b", "HTTP/1.0": "X-A: b", "HTTP/1.1 ": "Connection: close"}
+    for number, (behind, (version, line), pause) in enumerate(
+        product(BEHIND, ends.items(), (0.0, 0.001, 0.002, 0.004, 0.008))
+    ):
+        lines = ("Content-Type: application/json", f"Content-Length: {len(body % number)}", line)
+        with connect(server) as client:
+            client.sendall(head(*lines, start=f"POST /items {version.strip()}") + body % number)
+            time.sleep(pause)
+            send(client, behind)
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert (behind, line, answer.status) == (behind, line, 201), answer.read()
+    assert server.client.get("/ran").json() == []
+    assert "Traceback" not in server.log()
+
+
+# Of these the library that takes the handshakes refuses what h11 has let pass.
+HANDSHAKES = {
+    "a long line": ("X-A: " + "b" * 9_000,),
+    "a control character": ("X-A: \x7f",),
+    "a long extension": ("Sec-WebSocket-Extensions: " + "b" * 9_000,),
+    "a body": ("Content-Length: 5",),
+    "chunks": (CHUNKED,),
+}
+
+
+def test_a_handshake_that_is_no_good_is_answered_and_closed(server: Server) -> None:
+    for path in ("/open", "/nowhere", f"/open?{'a' * 9_000}"):
+        for name, lines in HANDSHAKES.items():
+            sent = head(*WEBSOCKET, *lines, start=f"GET {path} HTTP/1.1")
+            status, _, _ = exchange(server, sent)
+            assert (path[:9], name, status) == (path[:9], name, 400)
+    status, _, headers = exchange(
+        server,
+        head(
+            *WEBSOCKET, "Sec-WebSocket-Extensions: permessage-deflate", start="GET /open HTTP/1.1"
+        ),
+    )
+    assert (status, headers["Sec-WebSocket-Extensions"]) == (101, None)
+    assert "Traceback" not in server.log()
+
+
+MASKED = bytes(4)
+FRAMES = {
+    "empty pongs": b"\x8a\x80" + MASKED,
+    "pings": b"\x89\x88" + MASKED + b"a" * 8,
+    "texts of a byte": b"\x81\x81" + MASKED + b"a",
+    "empty fragments": b"\0\x80" + MASKED,
+    "fragments of a byte": b"\0\x81" + MASKED + b"a",
+}
+# What a client may send without an end, after what begins it.
+FLOODS = {
+    **{
+        f"chunks of {size} bytes after the answer of {path}": (
+            head(CHUNKED, start=f"{path} HTTP/1.1"),
+            b"%x\r\n%s\r\n" % (size, b"a" * size),
+        )
+        for size in (128, 1_000)
+        for path in ("GET /health/live", "POST /nowhere")
+    },
+    **{
+        name: (head(*WEBSOCKET, start="GET /open HTTP/1.1"), frame)
+        for name, frame in FRAMES.items()
+    },
+}
+
+
+def test_a_flood_leaves_the_loop_to_others(server: Server) -> None:
+    """What the server computes until it answers a probe is the most that others wait for."""
+    process = serving(server)
+
+    def cpu() -> float:
+        return sum(process.cpu_times()[:2])
+
+    def flood(sent: bytes, over: threading.Event) -> None:
+        with connect(server) as client:
+            client.sendall(begun)
+            client.recv(100)
+            if sent[:1] == b"\0":
+                client.sendall(b"\x01\x80" + MASKED)  # the first fragment
+            client.settimeout(5)
+            while not over.is_set() and send(client, sent * (200_000 // len(sent))):
+                pass
+
+    for name, (begun, sent) in FLOODS.items():
+        over = threading.Event()
+        clients = [threading.Thread(target=flood, args=(sent, over)) for _ in range(4)]
+        for client in clients:
+            client.start()
+        longest = 0.0
+        for _ in range(20):
+            before = cpu()
+            assert exchange(server, head(start="GET /health/live HTTP/1.1"))[0] == 200
+            longest = max(longest, cpu() - before)
+        over.set()
+        for client in clients:
+            client.join()
+        assert (name, longest < 0.1) == (name, True), longest
 
 
 def test_a_client_whose_text_is_no_text_is_closed_without_a_traceback(server: Server) -> None:

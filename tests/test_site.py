@@ -11,7 +11,7 @@ from threading import Thread
 from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.support.processes import environment
 
@@ -122,6 +122,14 @@ def address(site: Path) -> Iterator[str]:
         Thread(target=server.serve_forever).start()
         yield f"{HOST}:{server.server_port}/"
         server.shutdown()
+
+
+def test_a_page_has_the_colours_that_the_system_has_now(address: str, page: Page) -> None:
+    # Pictures follow the system: on a page that kept those of the first visit they would not fit.
+    for system, scheme in (("light", "default"), ("dark", "slate"), ("light", "default")):
+        page.emulate_media(color_scheme=system)  # type: ignore[arg-type]
+        page.goto(address)
+        expect(page.locator("body")).to_have_attribute("data-md-color-scheme", scheme)
 
 
 @pytest.mark.parametrize("size", SIZES)

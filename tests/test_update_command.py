@@ -26,8 +26,12 @@ from tests.support.processes import environment
 from tests.support.releases import (
     CONFLICTS,
     NEXT,
+    REWRITTEN,
     WORKING_TREE,
+    call,
     conflicts,
+    expect,
+    fill_places,
     insert_lines,
     publish,
 )
@@ -58,19 +62,6 @@ def everything(folder: Path) -> dict[str, Entry]:
         else:
             found[name] = (f"file {path.stat().st_mode:o}", path.read_bytes())
     return found
-
-
-def call(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the command as `poe update` does, with a Copier that is installed already."""
-    return subprocess.run(
-        [sys.executable, "update.py", "--defaults", *options],
-        cwd=folder,
-        env=environment(**variables),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
 
 
 @dataclass(frozen=True)
@@ -237,6 +228,30 @@ def test_what_was_moved_gets_its_change_and_what_was_deleted_is_named(
     assert "- tests/test_transactions.py\n" in said
     assert not (folder / "app").exists()
     assert not (folder / "compose.yaml").exists()
+
+
+@pytest.mark.parametrize("release", [WORKING_TREE, NEXT, REWRITTEN])
+@pytest.mark.parametrize("database", DATABASES)
+def test_a_place_that_is_promised_meets_no_change_of_a_release_or_of_the_database(
+    merge: Call, templates: Path, database: str, release: str, tmp_path: Path
+) -> None:
+    before = render_repository(
+        templates, tmp_path / "before", release=WORKING_TREE, database=database
+    )
+    for new in DATABASES:
+        after = expect(templates, before, release, tmp_path / f"to {new}", new)
+        update = Update(before, after)
+        if (database, WORKING_TREE) == (new, release):
+            continue
+        folder = update.service(tmp_path / f"service on {new}")
+        fill_places(folder)
+        commit(folder)
+
+        code, said = merge(folder, update)
+
+        assert code == 0, said
+        fill_places(after)
+        assert text_files(folder) == text_files(after)
 
 
 def test_a_new_file_comes_where_the_template_has_it_whatever_was_moved(

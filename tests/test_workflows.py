@@ -6,8 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -19,7 +20,7 @@ import yaml
 from tests.support.databases import DATABASES
 from tests.support.pages import Typist, blocks, page_text, shows
 from tests.support.processes import environment
-from tests.support.repository import commit, git
+from tests.support.repository import REPOSITORY, commit, git
 from tests.support.services import Service, render
 
 CHANGELOG = """\
@@ -101,6 +102,7 @@ def test_no_workflow_is_open_to_attack(linted: Path) -> None:
 # What a job does that holds a token which may write: nothing that runs a file of the repository, of
 # a release or of a package.
 HARMLESS_ACTIONS = {"actions/checkout", "actions/deploy-pages", "actions/download-artifact"}
+READS = "TEMPLATE_READ_TOKEN"  # the only secret of a job that runs what it has fetched
 HARMLESS_PROGRAMS = {"cat", "find", "gh", "git", "test"}
 
 
@@ -111,8 +113,9 @@ def test_a_job_that_may_write_runs_nothing_but_git_and_gh(linted: Path) -> None:
                 if step.get("uses", "").startswith("actions/checkout@"):
                     assert step["with"]["persist-credentials"] is False, name
             if not {"write"} & {*job["permissions"].values()}:
-                assert "secrets." not in str(job), name
+                assert "secrets." not in str(job).replace(f"secrets.{READS}", ""), name
                 continue
+            assert READS not in str(job), name
             actions = {step["uses"].partition("@")[0] for step in job["steps"] if "uses" in step}
             assert actions <= HARMLESS_ACTIONS, name
             script = "\n".join(step.get("run", "") for step in job["steps"])
@@ -127,6 +130,14 @@ def test_every_workflow_has_githubs_form(linted: Path) -> None:
 
     assert check_schema("github-workflows", *workflows) == ""
     assert check_schema("dependabot", linted / ".github/dependabot.yml") == ""
+
+
+def test_the_note_of_a_workflow_that_has_moved_has_githubs_form(tmp_path: Path) -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    [note] = re.findall(r"^  ```yaml\n(.*?)^  ```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "moved.yml").write_text(note.replace("\n  ", "\n").removeprefix("  "))
+
+    assert check_schema("github-workflows", tmp_path / "moved.yml") == ""
 
 
 def test_the_compose_file_and_the_dockerfile_are_in_order(linted: Path) -> None:
@@ -194,7 +205,9 @@ class Runner:
     """
 
     def __init__(self, workflow: Path, origin: Path, folder: Path, **variables: str) -> None:
-        self.jobs: dict[str, Any] = yaml.safe_load(workflow.read_text())["jobs"]
+        read = yaml.safe_load(workflow.read_text())
+        self.jobs: dict[str, Any] = read["jobs"]
+        self.environment: dict[str, str] = read.get("env", {})
         self.origin = origin
         self.folder = folder
         self.calls = folder / "calls"
@@ -206,7 +219,11 @@ class Runner:
         path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         self.variables = {"PATH": path, "CALLS": str(self.calls), "PROPOSED": "0", **variables}
         self.variables["GITHUB_RUN_ID"] = "1"
-        self.context = {"github.token": "token", "github.workflow": "Update"}
+        self.context = {
+            "github.server_url": "https://github.com",
+            "github.token": "token",
+            "github.workflow": "Update",
+        }
 
     def fill(self, text: str) -> str:
         """Put in the values of expressions; an alternative is the first that there is."""
@@ -244,7 +261,7 @@ class Runner:
             if "run" not in step:
                 self.carry(step)
                 continue
-            values = {**job.get("env", {}), **step.get("env", {})}
+            values = {**self.environment, **job.get("env", {}), **step.get("env", {})}
             variables = {key: self.fill(str(value)) for key, value in values.items()}
             output.write_text("")
             done = subprocess.run(
@@ -333,6 +350,84 @@ def test_a_newer_release_becomes_a_pull_request_with_its_notes(
     assert "token" not in calls
 
 
+class PrivateTemplate(BaseHTTPRequestHandler):
+    """Serves a folder of repositories to those who know the token, as GitHub does."""
+
+    folder: Path
+    token = "secret-of-the-reader"
+
+    def do_GET(self) -> None:
+        given = self.headers["Authorization"] or ""
+        if b64decode(given.removeprefix("Basic ")) != f"x-access-token:{self.token}".encode():
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", "Basic")
+            self.end_headers()
+            return
+        path, _, query = self.path.partition("?")
+        length = int(self.headers["Content-Length"] or 0)
+        variables = {
+            "GIT_PROJECT_ROOT": str(self.folder),
+            "GIT_HTTP_EXPORT_ALL": "1",
+            "REQUEST_METHOD": self.command,
+            "PATH_INFO": path,
+            "QUERY_STRING": query,
+            "CONTENT_TYPE": self.headers["Content-Type"] or "",
+            "HTTP_CONTENT_ENCODING": self.headers["Content-Encoding"] or "",
+            "CONTENT_LENGTH": str(length),
+        }
+        done = subprocess.run(
+            ["git", "http-backend"],
+            env=environment(**variables),
+            input=self.rfile.read(length),
+            capture_output=True,
+            check=True,
+        )
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n" + done.stdout)
+
+    do_POST = do_GET
+
+    def log_message(self, *arguments: Any) -> None: ...
+
+
+@contextmanager
+def serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_private_template_is_read_with_a_token_that_its_code_never_sees(
+    runner: Runner, released: Path, origin: Path, tmp_path: Path
+) -> None:
+    check = next(it for it in runner.jobs["update"]["steps"] if it.get("name") == "Check")
+    check["run"] = (
+        'env; git ls-remote --get-url git@github.com:acme/a.git; echo draft=false >> "$GITHUB_OUTPUT"'
+    )
+    PrivateTemplate.folder = released.parent
+    with serve(PrivateTemplate) as server:
+        answers = origin / ".copier-answers.yml"
+        answers.write_text(answers.read_text().replace(f"file://{released.parent}", server))
+        commit(origin)
+        runner.context["github.server_url"] = server
+        with pytest.raises(AssertionError, match="Authentication failed"):
+            runner.run("ask")
+        shutil.rmtree(tmp_path / "runner/ask")
+        shutil.rmtree(tmp_path / "runner/ask-temp")
+        runner.context["secrets.TEMPLATE_READ_TOKEN"] = PrivateTemplate.token
+
+        said = runner.run("ask") + runner.run("update")
+
+    notes = (tmp_path / "runner/artifact-update/notes.md").read_text()
+    assert f"From 999.0.0 to 1001.0.0 of {server}/template.git." in notes
+    assert "\n- Second.\n" in notes
+    assert "\nhttps://github.com/acme/a.git\n" in said  # an SSH address too
+    assert "GIT_CONFIG_VALUE_0=" in said
+    assert PrivateTemplate.token not in said
+
+
 def test_the_newest_release_is_left_alone(released: Path, runner: Runner, tmp_path: Path) -> None:
     runner.origin = make_origin(tmp_path / "newest", f"file://{released}", "1001.0.0")
 
@@ -383,7 +478,7 @@ def test_what_may_write_runs_nothing_of_the_release(
 
     def attack(step: dict[str, Any], clone: Path) -> None:
         """Do what the code of a release can do while it is checked."""
-        if step.get("name") == "Collect the change and the release notes":
+        if step.get("name") == "Collect the change and the notes":
             (clone / ".git/hooks").mkdir(exist_ok=True)
             for name in ("pre-commit", "post-checkout", "reference-transaction", "pre-push"):
                 hook = clone / ".git/hooks" / name
@@ -655,12 +750,8 @@ class Advisories(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def advisories() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
-        thread = Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serve(Advisories) as server:
+        yield server
 
 
 def test_an_audit_fails_on_a_known_vulnerability_or_an_unsafe_workflow(
@@ -752,6 +843,81 @@ def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path)
     assert "up-to-date" in Typist(origin).type("copier check-update")
 
 
+def test_services_below_the_root_are_checked_and_updated_as_the_page_says(
+    released: Path, tmp_path: Path
+) -> None:
+    workflow = released / "template/.github/workflows/ci.yml"
+    workflow.write_text(workflow.read_text() + "# Newer.\n")
+    commit(released, "1002.0.0")
+    git(released, "tag", "1002.0.0")
+    root = tmp_path / "root"
+    git(tmp_path, "init", "--quiet", "--initial-branch", "main", str(root))
+    typist = Typist(
+        root,
+        {
+            "PRE_COMMIT_HOME": str(tmp_path / "pre-commit"),
+            "GIT_AUTHOR_NAME": "Test",
+            "GIT_AUTHOR_EMAIL": "test@example.com",
+            "GIT_COMMITTER_NAME": "Test",
+            "GIT_COMMITTER_EMAIL": "test@example.com",
+        },
+        {
+            "copier copy": "copier copy --quiet --defaults --vcs-ref 999.0.0",
+            "uvx pre-commit": "pre-commit",
+            "TEMPLATE": str(released),
+        },
+    )
+    page = blocks(page_text("how-to/monorepo.md"))
+
+    for block in page:
+        if block.title == "update":
+            break
+        if block.language == "sh":
+            typist.type(block.text)
+        else:
+            (root / block.title).parent.mkdir(parents=True, exist_ok=True)
+            (root / block.title).write_text(block.text)
+
+    # GitHub's files have their form, and what they name is there.
+    workflows = sorted((root / ".github/workflows").glob("*.yml"))
+    assert [file.name for file in workflows] == ["billing.yml", "orders.yml"]
+    assert check_schema("github-workflows", *workflows) == ""
+    assert check_schema("dependabot", root / ".github/dependabot.yml") == ""
+    assert lint("zizmor", "--offline", "--quiet", "--persona=pedantic", root / ".github") == ""
+    for file in workflows:
+        content = yaml.safe_load(file.read_text())
+        service = root / content["defaults"]["run"]["working-directory"]
+        assert service.name == content["name"] == file.stem
+        assert (service / "uv.lock").exists()
+        [audited] = re.findall(r"--offline (\S+)", file.read_text())
+        assert (service / audited).resolve() == root / ".github"
+        own = yaml.safe_load((released / "template/.github/workflows/ci.yml").read_text())
+        assert str(content["jobs"]).replace("../../.github", ".github") == str(own["jobs"])
+
+    # The hook looks at its own service.
+    (root / "README.md").write_text("All services.\n")
+    assert "orders...(no files to check)Skipped" in re.sub(
+        r"\.{3,}", "...", typist.type("git add --all && git commit --message 'Beside it'")
+    )
+    mine = root / "services/orders/app/features/mine.py"
+    mine.write_text("VALUE  =  1\n")
+    refused = typist.try_typing("git add --all && git commit --message 'Badly formatted'")
+    assert (refused.returncode, "1 file would be reformatted" in refused.stdout) == (1, True)
+    mine.write_text("VALUE = 1\n")
+    assert "Passed" in typist.type("git add --all && git commit --message 'Well formatted'")
+
+    # What is unfinished beside it does not matter, and is not touched.
+    (root / "README.md").write_text("Unfinished.\n")
+    printed = typist.type(block.text)
+    assert shows(printed, next(page).text)
+    changed = git(root, "diff", "--staged", "--name-only").splitlines()
+    assert sorted(changed) == [
+        "services/orders/.copier-answers.yml",
+        "services/orders/app/health.py",
+    ]
+    assert git(root, "diff", "--name-only") == "README.md\n"
+
+
 def test_an_update_says_what_it_did_and_how_to_take_it_back(origin: Path) -> None:
     health = origin / "app/health.py"
     health.write_text(health.read_text() + "\n\n# Ours.\n")
@@ -821,3 +987,22 @@ def test_a_pull_request_shows_what_it_changes_in_each_service(
     assert "\n-    image: postgres:18\n+    image: postgres:19\n" in postgresql
     assert "compose.yaml | 2 +-" in postgresql
     assert ".copier-answers.yml" not in postgresql
+
+
+def test_nightly_takes_every_python_from_the_oldest_one_and_every_floor(service: Service) -> None:
+    jobs = yaml.safe_load((REPOSITORY / ".github/workflows/nightly.yml").read_text())["jobs"]
+    matrix = jobs["service"]["strategy"]["matrix"]
+
+    project = (service.folder / "pyproject.toml").read_text()
+    [oldest] = re.findall(r'requires-python = ">=(.*)"', project)
+    [image] = set(
+        re.findall(
+            r"^FROM python:([\d.]+)", (service.folder / "Dockerfile").read_text(), re.MULTILINE
+        )
+    )
+    minors = [int(python.removeprefix("3.")) for python in matrix["python"]]
+    assert minors == [*range(int(oldest.removeprefix("3.")), minors[-1] + 1)]
+    assert image in matrix["python"]
+    floors = {it["database"] for it in matrix["include"] if it["resolution"] == "lowest-direct"}
+    assert floors == {*DATABASES} == {*matrix["database"]}
+    assert all(it["python"] == oldest for it in matrix["include"])

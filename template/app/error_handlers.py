@@ -13,8 +13,9 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from app.database.constraints import violated_columns
 from app.database.errors import constraint, explain
-from app.problems import FieldError, problem, unavailable, violated_columns
+from app.problems import FieldError, problem, unavailable
 from app.redaction import reason_of
 from app.validation import refuse
 

@@ -8,21 +8,22 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.fields import MAX_ID
-from app.problems import Problem
+from app.problems import error_model
 from app.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
 from app.routing import check_names
 
 
 def add_openapi(app: FastAPI) -> None:
     """Complete the app's document; call this when all routes are registered."""
-    app.openapi = partial(openapi, app.openapi)  # type: ignore[method-assign]
+    app.openapi = partial(openapi, app.openapi, error_model(app))  # type: ignore[method-assign]
     check_names(app)
 
 
-def openapi(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[str, Any]:
     """Complete the document that `make` returns: FastAPI's, or a feature's own."""
     document = make()
     components = document.setdefault("components", {})
@@ -32,9 +33,9 @@ def openapi(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, never sent
         schemas.pop(name, None)
-    definitions = models_json_schema(
-        [(Problem, "serialization")], ref_template=SCHEMAS + "{model}"
-    )[1]["$defs"]
+    definitions = models_json_schema([(error, "serialization")], ref_template=SCHEMAS + "{model}")[
+        1
+    ]["$defs"]
     schemas |= definitions
     names = {}
     for name, title in [(name, schema.get("title", "")) for name, schema in schemas.items()]:
@@ -50,7 +51,9 @@ def openapi(make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     for path in document["paths"].values():
         for method, operation in path.items():
             errors |= describe(operation, method.upper(), schemas)
-    components["responses"] = {f"Problem{code}": describe_error(code) for code in sorted(errors)}
+    components["responses"] = {
+        f"Problem{code}": describe_error(code, error) for code in sorted(errors)
+    }
     return document
 
 

@@ -1,21 +1,19 @@
 """What clients see of a failure: problem details (RFC 9457), one body for every error."""
 
 import logging
+from collections.abc import Mapping
 from http.client import responses
 from typing import Any, Literal, NamedTuple
 
-from fastapi import Response, status
+from fastapi import FastAPI, Response, status
 from fastapi.requests import HTTPConnection
 from opentelemetry import metrics
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
-from sqlalchemy import Index
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.schema import ColumnCollectionConstraint
+from starlette.types import Receive, Scope, Send
 
 from app import NAME
-from app.database import Base
-from app.database.errors import OUTCOME_UNKNOWN, violated
+from app.database.errors import OUTCOME_UNKNOWN
 from app.logging import request_id
 
 logger = logging.getLogger(__name__)
@@ -111,12 +109,40 @@ def make_problem(code: int, kind: Kind | None = None, /, **members: Any) -> Prob
 
 def problem(code: int, kind: Kind | None = None, /, **members: Any) -> Response:
     """Make the response for a failure; `members` are shown to the client."""
-    body = make_problem(code, kind, **members)
     headers = {"Cache-Control": "no-store"}
     if code == status.HTTP_503_SERVICE_UNAVAILABLE:
         headers["Retry-After"] = "1"
-    content = body.model_dump_json(by_alias=True, exclude_none=True)
-    return Response(content, code, headers, MEDIA_TYPE)
+    return ProblemResponse(make_problem(code, kind, **members), headers)
+
+
+class ProblemResponse(Response):
+    """A problem, sent in the form that the application's errors have."""
+
+    def __init__(self, problem: Problem, headers: Mapping[str, str]) -> None:
+        super().__init__(None, problem.status, headers)
+        self.problem = problem
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        model = error_model(scope["app"])
+        self.body = dump_error(self.problem, model).encode()
+        self.headers.update(
+            {"Content-Length": str(len(self.body)), "Content-Type": media_type(model)}
+        )
+        await super().__call__(scope, receive, send)
+
+
+def error_model(app: FastAPI) -> type[BaseModel]:
+    """Return the model of an error's body: a feature's own, or that of problem details."""
+    return getattr(app.state, "error_model", Problem)
+
+
+def media_type(model: type[BaseModel]) -> str:
+    return MEDIA_TYPE if model is Problem else "application/json"
+
+
+def dump_error(problem: Problem, model: type[BaseModel]) -> str:
+    body = model.model_validate(problem, from_attributes=True)
+    return body.model_dump_json(by_alias=True, exclude_none=True)
 
 
 def report(reason: str, cause: str) -> None:
@@ -135,23 +161,3 @@ def unavailable(request: HTTPConnection, reason: str, cause: str) -> Response:
     if method not in IDEMPOTENT:
         del response.headers["Retry-After"]
     return response
-
-
-def violated_columns(error: IntegrityError) -> tuple[str, ...]:
-    """Return the names of the columns whose constraint a statement has violated.
-
-    There are none if the database does not name the constraint.
-    """
-    columns, name = violated(error)
-    if columns or name is None:
-        return columns
-    for table in Base.metadata.tables.values():
-        for found in (*table.constraints, *table.indexes):
-            if isinstance(found, ColumnCollectionConstraint | Index) and is_named(found, name):
-                return tuple(column.name for column in found.columns)
-    return ()
-
-
-def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:
-    # SQLAlchemy truncates a longer name and adds a hash: 55 characters, `_` and 4 more.
-    return found.name == name or (len(name) == 60 and str(found.name)[:55] == name[:55])

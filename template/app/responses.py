@@ -1,9 +1,21 @@
 """The errors and headers of every operation, for the OpenAPI document."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
-from app.problems import KINDS, MEDIA_TYPE, PHRASES, SAFE, UNKNOWN, make_problem
+from pydantic import BaseModel
+
+from app.problems import (
+    KINDS,
+    PHRASES,
+    SAFE,
+    UNKNOWN,
+    Problem,
+    dump_error,
+    make_problem,
+    media_type,
+)
 
 SCHEMAS = "#/components/schemas/"
 HEADERS = {
@@ -22,6 +34,7 @@ ALWAYS = ("X-Request-ID", "Cache-Control")
 OF_ERRORS = {
     401: ("WWW-Authenticate",),
     415: ("Accept-Post", "Accept-Patch", "Accept"),
+    429: ("Retry-After",),
     503: ("Retry-After",),
 }
 IF_NONE_MATCH = {
@@ -98,19 +111,19 @@ def is_versioned(response: dict[str, Any], schemas: dict[str, Any]) -> bool:
     return any(etag.get("readOnly") for etag in found)
 
 
-def describe_error(code: int) -> dict[str, Any]:
+def describe_error(code: int, model: type[BaseModel] = Problem) -> dict[str, Any]:
     errors = [EXAMPLES[code]] if code in EXAMPLES else None
     problems = [make_problem(code, kind, errors=errors) for kind in kinds_of(code)]
     examples = {}
     for problem in problems:
         problem.request_id = "4bf92f3577b34da6a3ce929d0e0e4736"
         name = problem.type.rpartition("/")[2].replace("about:blank", "problem")
-        examples[name] = {"value": problem.model_dump(by_alias=True, exclude_none=True)}
-    schema = {"$ref": SCHEMAS + "Problem"}
+        examples[name] = {"value": json.loads(dump_error(problem, model))}
+    schema = {"$ref": SCHEMAS + model.__name__}
     return {
         "description": PHRASES.get(code, "Error"),
         "headers": refer(*ALWAYS, *OF_ERRORS.get(code, ())),
-        "content": {MEDIA_TYPE: {"schema": schema, "examples": examples}},
+        "content": {media_type(model): {"schema": schema, "examples": examples}},
     }
 
 

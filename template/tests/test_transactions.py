@@ -22,8 +22,8 @@ from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import Base
+from app.database.constraints import violated_columns
 from app.dependencies import ReaderDep, SessionDep
-from app.problems import violated_columns
 
 PARENTS = table("tested_parents", column("id"))
 CHILDREN = table("tested_children", column("parent_id"))

@@ -18,6 +18,7 @@ import psutil
 
 from tests.benchmark.clients import Client, connect, request, send_all
 from tests.support.databases import Database, PostgreSQLDatabase, SQLiteDatabase, execute
+from tests.support.pages import block_text, page_text
 from tests.support.proxy import Proxy, open_proxy
 from tests.support.services import Server, Service
 
@@ -39,23 +40,39 @@ def new_item() -> dict[str, str]:
     return {"name": f"item {next(numbers)}", "description": "of some length, as they are " * 2}
 
 
-def create() -> bytes:
-    return request("POST", "/items", new_item())
+def create(path: str = "/items") -> bytes:
+    return request("POST", path, new_item())
 
 
 LIST = request("GET", "/items?limit=100")
-LIVE = request("GET", "/health/live")
-COUNTS = {"get": 250, "list": 100, "post": 150, "live": 400}  # requests in one sample
+GREET = request("GET", "/greetings/Anna")  # needs no database
+# Requests in one sample. `once` is a POST whose only statement is its own transaction.
+COUNTS = {"get": 250, "list": 100, "post": 150, "once": 150, "plain": 400}
+QUIET = {"DOCS_ENABLED": "false", "LOG_LEVEL": "WARNING"}
 
 
 def apps(database: str) -> dict[str, tuple[str, dict[str, str]]]:
     """Return what is compared: an app, and its settings. None but `logging` writes a line."""
     return {
         "bare": (f"bare_{database}:app", {}),
-        "service": ("app.main:app", {"LOG_LEVEL": "WARNING"}),
-        "logging": ("app.main:app", {}),
+        "service": ("app.main:app", QUIET),
+        "logging": ("app.main:app", QUIET | {"LOG_LEVEL": "INFO"}),
         "usual": ("usual:app", {}),
+        "twenty": ("twenty:app", QUIET),
     }
+
+
+def extend(service: Service) -> None:
+    """Add what the example has not: a route that needs no database, and the write of a how-to."""
+    code = block_text(page_text("how-to/one-statement.md"), "app/features/no_rollback.py")
+    (service.folder / "app/features/no_rollback.py").write_text(code)
+    service.extend(routes=(APPS / "routes.py").read_text())
+
+
+def is_measured(name: str, kind: str) -> bool:
+    if name == "twenty":
+        return kind == "get"
+    return kind != "once" or name in ("bare", "service")
 
 
 @contextmanager
@@ -111,14 +128,15 @@ class Progress:
 
 
 def cpu(
-    service: Service, database: Database, processes: int, rounds: int
+    service: Service, database: Database, processes: int, rounds: int, share: float = 1
 ) -> dict[str, dict[str, list[float]]]:
     """Return the CPU seconds of a request: by kind and app, one of each round.
 
     The processes are started anew several times, since no two of the same program cost the same.
     """
     samples: dict[str, dict[str, list[float]]] = {
-        kind: {name: [] for name in apps(service.database)} for kind in COUNTS
+        kind: {name: [] for name in apps(service.database) if is_measured(name, kind)}
+        for kind in COUNTS
     }
     progress = Progress(f"{service.database}: CPU", processes * rounds)
     for _ in range(processes):
@@ -133,17 +151,19 @@ def cpu(
             clients = {name: runner.run(connect(port_of(it))) for name, it in servers.items()}
             runner.run(send_all([clients["service"]], create, SEEDS))
             get = request("GET", post(servers["service"].client))
-            same = {"get": get, "list": LIST, "live": LIVE}
+            same = {"get": get, "list": LIST, "plain": GREET}
             for number in range(-1, rounds):
-                for kind, count in COUNTS.items():
-                    for name, client in clients.items():
+                for kind, found in samples.items():
+                    for name, seconds in found.items():
+                        message = same.get(kind, create)
+                        if (kind, name) == ("once", "service"):
+                            message = partial(create, "/once")
+                        count = int(COUNTS[kind] * share)
                         before = cost(servers[name], "cpu_seconds")
-                        runner.run(
-                            send_all([client], create if kind == "post" else same[kind], count)
-                        )
-                        seconds = cost(servers[name], "cpu_seconds") - before
+                        runner.run(send_all([clients[name]], message, count))
+                        used = cost(servers[name], "cpu_seconds") - before
                         if number >= 0:  # the first one is a warm-up
-                            samples[kind][name].append(seconds / count)
+                            seconds.append(used / count)
                 if number >= 0:
                     progress.step()
             for client in clients.values():
@@ -172,6 +192,8 @@ def used_by(client: httpx2.Client, read: Callable[[], float]) -> dict[str, float
         "post": used("POST", lambda: "/items", new_item),
         "get after 2 s": used("GET", lambda: path, idle=2),
     }
+    if "POST" in client.options("/once").headers.get("allow", ""):
+        found["once"] = used("POST", lambda: "/once", new_item)
     if "PATCH" in client.options("/items/1").headers.get("allow", ""):
         found["patch"] = used("PATCH", lambda: path, {"description": "other"})
         found["delete"] = used("DELETE", lambda: post(client))
@@ -233,9 +255,9 @@ def far_page(service: Service, database: Database, rounds: int) -> float:
         series = f"SELECT 'row ' || n, now(), now(), 1 FROM generate_series(1, {ROWS}) AS n"
     else:
         series = (
-            "WITH RECURSIVE series(n) AS"
-            f" (SELECT 1 UNION ALL SELECT n + 1 FROM series WHERE n < {ROWS})"
-            " SELECT 'row ' || n, '2026-01-01 00:00:00', '2026-01-01 00:00:00', 1 FROM series"
+            "WITH RECURSIVE series(n, moment) AS (SELECT 1, '2026-01-01 00:00:00.000000'"
+            f" UNION ALL SELECT n + 1, moment FROM series WHERE n < {ROWS})"
+            " SELECT 'row ' || n, moment, moment, 1 FROM series"
         )
     print(f"{service.database}: pages of {ROWS:,} rows", flush=True)
     with emptied(database):

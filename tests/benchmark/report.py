@@ -7,14 +7,23 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+from tests.benchmark import plots
+from tests.benchmark.names import APPS, CLIENTS, DATABASES, KINDS
 from tests.support.repository import REPOSITORY
 from tests.support.services import Service
 
 FIGURES = REPOSITORY / "docs" / "explanation" / "benchmark.json"
 PAGE = FIGURES.with_name("performance.md")
-DATABASES = {"postgresql": "PostgreSQL", "sqlite": "SQLite"}
-KINDS = {"get": "GET by id", "list": "list of 100", "post": "POST", "live": "no database"}
-THEMES = {"light": ("#1f2328", "#4059ad", "#b0b7c3"), "dark": ("#e6edf3", "#7f9cf5", "#57606a")}
+README = REPOSITORY / "README.md"
+COST = """\
+- One client: a read takes {get} times the CPU of the bare driver, a list of 100 {list}, a write
+  {post}, and {once} if it is one statement without a transaction.
+- 200 clients: {rate:,.0f} reads a second, {of_bare:.0%} of what the bare driver does on its pool and
+  {of_peers:.1f} times the best of the others; 99 % are answered within {p99}.
+- A route without a database takes {plain} times a bare application's CPU; a read with twenty
+  resources, {routing} times that with one.
+"""
+ORDER = [*KINDS.values()]
 
 
 def machine() -> str:
@@ -28,13 +37,12 @@ def machine() -> str:
     return f"{os.cpu_count()} cores of {model}, {memory:.0f} GiB, {system}"
 
 
-def versions(service: Service) -> dict[str, str]:
+def versions(service: Service, *names: str) -> dict[str, str]:
     """Return what ran: Python, and the packages that a request passes through."""
-    names = ["fastapi", "starlette", "pydantic", "sqlalchemy", "uvicorn", "uvloop", "h11"]
-    names.append({"postgresql": "asyncpg", "sqlite": "aiosqlite"}[service.database])
-    program = (
-        f"import json, importlib.metadata as m; print(json.dumps([m.version(n) for n in {names}]))"
-    )
+    if not names:
+        names = ("fastapi", "starlette", "pydantic", "sqlalchemy", "uvicorn", "uvloop", "h11")
+        names += ({"postgresql": "asyncpg", "sqlite": "aiosqlite"}[service.database],)
+    program = f"import json, importlib.metadata as m; print(json.dumps([m.version(n) for n in {[*names]}]))"
     listed = service.run(".venv/bin/python", "-c", program).stdout
     return {
         "python": platform.python_version(),
@@ -47,6 +55,7 @@ def ratios(cpu: dict[str, dict[str, list[float]]], name: str) -> dict[str, float
     return {
         kind: round(median(a / b for a, b in zip(apps[name], apps["bare"], strict=True)), 2)
         for kind, apps in cpu.items()
+        if name in apps
     }
 
 
@@ -55,9 +64,21 @@ def spread(cpu: dict[str, dict[str, list[float]]]) -> dict[str, list[float]]:
     found = {}
     for kind, apps in cpu.items():
         rounds = [a / b for a, b in zip(apps["service"], apps["bare"], strict=True)]
-        low, _, high = quantiles(rounds, n=4)
-        found[kind] = [round(low, 2), round(high, 2)]
+        low, _, high = middle(rounds)
+        found[kind] = [low, high]
     return found
+
+
+def routing(cpu: dict[str, dict[str, list[float]]]) -> list[float]:
+    """Return the quartiles of a GET's cost with twenty resources, as a multiple of that with one."""
+    pairs = zip(cpu["get"]["twenty"], cpu["get"]["service"], strict=True)
+    return middle([twenty / one for twenty, one in pairs])
+
+
+def middle(values: list[float], digits: int = 2) -> list[float]:
+    """Return the quartiles: the second is the median."""
+    found = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
+    return [round(value, digits) for value in found]
 
 
 def collect(
@@ -78,9 +99,13 @@ def collect(
             name: {kind: min(apps["bare"]) for kind, apps in it["cpu"].items()}
             for name, it in measured.items()
         },
+        "routing": {name: routing(it["cpu"]) for name, it in measured.items()},
         **{
             key: {name: it[key] for name, it in measured.items() if key in it}
-            for key in ("round_trips", "thread_hops", "processes", "far_page", "pool_use")
+            for key in (
+                *("round_trips", "thread_hops", "processes", "far_page", "pool_use"),
+                *("load", "ceiling"),
+            )
         },
     }
 
@@ -89,14 +114,14 @@ def show(figures: dict[str, Any], before: dict[str, Any] | None) -> None:
     print(f"\n{figures['machine']}")
     for database, found in figures["ratios"].items():
         print(f"\n{database}: CPU of a request, as a multiple of the bare driver's")
-        print(f"  {'':12}{'service':>9}{'quartiles':>16}{'with log':>10}{'usual':>8}{'before':>9}")
+        print(f"  {'':22}{'service':>9}{'quartiles':>16}{'with log':>10}{'usual':>8}{'before':>9}")
         for kind, ratio in found.items():
             low, high = figures["spread"][database][kind]
-            log = figures["ratios_with_the_log"][database][kind]
-            usual = figures["ratios_as_usually_written"][database][kind]
+            log = figures["ratios_with_the_log"][database].get(kind, "")
+            usual = figures["ratios_as_usually_written"][database].get(kind, "")
             old = before["ratios"].get(database, {}).get(kind, "") if before else ""
             quartiles = f"{low} – {high}"
-            print(f"  {KINDS[kind]:12}{ratio:>9}{quartiles:>16}{log:>10}{usual:>8}{old:>9}")
+            print(f"  {KINDS[kind]:22}{ratio:>9}{quartiles:>16}{log:>10}{usual:>8}{old:>9}")
         for name, counts in figures["round_trips"].get(database, {}).items():
             print(f"  round trips, {name}: {say(counts)}")
         for name, counts in figures["thread_hops"].get(database, {}).items():
@@ -107,10 +132,33 @@ def show(figures: dict[str, Any], before: dict[str, Any] | None) -> None:
         print(f"  page behind a million rows: {figures['far_page'][database]:.2f} × the first")
         for clients, used in figures["pool_use"].get(database, {}).items():
             print(f"  {clients} clients: {used:.0%} of what the pool allows")
+        low, middle, high = figures["routing"][database]
+        print(f"  twenty resources: {middle} times what one takes ({low} – {high})")
+        print(f"\n{database}: under load")
+        for clients, apps in figures["load"][database].items():
+            for name, kinds in apps.items():
+                for kind, found in kinds.items():
+                    print(
+                        f"  {clients:>3} clients {KINDS[kind]:12}{APPS[name]:20}{say_load(found)}"
+                    )
 
 
 def say(counts: dict[str, float]) -> str:
     return ", ".join(f"{kind} {count:g}" for kind, count in counts.items())
+
+
+def say_load(found: dict[str, list[float]]) -> str:
+    low, rate, high = found["requests_per_second"]
+    return (
+        f"{rate:6,.0f}/s ({low:,.0f} – {high:,.0f}, {found['throughput_of_bare'][1]:.2f} of bare)"
+        f"  p50 {ms(found['median_seconds'])}  p99 {ms(found['p99_seconds'])}"
+        f"  CPU {found['cpu_seconds'][1] * 1e6:,.0f} µs"
+        f"  {found['connections_per_second'][1]:.0f} connections/s"
+    )
+
+
+def ms(seconds: list[float]) -> str:
+    return f"{seconds[1] * 1000:,.0f} ms"
 
 
 def stored() -> dict[str, Any] | None:
@@ -126,14 +174,14 @@ def stored() -> dict[str, Any] | None:
 
 def write(figures: dict[str, Any]) -> None:
     FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
-    PAGE.write_text(with_tables(PAGE.read_text(), figures))
-    for theme in THEMES:
-        plot(figures, theme)
+    PAGE.write_text(with_tables(PAGE.read_text(), tables(figures)))
+    README.write_text(with_tables(README.read_text(), {"cost": cost(figures)}))
+    plots.draw(figures, FIGURES.parent)
 
 
-def with_tables(page: str, figures: dict[str, Any]) -> str:
+def with_tables(page: str, tables: dict[str, str]) -> str:
     """Put the figures where the page has a place for them."""
-    for name, table in tables(figures).items():
+    for name, table in tables.items():
         start = f"<!-- {name} -->\n"
         before, found, after = page.partition(start)
         assert found, name
@@ -141,21 +189,38 @@ def with_tables(page: str, figures: dict[str, Any]) -> str:
     return page
 
 
+def cost(figures: dict[str, Any]) -> str:
+    """Return what the README says, in three lines."""
+    ratios, load = figures["ratios"]["postgresql"], figures["load"]["postgresql"]["200"]
+    rates = {name: found["get"]["requests_per_second"][1] for name, found in load.items()}
+    peers = max(rate for name, rate in rates.items() if name not in ("bare", "service"))
+    service = load["service"]["get"]
+    return COST.format(
+        **ratios,
+        rate=rates["service"],
+        of_bare=service["throughput_of_bare"][1],
+        of_peers=rates["service"] / peers,
+        p99=ms(service["p99_seconds"]),
+        routing=figures["routing"]["postgresql"][1],
+    )
+
+
 def tables(figures: dict[str, Any]) -> dict[str, str]:
     ratios, counts, shares = [], [], []
     for database, label in DATABASES.items():
         for kind, ratio in figures["ratios"][database].items():
             low, high = figures["spread"][database][kind]
-            log = figures["ratios_with_the_log"][database][kind]
-            usual = figures["ratios_as_usually_written"][database][kind]
+            log = figures["ratios_with_the_log"][database].get(kind, "")
+            usual = figures["ratios_as_usually_written"][database].get(kind, "")
             ratios.append([label, KINDS[kind], ratio, f"{low} – {high}", log, usual])
         counted = {**figures["round_trips"], **figures["thread_hops"]}[database]
-        for kind in ("get", "list", "post", "patch", "delete"):
+        for kind in ("get", "list", "post", "once", "patch", "delete"):
             row = [counted[name].get(kind, "") for name in ("bare", "service", "usual")]
-            counts.append([label, kind.upper(), *(f"{it:g}" if it != "" else "" for it in row)])
+            shown = kind.upper() if kind != "once" else KINDS[kind]
+            counts.append([label, shown, *(f"{it:g}" if it != "" else "" for it in row)])
         bare = figures["bare_cpu_seconds"][database]
         service = bare["get"] * figures["ratios"][database]["get"]
-        parts = (bare["live"], bare["get"] - bare["live"], service - bare["get"])
+        parts = (bare["plain"], bare["get"] - bare["plain"], service - bare["get"])
         shares.append([label, *(f"{part / service:.0%}" for part in parts)])
     processes = [
         [
@@ -177,6 +242,11 @@ def tables(figures: dict[str, Any]) -> dict[str, str]:
             ["database", "an endpoint without a database", "the driver and its data", "the rest"],
             shares,
         ),
+        "load": load_table(figures),
+        "routing": "".join(
+            f"- {DATABASES[database]}: {middle} times ({low} – {high}).\n"
+            for database, (low, middle, high) in figures["routing"].items()
+        ),
         "others": table(["database", "", "first answer after", "memory after a row"], processes)
         + "\n"
         + "".join(
@@ -191,50 +261,30 @@ def tables(figures: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def load_table(figures: dict[str, Any]) -> str:
+    rows = []
+    for database, label in DATABASES.items():
+        load = figures["load"][database]
+        for kind, name in dict.fromkeys(
+            (kind, name) for apps in load.values() for name, kinds in apps.items() for kind in kinds
+        ):
+            cells, costs, opened = [], [], []
+            for clients in CLIENTS:
+                found = load.get(clients, {}).get(name, {}).get(kind)
+                if found is None:
+                    cells.append("")
+                    continue
+                rate = f"{found['requests_per_second'][1]:,.0f}"
+                cells.append(f"{rate}, {ms(found['median_seconds'])}, {ms(found['p99_seconds'])}")
+                costs.append(found["cpu_seconds"][1])
+                opened.append(found["connections_per_second"][1])
+            cost = f"{min(costs) * 1e6:,.0f} µs"
+            rows.append([label, KINDS[kind], APPS[name], *cells, cost, f"{max(opened):.0f}"])
+    rows.sort(key=lambda row: [*DATABASES.values()].index(row[0]) * 9 + ORDER.index(row[1]))
+    head = ["database", "request", "", *(f"{clients} clients" for clients in CLIENTS)]
+    return table([*head, "CPU", "opened/s"], rows)
+
+
 def table(head: list[str], rows: list[list[Any]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
-def plot(figures: dict[str, Any], theme: str) -> None:
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    from matplotlib import pyplot
-
-    text, ours, others = THEMES[theme]
-    mpl.rcParams |= {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "benchmark",
-        "font.family": "sans-serif",
-        "text.color": text,
-        "axes.labelcolor": text,
-        "xtick.color": text,
-        "ytick.color": text,
-    }
-    databases = list(DATABASES)
-    figure, axes = pyplot.subplots(
-        1, len(databases), figsize=(9, 3), sharex=True, layout="constrained", squeeze=False
-    )
-    for axis, database in zip(axes[0], databases, strict=True):
-        kinds = [kind for kind in ("post", "list", "get") if kind in figures["ratios"][database]]
-        for offset, key, colour, label in (
-            (0.2, "ratios", ours, "this service"),
-            (-0.2, "ratios_as_usually_written", others, "as usually written"),
-        ):
-            values = [figures[key][database][kind] for kind in kinds]
-            places = [number + offset for number in range(len(kinds))]
-            bars = axis.barh(places, values, 0.36, color=colour, label=label)
-            axis.bar_label(bars, [f"{value:.1f} ×" for value in values], padding=3, color=text)
-        axis.set_yticks(range(len(kinds)), [KINDS[kind] for kind in kinds])
-        axis.set_title(DATABASES[database], color=text)
-        axis.axvline(1, color=text, linewidth=1, linestyle=":")
-        axis.tick_params(length=0)
-        axis.spines[:].set_visible(False)
-        axis.set_xlim(0, 9)
-    figure.supxlabel("CPU of a request; 1 is the bare driver")
-    figure.legend(
-        *axes[0][0].get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=2
-    )
-    figure.savefig(FIGURES.with_name(f"benchmark-{theme}.svg"), transparent=True)
-    pyplot.close(figure)

@@ -146,6 +146,17 @@ def follow(
     variables: dict[str, str],
     before: Callable[[str], None] = lambda title: None,
 ) -> None:
+    """Do what a how-to says, as `type_page` does, and check the service."""
+    type_page(page, service, variables, before)
+    check(service)
+
+
+def type_page(
+    page: str,
+    service: Service,
+    variables: dict[str, str],
+    before: Callable[[str], None] = lambda title: None,
+) -> None:
     """Do to a service what a how-to says for its database; `before` hears of each block's title."""
     # The environment is there already, and httpx2 with it, for the tests.
     instead = {"^uv add httpx2$": "", r"\buv run\b": "uv run --no-sync"}
@@ -159,6 +170,8 @@ def follow(
         elif block.title:
             typist.write(block.title, block.text)
 
+
+def check(service: Service) -> None:
     service.run(".venv/bin/ruff", "format", "--check")
     service.run(".venv/bin/ruff", "check")
     service.run(".venv/bin/python", "engine_rules.py")

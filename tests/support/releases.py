@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ def publish(template: Path, folder: Path) -> Path:
         git(folder, "tag", "--force", version, commit)
     for version, write in ((NEXT, write_next_release), (REWRITTEN, rewrite)):
         write(folder)
+        insert(folder / "CHANGELOG.md", "## Unreleased\n", "", f"\n## {version} - 2027-01-31\n")
         git(folder, "add", "--all")
         git(folder, "commit", "--quiet", "--message", version)
         git(folder, "tag", version)
@@ -254,11 +256,30 @@ def rewrite(repository: Path) -> None:
             file.write_text("\n".join(lines))
 
 
+def fill_places(folder: Path) -> None:
+    """Put something of one's own into each of them."""
+    for number, point in enumerate(INSERTION_POINTS):
+        point.put(folder, f"# Ours, {number}.\n")
+
+
 # Services -----------------------------------------------------------------------------------------
 
 
-def update(folder: Path, version: str) -> None:
+def update(folder: Path, version: str | None = None) -> None:
     copier.run_update(folder, defaults=True, overwrite=True, quiet=True, vcs_ref=version)
+
+
+def call(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run update.py as `poe update` does, with a Copier that is installed already."""
+    return subprocess.run(
+        [sys.executable, "update.py", "--defaults", *options],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 def conflicts(folder: Path) -> set[str]:
@@ -303,9 +324,11 @@ def is_copied_once(name: str) -> bool:
     )
 
 
-def expect(templates: Path, old: Path, version: str, folder: Path) -> Path:
+def expect(
+    templates: Path, old: Path, version: str, folder: Path, database: str | None = None
+) -> Path:
     """Render a release as a service of an older one should be after its update."""
-    database = yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
+    database = database or yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
     render_repository(templates, folder, release=version, database=database)
     fresh, before = text_files(folder), text_files(old)
     for name in filter(is_copied_once, fresh):

@@ -3,6 +3,9 @@
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -40,6 +43,13 @@ def replace(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert text.count(old) == 1, f"{file.name} has {old!r} {text.count(old)} times"
     file.write_text(text.replace(old, new))
+
+
+def questions(template: Path) -> dict[str, Any]:
+    """Return the template's questions and settings, without those of a fork."""
+    own, _, _ = (template / "copier.yml").read_text().partition("\n---\n")
+    found: dict[str, Any] = yaml.safe_load(own)
+    return found
 
 
 def names_of_tests() -> set[str]:

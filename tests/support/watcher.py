@@ -34,6 +34,8 @@ REASON = re.compile(r"(unavailable: |(?=not ready: ))(?P<reason>[a-z][a-z -]*[a-
 EXPLAINED = (
     "slow: ",
     "silent: ",
+    "outbox: ",  # of how-tos: a task that tries again
+    "stream ended: ",  # … and clients that come again
     "the database did not answer; its connections were left to the operating system",
     # uvicorn's: of requests that outlast the graceful timeout, and of bytes that are no request
     "Cancel ",

@@ -1,4 +1,4 @@
-"""The example's handlers on bare asyncpg: one connection, no transactions, no pool, no checks."""
+"""The example's handlers on bare asyncpg: one connection or its pool, no transactions, no checks."""
 
 import datetime
 import os
@@ -16,18 +16,24 @@ COLUMNS = "id, name, description, created_at, updated_at, version"
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    app.state.connection = await asyncpg.connect(os.environ["DATABASE_URL"])
+    connect = asyncpg.create_pool if os.environ.get("BARE_POOL") else asyncpg.connect
+    app.state.connection = await connect(os.environ["DATABASE_URL"])
     yield
     await app.state.connection.close()
 
 
-app = FastAPI(lifespan=lifespan)
+app = FastAPI(lifespan=lifespan, openapi_url=None)
 router = APIRouter()
 
 
 @app.get("/health/live")
 async def live() -> dict[str, str]:
     return {"status": "live"}
+
+
+@router.get("/greetings/{name}")
+async def greet(name: str) -> dict[str, str]:
+    return {"greeting": f"Hello, {name}"}
 
 
 @router.post("/items", status_code=201, response_model=ItemRead)

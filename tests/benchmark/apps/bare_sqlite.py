@@ -25,7 +25,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
 
 
-app = FastAPI(lifespan=lifespan)
+app = FastAPI(lifespan=lifespan, openapi_url=None)
 router = APIRouter()
 
 
@@ -34,9 +34,14 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
+@router.get("/greetings/{name}")
+async def greet(name: str) -> dict[str, str]:
+    return {"greeting": f"Hello, {name}"}
+
+
 @router.post("/items", status_code=201, response_model=ItemRead)
 async def create_item(data: ItemCreate, request: Request, response: Response) -> dict[str, Any]:
-    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None).isoformat(" ")
+    now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
     [row] = await request.app.state.connection.execute_fetchall(
         "INSERT INTO items (name, description, created_at, updated_at, version)"
         f" VALUES (?1, ?2, ?3, ?3, 1) RETURNING {COLUMNS}",

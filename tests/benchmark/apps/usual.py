@@ -41,6 +41,11 @@ async def live() -> dict[str, str]:
     return {"status": "live"}
 
 
+@router.get("/greetings/{name}")
+async def greet(name: str) -> dict[str, str]:
+    return {"greeting": f"Hello, {name}"}
+
+
 @router.post("/items", status_code=201, response_model=ItemRead)
 async def create_item(data: ItemCreate, session: SessionDep, response: Response) -> Item:
     item = Item(**data.model_dump())

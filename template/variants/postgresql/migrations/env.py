@@ -71,7 +71,8 @@ async def run_online(settings: ServiceSettings) -> None:
         settings.driver_url,
         poolclass=NullPool,
         hide_parameters=True,
-        connect_args={
+        connect_args=settings.login
+        | {
             "timeout": settings.database_connect_timeout,
             "server_settings": PARAMETERS,
         },

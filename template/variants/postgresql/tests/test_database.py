@@ -162,6 +162,23 @@ def test_an_unusable_tls_file_is_refused_by_its_variable_and_name(
 
 
 @pytest.mark.usefixtures("no_url")
+async def test_a_password_is_read_from_its_file_for_each_connection(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(f"{PASSWORD}\n")
+    url, with_password = SecretStr("postgresql://u@h/d"), SecretStr("postgresql://u:p@h/d")
+    settings = ServiceSettings(database_url=url, database_password_file=file)
+    read = settings.connect_args["password"]
+
+    assert await read() == PASSWORD
+    file.write_text("hunter2\nhunter3\n")
+    with pytest.raises(OSError, match=rf"DATABASE_PASSWORD_FILE \({file}\): has more") as error:
+        await read()
+    assert "hunter" not in f"{error.value} {settings!r} {settings.connect_args!r}"
+    with pytest.raises(ValidationError, match="remove one"):
+        ServiceSettings(database_url=with_password, database_password_file=file)
+
+
+@pytest.mark.usefixtures("no_url")
 def test_no_password_shows() -> None:
     settings = ServiceSettings(database_url=SecretStr("postgresql://u:hunter2@h/d"))
 

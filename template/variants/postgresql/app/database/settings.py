@@ -1,7 +1,9 @@
 """Settings of the database: where it is, and how long to wait for it."""
 
+import asyncio
 import sys
-from functools import cached_property
+from functools import cached_property, partial
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, SecretStr, model_validator
@@ -14,6 +16,7 @@ from app.database.dialect import register
 from app.database.url import DRIVER, EXAMPLE, READING, check_tls, locate, parse
 
 ANSWER_TIMEOUT = 0.5  # seconds for the server's response to arrive
+MAX_PASSWORD = 65_535  # bytes; PostgreSQL accepts no longer one
 
 Seconds = Annotated[float, Field(ge=0.001, le=86_400)]
 
@@ -26,6 +29,7 @@ class DatabaseSettings(BaseSettings):
     database_port: Annotated[int, Field(ge=1, le=65535)] = 5432
     database_user: str | None = None
     database_password: SecretStr | None = None
+    database_password_file: Path | None = None  # read anew for each new connection
     database_name: str | None = None
 
     # asyncpg waits 60 s for a connection, and forever for a response: on a silent network a request
@@ -49,7 +53,9 @@ class DatabaseSettings(BaseSettings):
                 raise ValueError(f"incomplete; set {missing} too")
             message = f"missing; set it to {EXAMPLE}, or set DATABASE_HOST, _USER, _PASSWORD, _NAME"
             raise PydanticCustomError("database_missing", message)
-        _ = self.driver_url  # raises if it can't be built
+        # raises if it can't be built
+        if self.driver_url.password is not None and self.database_password_file is not None:
+            raise ValueError("has a password, and DATABASE_PASSWORD_FILE is set too; remove one")
         return self
 
     @cached_property
@@ -68,9 +74,15 @@ class DatabaseSettings(BaseSettings):
         return self.driver_url.query.get("target_session_attrs") not in READING
 
     @property
+    def login(self) -> dict[str, Any]:
+        """The argument of `connect` that reads the password from its file, if it has one."""
+        file = self.database_password_file
+        return {"password": partial(asyncio.to_thread, read_password, file)} if file else {}
+
+    @property
     def connect_args(self) -> dict[str, Any]:
         """Arguments of the dialect's `connect`, besides the URL."""
-        timeouts = {
+        arguments = self.login | {
             "timeout": self.database_connect_timeout,
             # The server times out first: its error leaves the connection usable.
             "command_timeout": self.database_command_timeout + ANSWER_TIMEOUT,
@@ -79,7 +91,7 @@ class DatabaseSettings(BaseSettings):
         parameters = {"timezone": "UTC"}
         if self.database_pooler:
             nothing_prepared = {"statement_cache_size": 0, "prepared_statement_cache_size": 0}
-            return timeouts | nothing_prepared | {"server_settings": parameters}
+            return arguments | nothing_prepared | {"server_settings": parameters}
         # The server times out too, so that an abandoned statement keeps no locks. Milliseconds.
         limits = {
             "statement_timeout": int(self.database_command_timeout * 1000),
@@ -99,4 +111,32 @@ class DatabaseSettings(BaseSettings):
         # Windows, as in development.
         if sys.platform != "win32":
             parameters["client_connection_check_interval"] = "2000"
-        return timeouts | {"limits": limits, "server_settings": parameters}
+        return arguments | {"limits": limits, "server_settings": parameters}
+
+
+def read_password(file: Path) -> str:
+    """Return what the file contains now, without the line break at its end.
+
+    Raises:
+        OSError: with a reason that shows nothing of the content.
+    """
+    try:
+        if not file.is_file():  # a pipe would wait for its other side
+            raise OSError("is not a file" if file.exists() else "does not exist")
+        with file.open("rb") as opened:
+            content = opened.read(MAX_PASSWORD + 3)
+        password = content.decode().removesuffix("\n").removesuffix("\r")
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except UnicodeDecodeError:
+        reason = "is not in UTF-8"
+    else:
+        if not password:
+            reason = "is empty"
+        elif len(password.encode()) > MAX_PASSWORD:
+            reason = f"is longer than {MAX_PASSWORD} bytes"
+        elif {"\n", "\r", "\0"} & set(password):
+            reason = "has more than one line"
+        else:
+            return password
+    raise OSError(f"DATABASE_PASSWORD_FILE ({file}): {reason}")

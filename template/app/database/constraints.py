@@ -1,0 +1,28 @@
+"""Which columns a constraint has refused."""
+
+from sqlalchemy import Index
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.schema import ColumnCollectionConstraint
+
+from app.database.base import Base
+from app.database.errors import violated
+
+
+def violated_columns(error: IntegrityError) -> tuple[str, ...]:
+    """Return the names of the columns whose constraint a statement has violated.
+
+    There are none if the database does not name the constraint.
+    """
+    columns, name = violated(error)
+    if columns or name is None:
+        return columns
+    for table in Base.metadata.tables.values():
+        for found in (*table.constraints, *table.indexes):
+            if isinstance(found, ColumnCollectionConstraint | Index) and is_named(found, name):
+                return tuple(column.name for column in found.columns)
+    return ()
+
+
+def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:
+    # SQLAlchemy truncates a longer name and adds a hash: 55 characters, `_` and 4 more.
+    return found.name == name or (len(name) == 60 and str(found.name)[:55] == name[:55])
