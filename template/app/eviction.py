@@ -1,4 +1,4 @@
-"""Which connections are closed: too many of them, too much memory, clients that do not go on.
+"""Eviction of connections: too many of them, too much memory, stalled clients.
 
 Only this file and `protocol.py` depend on uvicorn's internals (0.54).
 """
@@ -29,9 +29,9 @@ class EvictableProtocol(H11Protocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.limit, self.limit_concurrency = self.limit_concurrency, None  # of connections alone
+        self.limit, self.limit_concurrency = self.limit_concurrency, None  # for connections only
         self.since = self.loop.time()  # when it began to wait for its client
-        self.late: object = None  # the last request, if it goes on after its response
+        self.late: object = None  # the last request, if it continues after its response
         self.owed, self.moved, self.unsent, self.held = False, 0, 0, 0
 
     def connection_made(self, transport: Any) -> None:

@@ -1,13 +1,13 @@
-"""How much of what clients send is handled in one turn of the event loop."""
+"""Pacing: how much client input is handled in one turn of the event loop."""
 
 import asyncio
 import time
 from collections import deque
 from typing import Any
 
-SLICE = 8_192  # bytes read at once; the others wait in the kernel, and slow their sender down
+SLICE = 8_192  # bytes read at once; the rest waits in the kernel: backpressure for the sender
 AT_ONCE = 1_024  # bytes handled at once, as most requests are; more wait for their turn
-TURN = 0.005  # seconds that all slices together take of one turn of the loop
+TURN = 0.005  # seconds that all slices together may take of one turn of the loop
 
 buffer = memoryview(bytearray(SLICE))
 ready: "deque[PacedTransport]" = deque()

@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol on h11, without what could be read in two ways."""
+"""uvicorn's HTTP protocol on h11, without what is ambiguous."""
 
 import asyncio
 from typing import Any
@@ -14,7 +14,7 @@ BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length:
 
 
 class Protocol(EvictableProtocol):
-    """The protocol, without pipelining, and with one end for every request that is not valid.
+    """The protocol, without pipelining, and with one response to every invalid request.
 
     A request that arrives before the last one is answered is not served: no client needs that, and
     a smuggled request arrives like this.
@@ -66,7 +66,7 @@ class Protocol(EvictableProtocol):
         self.conn.paused = True
         super().handle_websocket_upgrade(event)
         if not getattr(self.transport.protocol, "handshake_initiated", True):
-            return self.send_400_response("no handshake")  # it would not answer this one either
+            return self.send_400_response("no handshake")  # it would not answer this either
         watch(self.transport, self.loop)
 
     def send_400_response(self, msg: str) -> None:

@@ -30,7 +30,7 @@ class Database(Protocol):
         """Return how many connections the service holds."""
 
     def block_writes(self, seconds: float) -> subprocess.Popen[str]:
-        """Block writes for this long; returns when the first is blocked."""
+        """Block writes for this long; returns once none gets through."""
 
     def take_away(self) -> None: ...
 
