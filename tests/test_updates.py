@@ -35,7 +35,6 @@ from tests.support.releases import (
     delete_example,
     expect,
     insert_lines,
-    publish,
     releases,
     update,
     write,
@@ -44,12 +43,6 @@ from tests.support.repository import REPOSITORY, commit, git, replace, text_file
 from tests.support.services import Service, render_repository
 
 PAIRS = [*((version, WORKING_TREE) for version in releases()), (WORKING_TREE, NEXT)]
-
-
-@pytest.fixture(scope="session")
-def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template with all its releases, and with synthetic ones."""
-    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
 
 
 @dataclass(frozen=True)
