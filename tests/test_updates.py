@@ -509,7 +509,7 @@ def test_a_slug_that_a_release_no_longer_accepts_is_not_replaced_by_another(
 def test_the_changelog_the_history_and_the_tags_name_the_same_releases() -> None:
     found = releases()
 
-    tags = git(REPOSITORY, "tag").split()
+    tags = git(REPOSITORY, "tag", "--merged").split()  # a fork has later ones of upstream's too
     assert {tag: git(REPOSITORY, "rev-list", "-1", tag).strip() for tag in tags}.items() <= (
         found.items()
     )
