@@ -13,6 +13,7 @@ from playwright.sync_api import Page
 from tests.support.browser import NoBrowserError, open_page
 from tests.support.databases import DATABASES, Database, PostgreSQLDatabase, open_database
 from tests.support.proxied import ProxiedDatabase, open_guarded_server, open_proxied
+from tests.support.releases import publish
 from tests.support.repository import snapshot
 from tests.support.services import Service, render
 
@@ -65,6 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template as it is in the working tree, released."""
     return snapshot(tmp_path_factory.mktemp("template") / "template")
+
+
+@pytest.fixture(scope="session")
+def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template with all its releases, and with synthetic ones. No test changes it."""
+    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
 
 
 @pytest.fixture(scope="session", params=DATABASES)

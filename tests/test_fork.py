@@ -26,7 +26,6 @@ from tests.support.releases import (
     conflicts,
     expect,
     fill_places,
-    publish,
     update,
     write,
 )
@@ -81,11 +80,6 @@ class Company:
         git(self.fork, "checkout", "--quiet", "--theirs", *edited)
         self.typist.type(block("Run elsewhere"))
         commit(self.fork, f"Take in {version}")
-
-
-@pytest.fixture(scope="module")
-def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
 
 
 @pytest.fixture

@@ -33,7 +33,6 @@ from tests.support.releases import (
     expect,
     fill_places,
     insert_lines,
-    publish,
 )
 from tests.support.repository import (
     REPOSITORY,
@@ -73,11 +72,6 @@ class Update:
 
     def service(self, folder: Path) -> Path:
         return Path(shutil.copytree(self.before, folder, symlinks=True))
-
-
-@pytest.fixture(scope="module")
-def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
 
 
 @pytest.fixture(scope="module")

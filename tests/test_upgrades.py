@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.pages import Typist, block_text, page_text
 from tests.support.processes import environment
-from tests.support.releases import WORKING_TREE, call, insert, publish, write
+from tests.support.releases import WORKING_TREE, call, insert, write
 from tests.support.repository import REPOSITORY, commit, git, replace
 from tests.support.services import Service, render_repository
 
@@ -36,9 +36,9 @@ READER = ReaderDep
 
 
 @pytest.fixture(scope="module")
-def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def breaking(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two breaking releases: one that renames what services use, and one that asks for little."""
-    folder = publish(template, tmp_path_factory.mktemp("templates") / "templates")
+    folder = Path(shutil.copytree(templates, tmp_path_factory.mktemp("breaking") / "templates"))
     git(folder, "checkout", "--quiet", WORKING_TREE)
     for file in (folder / "template").rglob("*"):
         if file.is_file() and "features" not in file.parts:
@@ -80,9 +80,9 @@ def named(said: str) -> list[str]:
 
 
 def test_a_breaking_release_is_survived_by_the_steps_that_its_owner_runs(
-    templates: Path, service_of: Callable[[str], Service], tmp_path: Path
+    breaking: Path, service_of: Callable[[str], Service], tmp_path: Path
 ) -> None:
-    folder = render_repository(templates, tmp_path / "service", release=WORKING_TREE)
+    folder = render_repository(breaking, tmp_path / "service", release=WORKING_TREE)
     for name, text in OWN.items():
         if text is not None:
             write(folder, name, text)
@@ -147,11 +147,11 @@ def test_a_breaking_release_is_survived_by_the_steps_that_its_owner_runs(
 
 
 def test_steps_come_once_and_in_order_and_never_to_a_service_that_began_later(
-    templates: Path, tmp_path: Path
+    breaking: Path, tmp_path: Path
 ) -> None:
-    late = render_repository(templates, tmp_path / "late", release=WORKING_TREE)
+    late = render_repository(breaking, tmp_path / "late", release=WORKING_TREE)
     step_by_step = Path(shutil.copytree(late, tmp_path / "step by step"))
-    fresh = render_repository(templates, tmp_path / "fresh", release="1002.0.0")
+    fresh = render_repository(breaking, tmp_path / "fresh", release="1002.0.0")
     assert steps(fresh) == []
 
     done = call(late)
