@@ -60,7 +60,11 @@ class PacedTransport(asyncio.BufferedProtocol):
         data, self._slice = self._slice, b""
         if self.transport.is_closing():
             return
-        self.protocol.data_received(data)
+        try:
+            self.protocol.data_received(data)
+        except BaseException:
+            self.transport.abort()
+            raise
         if not (self._paused or self.transport.is_closing()):
             self.transport.resume_reading()
 
@@ -80,7 +84,9 @@ class PacedTransport(asyncio.BufferedProtocol):
 def hand_over() -> None:
     """Hand over what is ready, in the order of arrival, until the turn is over."""
     end = time.perf_counter() + TURN
-    while ready and time.perf_counter() < end:
-        ready.popleft().hand_over()
-    if ready:
-        asyncio.get_running_loop().call_soon(hand_over)
+    try:
+        while ready and time.perf_counter() < end:
+            ready.popleft().hand_over()
+    finally:
+        if ready:
+            asyncio.get_running_loop().call_soon(hand_over)
