@@ -78,7 +78,7 @@ outbox.remove_message = removed
 """
 
 
-TABLES = ("orders", "outbox")
+KILLED_APP = (".venv/bin/python", "-m", "app.server", "killed:app")
 
 
 @dataclass
@@ -158,22 +158,25 @@ def test_what_is_stored_is_delivered_wherever_the_process_is_killed(
 
 def check_kills(service: Service, database: Database) -> None:
     said = table("how-to/outbox.md", "When the process is killed")
-    found: dict[str, tuple[str, str, int]] = {}
+    stored: dict[str, tuple[str, str]] = {}
     with open_warehouse() as warehouse:
         variables = database.variables | {"WAREHOUSE_URL": warehouse.url}
-        command = (".venv/bin/python", "-m", "app.server", "killed:app")
-        for where in said:
-            with service.serve(*command, **variables) as server:
+        for where in [*said, ""]:
+            with service.serve(*KILLED_APP, **variables) as server:
+                wait_for(lambda: is_empty(database, "outbox"))  # of what the one before has left
+                if not where:
+                    break
+                execute(database, "DELETE FROM orders")
                 warehouse.victim = server
                 status = order(server, where)
                 assert server.process.wait(START_TIMEOUT) == -signal.SIGKILL
                 assert (status == 201) == ("201" in said[where][3])
-            stored = ["lost" if is_empty(database, name) else "stored" for name in TABLES]
+            orders, messages = (
+                "lost" if is_empty(database, name) else "stored" for name in ("orders", "outbox")
+            )
+            stored[where] = (orders, messages)
             make_due(database)  # as when the lease has ended
-            with service.serve(*command, **variables):
-                wait_for(lambda: rows(database, "SELECT id FROM outbox") == [])
-            found[where] = (stored[0], stored[1], warehouse.articles[where])
-            execute(database, "DELETE FROM orders")
+        found = {where: (*cells, warehouse.articles[where]) for where, cells in stored.items()}
     times = {"never": 0, "once": 1, "once, when the lease has ended": 1, "twice": 2}
     times["perhaps twice"] = 2  # this warehouse had it before the kill
     assert found == {where: (a, b, times[c]) for where, (a, b, c, _) in said.items()}
@@ -316,7 +319,6 @@ def test_a_job_is_done_wherever_the_worker_is_killed(
     copy = service.copy(tmp_path / "service")
     follow("queue", copy, migrated.variables)
     (copy.folder / "killed.py").write_text(KILLED_AT_A_JOB)
-    command = (".venv/bin/python", "-m", "app.server", "killed:app")
     log = copy.folder / "worker.log"
 
     def ask(server: Server, title: str) -> int:
@@ -332,7 +334,7 @@ def test_a_job_is_done_wherever_the_worker_is_killed(
     said = table("how-to/queue.md", "When the worker is killed")
     found = {}
     for where in said:
-        with copy.serve(*command, **migrated.variables) as server:
+        with copy.serve(*KILLED_APP, **migrated.variables) as server:
             killed = ask(server, where) == 0
             assert killed == where.startswith("service")
             found[where] = stored(where)
