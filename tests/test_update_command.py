@@ -27,6 +27,7 @@ from tests.support.releases import (
     CONFLICTS,
     NEXT,
     REWRITTEN,
+    TEXTS,
     WORKING_TREE,
     call,
     conflicts,
@@ -224,6 +225,47 @@ def test_what_was_moved_gets_its_change_and_what_was_deleted_is_named(
     assert not (folder / "compose.yaml").exists()
 
 
+few = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=8,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def every_line(
+    request: pytest.FixtureRequest, templates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Update:
+    """To the release that changes every line but those of the places."""
+    folder = tmp_path_factory.mktemp("every-line")
+    before = render_repository(
+        templates, folder / "before", release=WORKING_TREE, database=request.param
+    )
+    return Update(before, expect(templates, before, REWRITTEN, folder / "after"))
+
+
+@few
+@given(texts=TEXTS)
+def test_whatever_stands_in_a_place_stays_whatever_a_release_changes(
+    merge: Call,
+    every_line: Update,
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str],
+) -> None:
+    folder = every_line.service(tmp_path_factory.mktemp("places") / "service")
+    fill_places(folder, texts)
+    commit(folder)
+
+    code, said = merge(folder, every_line)
+
+    assert code == 0, said
+    expected = Path(shutil.copytree(every_line.after, folder.parent / "expected"))
+    fill_places(expected, texts)
+    assert text_files(folder) == text_files(expected)
+
+
 @pytest.mark.parametrize("release", [WORKING_TREE, NEXT, REWRITTEN])
 @pytest.mark.parametrize("database", DATABASES)
 def test_a_place_that_is_promised_meets_no_change_of_a_release_or_of_the_database(
@@ -283,13 +325,7 @@ def test_what_a_release_no_longer_has_is_a_conflict_only_where_it_was_edited(
 WORDS = st.text("abc \t#<=>", max_size=9)
 
 
-@settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=8,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@few
 @given(data=st.data())
 def test_no_line_is_lost_and_none_is_misplaced(
     merge: Call, next_release: Update, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -20,13 +20,14 @@ from tests.support.pages import Typist, table
 from tests.support.processes import environment
 from tests.support.releases import (
     CONFLICTS,
-    INSERTION_POINTS,
     MOVED,
     NAMES,
     NEXT,
     NOTE,
     REWRITTEN,
     SEAMS,
+    TEXTS,
+    WORDS,
     WORKING_TREE,
     Conflict,
     Edit,
@@ -34,6 +35,7 @@ from tests.support.releases import (
     conflicts,
     delete_example,
     expect,
+    fill_places,
     insert_lines,
     releases,
     update,
@@ -225,8 +227,6 @@ def test_every_conflict_of_the_documentation_is_tried() -> None:
     assert table("reference/updates.md", "What conflicts").keys() == CONFLICTS.keys()
 
 
-WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=30)
-LINES = st.lists(WORDS.map(lambda words: f"# {words}\n"), max_size=3)
 LINES_OF_AN_UPDATE = 32  # of which few are in the same file
 few = settings(
     deadline=None,
@@ -244,18 +244,15 @@ def rewritten(request: pytest.FixtureRequest, steps: Callable[[Versions, str], S
 
 
 @pytest.mark.long
-@few
-@given(
-    texts=st.lists(
-        LINES.map("".join), min_size=len(INSERTION_POINTS), max_size=len(INSERTION_POINTS)
-    )
-)
+@settings(few, max_examples=2)
+@given(texts=TEXTS)
 def test_whatever_a_release_changes_a_place_that_is_promised_never_conflicts(
     rewritten: Step, tmp_path_factory: pytest.TempPathFactory, texts: list[str]
 ) -> None:
+    """By Copier alone; `poe update` meets more of them, in tests/test_update_command.py."""
+
     def edit(folder: Path) -> None:
-        for point, text in zip(INSERTION_POINTS, texts, strict=True):
-            point.put(folder, text)
+        fill_places(folder, texts)
 
     updated, expected = rewritten.take(edit, tmp_path_factory.mktemp("places"))
 

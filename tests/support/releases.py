@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -256,10 +256,18 @@ def rewrite(repository: Path) -> None:
             file.write_text("\n".join(lines))
 
 
-def fill_places(folder: Path) -> None:
+OWN_LINES = [f"# Ours, {number}.\n" for number in range(len(INSERTION_POINTS))]
+
+
+def fill_places(folder: Path, texts: Sequence[str] = OWN_LINES) -> None:
     """Put something of one's own into each of them."""
-    for number, point in enumerate(INSERTION_POINTS):
-        point.put(folder, f"# Ours, {number}.\n")
+    for point, text in zip(INSERTION_POINTS, texts, strict=True):
+        point.put(folder, text)
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=30)
+LINES = st.lists(WORDS.map(lambda words: f"# {words}\n"), max_size=3).map("".join)
+TEXTS = st.lists(LINES, min_size=len(INSERTION_POINTS), max_size=len(INSERTION_POINTS))
 
 
 # Services -----------------------------------------------------------------------------------------
