@@ -681,6 +681,20 @@ def test_a_client_that_sends_pings_and_never_reads_is_disconnected(server: Serve
     assert server.client.get("/health/live").status_code == 200
 
 
+def test_a_message_in_endless_fragments_is_left(server: Server) -> None:
+    process = serving(server)
+    with connect(server) as client:
+        client.sendall(head(*WEBSOCKET, start="GET /open HTTP/1.1"))
+        assert client.recv(4096).startswith(b"HTTP/1.1 101 ")
+        client.sendall(b"\x01\x80" + MASKED)
+        before, sent = process.memory_info().rss, 0
+        while send(client, FRAMES["empty fragments"] * 10_000):
+            sent += 60_000
+            assert sent < 2**26
+        assert process.memory_info().rss - before < 2**24
+    assert "Traceback" not in server.log()
+
+
 def test_requests_that_wait_are_bounded_and_probes_and_small_ones_are_served(
     extended: Service, variables: dict[str, str]
 ) -> None:

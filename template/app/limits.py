@@ -1,7 +1,5 @@
 """Limits of the requests in flight, each of them and all together."""
 
-import asyncio
-
 from fastapi import HTTPException, Request, status
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,15 +11,6 @@ MAX_REQUESTS = 1_000  # in flight; a handler runs on when its client has gone
 # Bytes of all their bodies. Each counts for LARGE at most: a feature that takes longer ones writes
 # them to a file. A body of at most SMALL is always read.
 MAX_BODIES, LARGE, SMALL = 2**25, 2**18, 2**14
-MAX_UNREAD = 2**22  # unread bytes of one WebSocket
-
-
-def watch(transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-    """Close a WebSocket whose client sends (pings, say) but does not read."""
-    if transport.get_write_buffer_size() > MAX_UNREAD:
-        transport.abort()
-    if not transport.is_closing():
-        loop.call_later(0.2, watch, transport, loop)
 
 
 def limit_requests(app: ASGIApp) -> ASGIApp:

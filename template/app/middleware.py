@@ -61,10 +61,11 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
                 line[STATUS] = status.HTTP_403_FORBIDDEN
             try:
                 await send(message)
-            except OSError:
+            except (OSError, RuntimeError):
                 if scope["type"] != "websocket":
                     raise
-                raise WebSocketDisconnect(1006) from None  # the client has gone
+                # The client has gone, or answers no pings, so that the server has closed it.
+                raise WebSocketDisconnect(1006) from None
 
         try:
             await app(scope, receive, send_with_id)

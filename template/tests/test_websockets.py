@@ -162,14 +162,15 @@ async def test_a_websocket_that_its_handler_closes_is_logged(
     assert line.split()[2] == ("403" if sent == 1 else "101")
 
 
-async def test_a_client_that_leaves_before_it_is_accepted_is_no_error(
-    app: FastAPI, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("error", [OSError("the client has gone"), RuntimeError("it is closed")])
+async def test_a_websocket_that_has_ended_meanwhile_is_no_error(
+    app: FastAPI, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     async def receive() -> Any:
         return {"type": "websocket.connect"}
 
     async def send(message: Any) -> None:
-        raise OSError("the client has gone")
+        raise error
 
     scope = {"type": "websocket", "path": "/read", "query_string": b"", "headers": []}
     await app(scope, receive, send)
