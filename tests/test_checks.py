@@ -131,7 +131,7 @@ def test_two_heads_are_refused(service: Service, tmp_path: Path) -> None:
         text = f"revision = {branch!r}\ndown_revision = {revision!r}\n"
         (versions / f"{branch}.py").write_text(text)
 
-    refused = copy.run(".venv/bin/pytest", "-k", "one_newest", check=False)
+    refused = copy.run(".venv/bin/pytest", "-k", "there_is_one_head", check=False)
 
     assert refused.returncode == 1
     assert re.search(r"alembic merge --message '…' (left right|right left)", refused.stdout)
