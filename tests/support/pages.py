@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.processes import environment
-from tests.support.repository import REPOSITORY
+from tests.support.repository import REPOSITORY, replace
 from tests.support.services import Service
 
 DOCS = REPOSITORY / "docs"
@@ -135,6 +135,15 @@ class Typist:
         file.write_text(text)
 
 
+def edit(file: Path, diff: str) -> None:
+    """Change a file as a page shows it; `@@` stands for the lines between."""
+    for hunk in diff.split("@@\n"):
+        lines = [(line[:1], line[1:] + "\n") for line in hunk.splitlines()]
+        old = "".join(line for sign, line in lines if sign != "+")
+        new = "".join(line for sign, line in lines if sign != "-")
+        replace(file, old, new)
+
+
 def tools_first(folder: Path) -> str:
     """Return a PATH on which the programs of a folder come before others of their names."""
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
@@ -167,6 +176,8 @@ def type_page(
             if "uv add" in typist.replaced(block.text):
                 service.leave_shared_environment()
             typist.type(block.text)
+        elif block.title and block.language == "diff":
+            edit(service.folder / block.title, block.text)
         elif block.title:
             typist.write(block.title, block.text)
 
