@@ -18,6 +18,7 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 TITLE = re.compile(r'title="([^"]+)"')
 LABELS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 TIMEOUT = 300  # seconds
+REGISTRATION = "app/features/registration.py"
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,10 @@ def type_page(
     variables: dict[str, str],
     before: Callable[[str], None] = lambda title: None,
 ) -> None:
-    """Do to a service what a how-to says for its database; `before` hears of each block's title."""
+    """Do to a service what a how-to says for its database; `before` hears of each block's title.
+
+    What other pages have registered stays.
+    """
     # The environment is there already, and httpx2 with it, for the tests.
     instead = {"^uv add httpx2$": "", r"\buv run\b": "uv run --no-sync"}
     typist = Typist(service.folder, variables, instead)
@@ -178,8 +182,25 @@ def type_page(
             typist.type(block.text)
         elif block.title and block.language == "diff":
             edit(service.folder / block.title, block.text)
+        elif block.title == REGISTRATION:
+            register(service, block.text)
         elif block.title:
             typist.write(block.title, block.text)
+
+
+def register(service: Service, text: str) -> None:
+    """Register what a page does, beside what other pages have registered before."""
+    file, own = service.folder / REGISTRATION, (REPOSITORY / "template" / REGISTRATION).read_text()
+    if file.read_text() == own:
+        file.write_text(text)
+        return
+    known = {*own.splitlines(), *file.read_text().splitlines()}
+    new = [line for line in text.splitlines() if line not in known]
+    imported = "".join(f"{line}\n" for line in new if line.startswith("from "))
+    replace(file, "\n\n\ndef ", f"\n{imported}\n\ndef ")
+    with file.open("a") as written:
+        written.writelines(f"{line}\n" for line in new if line.startswith("    "))
+    service.run(".venv/bin/ruff", "check", "--fix-only", "--select", "I", REGISTRATION)
 
 
 def check(service: Service) -> None:
