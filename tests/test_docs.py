@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -52,6 +53,40 @@ def test_every_setting_is_documented_with_its_default(service: Service) -> None:
             assert documented.replace("empty", "") == default.lower(), name
         elif service.database == "sqlite":
             assert default in documented
+
+
+def names_in(nodes: Iterable[ast.AST | None]) -> set[str]:
+    found = (part for node in nodes if node for part in ast.walk(node))
+    return {part.id for part in found if isinstance(part, ast.Name)}
+
+
+def test_every_request_body_of_a_page_refuses_unknown_fields() -> None:
+    found, open_bodies = set(), set()
+    for path in PAGES:
+        code = [
+            textwrap.dedent(block.text)
+            for block in blocks(path.read_text())
+            if block.language == "python" and not block.title.startswith("old/")
+        ]
+        nodes = [node for text in code for node in ast.parse(text).body]
+        classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+        handlers = [
+            node for node in nodes if isinstance(node, ast.AsyncFunctionDef) and node.decorator_list
+        ]
+        given = names_in(part.annotation for node in handlers for part in node.args.args)
+        for name in (names := [*given & classes.keys()]):  # grows while it is iterated
+            fields = (node for node in classes[name].body if isinstance(node, ast.AnnAssign))
+            names += (names_in(node.annotation for node in fields) & classes.keys()) - {*names}
+            text, base = "", name
+            while base in classes:
+                text += ast.unparse(classes[base])
+                base = next(iter(names_in(classes[base].bases)), "")
+            if base == "BaseModel":
+                found.add(name)
+                if "extra='forbid'" not in text:
+                    open_bodies.add(f"{path.name}: {name}")
+    assert len(found) > 10
+    assert open_bodies == set()
 
 
 def test_every_status_is_met_with_the_members_of_the_reference(

@@ -18,7 +18,7 @@ import httpx2
 import pytest
 
 from tests.support.databases import OTHER, Database, PostgreSQLDatabase, SQLiteDatabase, transaction
-from tests.support.pages import BLOCK, LABELS, TITLE, blocks, page_text
+from tests.support.pages import BLOCK, LABELS, TITLE, blocks, edit, page_text
 from tests.support.processes import environment, wait_for
 from tests.support.repository import replace
 from tests.support.services import Server, Service
@@ -47,14 +47,6 @@ def steps(database: str) -> Iterator[tuple[str, str, str]]:
         elif (titles := TITLE.findall(attributes)) and not titles[0].startswith(other):
             title = titles[0].removeprefix("PostgreSQL: ").removeprefix("SQLite: ")
             yield ("diff" if language == "diff" else Path(title).parent.name), title, text
-
-
-def edit(file: Path, diff: str) -> None:
-    for hunk in diff.split("@@\n"):
-        lines = [(line[:1], line[1:] + "\n") for line in hunk.splitlines()]
-        old = "".join(line for sign, line in lines if sign != "+")
-        new = "".join(line for sign, line in lines if sign != "-")
-        replace(file, old, new)
 
 
 def count(database: Database, rows: str) -> int:

@@ -72,6 +72,7 @@ async def form(name: Annotated[str, Form()] = "") -> str:
 async def upload(file: UploadFile) -> int:
     return len(await file.read())
 """
+PART = b'--b\r\nContent-Disposition: form-data; name="%b"\r\n\r\na\r\n--b--\r\n'
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +205,9 @@ def test_a_form_is_sent_as_one_and_one_that_cannot_be_stored_is_the_servers_erro
             ("/form", "", b"", 200),
             ("/form", "application/json", b'{"name": "a"}', 415),
             ("/form", "text/plain", b"name=a", 415),
+            ("/form", urlencoded, b"name=a&more=b", 422),
+            ("/form", "multipart/form-data; boundary=b", PART % b"name", 200),
+            ("/form", "multipart/form-data; boundary=b", PART % b"more", 422),
             ("/form", "", b"name=a", 415),
             ("/upload", "multipart/form-data; boundary=b", b"--b--", 422),
             ("/upload", urlencoded, b"file=a", 415),

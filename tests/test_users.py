@@ -16,12 +16,13 @@ from tests.support.databases import (
     SQLiteDatabase,
     execute,
 )
-from tests.support.pages import check, type_page
+from tests.support.pages import blocks, check, edit, page_text, type_page
 from tests.support.repository import replace
 from tests.support.services import Service
 from tests.support.watcher import left_in
 
 PASSWORD = "correct horse battery"
+CONFLICT = "test_a_second_item_of_the_same_name_is_a_conflict"
 
 # Run in the service, as its own tests are: what has to happen at a certain moment.
 RACES = '''
@@ -37,7 +38,7 @@ from sqlalchemy import select, update
 
 from app.dependencies import SessionDep
 from app.features.users import passwords
-from app.features.users.caller import LockedCallerDep, OptionalCallerDep
+from app.features.users.caller import FOR_STRANGERS, LockedCallerDep, OptionalCallerDep
 from app.features.users.models import Token, User
 from app.routing import Router
 from tests.features.conftest import PASSWORD, log_in
@@ -45,7 +46,7 @@ from tests.features.conftest import PASSWORD, log_in
 router = Router(prefix="/raced")
 
 
-@router.get("/optional")
+@router.get("/optional", openapi_extra=FOR_STRANGERS)
 async def read_optional(caller: OptionalCallerDep) -> str:
     return caller.name if caller else "nobody"
 
@@ -159,7 +160,11 @@ async def test_a_caller_may_be_left_out_but_not_be_wrong(
 ) -> None:
     app.include_router(router)
     assert (await client.get("/raced/optional")).json() == "anna"
-    for header, status in (("", 200), ("Basic YTpi", 200), ("Bearer", 200), ("Bearer x", 401)):
+    documented = app.openapi()["paths"]["/raced/optional"]["get"]
+    assert {} in documented["security"]
+    assert {"token": []} in documented["security"]
+    assert "401" in documented["responses"]
+    for header, status in (("", 200), ("Basic YTpi", 401), ("Bearer", 401), ("Bearer x", 401)):
         answer = await client.get("/raced/optional", headers={"Authorization": header})
         assert (header, answer.status_code) == (header, status)
 '''
@@ -331,6 +336,53 @@ def be_strangers(service: Service, database: Database) -> None:
         assert "Retry-After" in too_many["headers"]
 
 
+def be_one_of_many_pages(service: Service, database: Database) -> None:
+    """Type more pages into a service with users: what each of them registers and tests goes on."""
+    tests = service.folder / "tests/features"
+    registration = service.folder / "app/features/registration.py"
+
+    def test_features(*more: str) -> str:
+        tests = ("-q", "--numprocesses", "2", "tests/features", *more)
+        return service.run(".venv/bin/pytest", *tests, check=False).stdout
+
+    execute(database, "DELETE FROM tokens")  # also of users who were deleted by other means
+    type_page("rows-of-a-user", service, database.variables)
+    type_page("shape-the-api", service, database.variables)
+    type_page("filter-and-upsert", service, database.variables)
+    found = test_features("-k", "open_by_mistake")
+    assert "if strangers may call it, add it to OPEN" in found
+    for line in ("include_router(articles", 'include_router(posts, prefix="/api"'):
+        replace(registration, line, f"{line}, dependencies=[Depends(get_caller)]")
+    type_page("error-format", service, database.variables)
+    # The example's own, which the page shows as it becomes.
+    found = test_features("--deselect", "tests/features/test_items.py::" + CONFLICT)
+    assert " passed" in found, found
+    assert " failed" not in found, found
+
+    page = blocks(page_text("how-to/error-format.md"))
+    texts = [block.text for block in page if block.language == "diff"]
+    for file, text in zip((tests.parents[1] / "app/features/errors.py", registration), texts):
+        edit(file, text)
+    replace(registration, "\n\nfrom app", "\nfrom sqlalchemy.exc import IntegrityError\n\nfrom app")
+    check(service)
+    with service.serve(**database.variables) as server:
+        http = server.client
+        user = {"name": "emil", "password": PASSWORD}
+        assert http.post("/users", json=user).status_code == 201
+        taken = http.post("/users", json=user)
+        assert taken.status_code == 422
+        assert taken.json() == {"errors": {"name": ["has already been taken"]}}
+        headers = bearer(http.post("/tokens", json=user).json()["token"])
+        nobody = http.put("/people/98/follows/99", headers=headers)
+        assert nobody.status_code == 409
+        wrong = http.post("/api/posts", json={"post": {}, "more": 1}, headers=headers)
+        assert (wrong.status_code, [*wrong.json()["errors"]]) == (422, ["more"])
+        document = http.get("/openapi.json").json()
+        assert {"409", "422"} <= document["paths"]["/users"]["post"]["responses"].keys()
+        body = document["components"]["schemas"]["Body_create_post"]
+        assert body["additionalProperties"] is False
+
+
 def json_text(text: str) -> str:
     """Return a JSON string of any text, half a character too."""
     return '"' + "".join(f"\\u{ord(c):04x}" if ord(c) < 0x10000 else c for c in text) + '"'
@@ -365,7 +417,10 @@ def test_a_token_is_its_users_alone_and_a_key_stands_for_one_request(
         (copy.folder / "tests/features" / name).write_text(text)
     names = [f"tests/features/{name}" for name in tests]
     copy.run(".venv/bin/pytest", "-q", *names)
+    for name in names:
+        (copy.folder / name).unlink()
 
     be_strangers(copy, migrated)
+    be_one_of_many_pages(copy, migrated)
     if copy.database == "sqlite":  # which makes no difference to a header
         take_another_scheme(copy, migrated)

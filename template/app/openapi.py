@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.fields import MAX_ID
+from app.operations import made_body
 from app.problems import error_model
 from app.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
 from app.routing import check_names
@@ -50,6 +51,8 @@ def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[
     errors: set[int] = set()
     for path in document["paths"].values():
         for method, operation in path.items():
+            if body := made_body(operation, schemas):
+                body["additionalProperties"] = False  # as app/validation.py has it
             errors |= describe(operation, method.upper(), schemas)
     components["responses"] = {
         f"Problem{code}": describe_error(code, error) for code in sorted(errors)

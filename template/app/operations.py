@@ -16,6 +16,7 @@ class Operation(NamedTuple):
 
     query: dict[str, bool]  # its parameters, and whether they may be repeated
     media_types: frozenset[str]
+    fields: frozenset[str] | None  # of a body that is made of parameters
 
 
 def find_operation(scope: Scope) -> Operation | None:
@@ -35,9 +36,12 @@ def read_operation(route: RouteContext, method: str) -> Operation | None:
     document = get_openapi(title="", version="", routes=[shown])
     for operation in (path.get(method.lower()) for path in document["paths"].values()):
         if operation is not None:
-            schemes = document.get("components", {}).get("securitySchemes", {})
+            components = document.get("components", {})
+            query = query_parameters(operation, components.get("securitySchemes", {}))
             content = operation.get("requestBody", {}).get("content", ())
-            return Operation(dict(query_parameters(operation, schemes)), frozenset(content))
+            body = made_body(operation, components.get("schemas", {}))
+            fields = frozenset(body["properties"]) if body else None
+            return Operation(dict(query), frozenset(content), fields)
     return None
 
 
@@ -50,6 +54,20 @@ def query_parameters(
     for name in {name for scheme in operation.get("security", ()) for name in scheme}:
         if schemes[name].get("in") == "query":
             yield schemes[name]["name"], False
+
+
+def made_body(operation: dict[str, Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema, if any, that FastAPI makes of a handler's parameters, or of an embedded one.
+
+    It leaves open what becomes of other fields, and FastAPI ignores them.
+    """
+    for media_type in operation.get("requestBody", {}).get("content", {}).values():
+        name = media_type["schema"].get("$ref", "").rpartition("/")[2]
+        schema: dict[str, Any] = schemas.get(name, {})
+        is_open = "properties" in schema and "additionalProperties" not in schema
+        if name.startswith("Body_") and is_open:
+            return schema
+    return {}
 
 
 def is_list(schema: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ ACCEPT = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}  # of a 415; RFC 9110,
 
 
 async def check_request(connection: HTTPConnection) -> None:
-    """Refuse what FastAPI would ignore: unknown parameters, and other bodies where a form is due.
+    """Refuse what FastAPI would ignore: unknown parameters and fields, and no form where one is due.
 
     Refuse an encoded slash, too, which servers decode before routes are matched: a proxy that does
     not would see another path. And refuse JSON of so many values that an error for each would block
@@ -43,6 +43,7 @@ async def check_request(connection: HTTPConnection) -> None:
     if has_too_many(getattr(connection, "_json", None)):
         text = f"A body may have at most {MAX_VALUES} values"
         raise RequestValidationError([{"type": "too_many_values", "loc": ("body",), "msg": text}])
+    check_fields(operation, connection)
 
 
 def has_too_many(value: object) -> bool:
@@ -67,6 +68,17 @@ def check_query(operation: Operation, connection: HTTPConnection) -> None:
         errors.append({"type": code, "loc": ("query", name), "msg": text})
     if errors:
         raise RequestValidationError(errors)
+
+
+def check_fields(operation: Operation, connection: HTTPConnection) -> None:
+    """Refuse an unknown field of a body that is made of parameters; a model refuses its own."""
+    sent = getattr(connection, "_json", None) or getattr(connection, "_form", None)
+    if operation.fields is None or not isinstance(sent, Mapping):
+        return
+    if unknown := [name for name in sent if name not in operation.fields]:
+        extra = {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}  # pydantic's
+        errors = [extra | {"loc": ("body", name)} for name in unknown]
+        raise RequestValidationError(errors, body=sent)
 
 
 def refuse(connection: HTTPConnection, error: Any) -> Response:

@@ -65,6 +65,12 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     @app.post("/pets")
     async def buy(pet: Annotated[Cat | Dog, Body(discriminator="kind")]) -> None: ...
 
+    @app.post("/embedded")
+    async def embed(login: Annotated[Login, Body(embed=True)]) -> None: ...
+
+    @app.post("/several")
+    async def combine(login: Login, times: Annotated[int, Body()] = 1) -> None: ...
+
     key = APIKeyQuery(name="key", auto_error=False)
 
     @app.get("/found/{number}", dependencies=[Depends(key)])
@@ -139,6 +145,10 @@ async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(
         ("/login", {"password": "hunter2"}, "/password", "int_parsing"),
         ("/login", {}, "/password", "missing"),
         ("/login", [], "", "model_attributes_type"),
+        ("/embedded", {"login": {"password": 1}, "a/b": "hunter2"}, "/a~1b", "extra_forbidden"),
+        ("/several", {"login": {"password": 1}, "more": "hunter2"}, "/more", "extra_forbidden"),
+        ("/several", {"login": {}, "times": 2}, "/login/password", "missing"),
+        ("/embedded", [], "/login", "missing"),
         ("/pets", {"kind": "hunter2"}, "", "union_tag_invalid"),
         ("/pets", {"kind": "cat", "a/b~": ["hunter2"]}, "/a~1b~0/0", "int_parsing"),
         ("/pets", {"kind": "cat", "a/b~": [1, "", 2]}, "/a~1b~0/1", "int_parsing"),
@@ -175,6 +185,15 @@ async def test_an_invalid_parameter_is_named(
     [error] = check_problem(response, 422)["errors"]
     assert (error["in"], error["name"], error["code"]) == (where, name, code)
     assert "hunter2" not in response.text
+
+
+async def test_a_body_of_parameters_has_no_other_fields(app: FastAPI, client: AsyncClient) -> None:
+    for path, more in (("/embedded", {}), ("/several", {}), ("/several", {"times": 2})):
+        response = await client.post(path, json={"login": {"password": 1}} | more)
+        assert response.status_code == 200
+    schemas = app.openapi()["components"]["schemas"]
+    closed = {name for name, schema in schemas.items() if "additionalProperties" in schema}
+    assert {"Body_embed", "Body_combine"} <= closed
 
 
 async def test_a_list_may_be_repeated(client: AsyncClient) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.support.processes import environment
-from tests.support.repository import REPOSITORY
+from tests.support.repository import REPOSITORY, replace
 from tests.support.services import Service
 
 DOCS = REPOSITORY / "docs"
@@ -18,6 +18,7 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 TITLE = re.compile(r'title="([^"]+)"')
 LABELS = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 TIMEOUT = 300  # seconds
+REGISTRATION = "app/features/registration.py"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,15 @@ class Typist:
         file.write_text(text)
 
 
+def edit(file: Path, diff: str) -> None:
+    """Change a file as a page shows it; `@@` stands for the lines between."""
+    for hunk in diff.split("@@\n"):
+        lines = [(line[:1], line[1:] + "\n") for line in hunk.splitlines()]
+        old = "".join(line for sign, line in lines if sign != "+")
+        new = "".join(line for sign, line in lines if sign != "-")
+        replace(file, old, new)
+
+
 def tools_first(folder: Path) -> str:
     """Return a PATH on which the programs of a folder come before others of their names."""
     return f"{folder}{os.pathsep}{os.environ['PATH']}"
@@ -157,7 +167,10 @@ def type_page(
     variables: dict[str, str],
     before: Callable[[str], None] = lambda title: None,
 ) -> None:
-    """Do to a service what a how-to says for its database; `before` hears of each block's title."""
+    """Do to a service what a how-to says for its database; `before` hears of each block's title.
+
+    What other pages have registered stays.
+    """
     # The environment is there already, and httpx2 with it, for the tests.
     instead = {"^uv add httpx2$": "", r"\buv run\b": "uv run --no-sync"}
     typist = Typist(service.folder, variables, instead)
@@ -167,8 +180,27 @@ def type_page(
             if "uv add" in typist.replaced(block.text):
                 service.leave_shared_environment()
             typist.type(block.text)
+        elif block.title and block.language == "diff":
+            edit(service.folder / block.title, block.text)
+        elif block.title == REGISTRATION:
+            register(service, block.text)
         elif block.title:
             typist.write(block.title, block.text)
+
+
+def register(service: Service, text: str) -> None:
+    """Register what a page does, beside what other pages have registered before."""
+    file, own = service.folder / REGISTRATION, (REPOSITORY / "template" / REGISTRATION).read_text()
+    if file.read_text() == own:
+        file.write_text(text)
+        return
+    known = {*own.splitlines(), *file.read_text().splitlines()}
+    new = [line for line in text.splitlines() if line not in known]
+    imported = "".join(f"{line}\n" for line in new if line.startswith("from "))
+    replace(file, "\n\n\ndef ", f"\n{imported}\n\ndef ")
+    with file.open("a") as written:
+        written.writelines(f"{line}\n" for line in new if line.startswith("    "))
+    service.run(".venv/bin/ruff", "check", "--fix-only", "--select", "I", REGISTRATION)
 
 
 def check(service: Service) -> None:
