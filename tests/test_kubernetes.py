@@ -84,7 +84,7 @@ def test_a_pod_has_the_time_that_its_end_may_take(
     documented = re.findall(r"^\| [a-z`].* \| (\d+) \|$", PAGE, re.MULTILINE)
 
     assert list(map(float, documented)) == steps
-    assert f"takes {sum(steps):.0f} s at the most" in PAGE
+    assert f"takes {sum(steps):.0f} s at most" in PAGE
     assert f"waits for {pod['terminationGracePeriodSeconds']}" in PAGE
     assert pod["terminationGracePeriodSeconds"] > sum(steps)
 
