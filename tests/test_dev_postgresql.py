@@ -35,8 +35,10 @@ PATHS = [
     f"{'dé' * 60}/{'长' * 60}",  # 300 bytes and more
 ]
 USE = """
+import signal
 import time
 from dev_database import DATA, start
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # below nohup it is ignored
 print(start(DATA), flush=True)
 time.sleep(600)
 """
