@@ -22,7 +22,8 @@ def environment(folder: Path, *packages: str) -> Service:
     folder.mkdir(exist_ok=True)
     peer = Service(folder, "postgresql")
     peer.run("uv", "venv", "--quiet", "--python", sys.executable)
-    peer.run("uv", "pip", "install", "--quiet", "--compile-bytecode", *packages)
+    into = ("--python", ".venv")  # and not into that of UV_PYTHON
+    peer.run("uv", "pip", "install", "--quiet", "--compile-bytecode", *into, *packages)
     return peer
 
 
