@@ -13,9 +13,10 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 def doctor() -> None:
     """`poe doctor`: examine the database that `poe dev` uses."""
     from app.doctor import main
-    from dev_database import find_database
+    from dev_database import find_database, missing_database
 
-    main(find_database(make=False))
+    not_made = missing_database()
+    main(None if not_made else find_database(make=False), not_made, prefix="uv run ")
 
 
 def main(options: list[str]) -> None:

@@ -5,7 +5,8 @@ the difference into the last commit, in a repository of its own that knows nobod
 the result is written: over files that git knows and nobody has touched, and where nothing is.
 
 Options are those of `copier update`: `uv run poe update --vcs-ref 1.2.0`.
-It ends with 0; with 3 if there are conflicts; with 2 if it is refused and nothing has changed.
+It ends with 0; with 3 if there is something to do, conflicts or steps of a release; with 2 if it is
+refused and nothing has changed.
 """
 
 import os
@@ -20,6 +21,7 @@ from tempfile import TemporaryDirectory
 
 FOLDER = Path(__file__).resolve().parent
 ANSWERS = ".copier-answers.yml"
+STEPS = "upgrades/"  # what a release asks of a service: scripts that the owner reads, and then runs
 TAKE_BACK = "git restore --source=HEAD --staged --worktree -- ."
 
 Tree = dict[str, str]  # by path: mode, type and id, as `git ls-tree` says them
@@ -316,7 +318,12 @@ def write(store: Store, head: str, prefix: str, merged: Tree, stages: Stages) ->
 
 
 def listed(paths: Iterable[str]) -> str:
-    return "".join(f"\n- {path}" for path in sorted(paths))
+    """Return a line for each, 10.0.0 behind 2.0.0."""
+
+    def natural(path: str) -> list[str | int]:
+        return [int(it) if it.isdecimal() else it for it in re.split(r"(\d+)", path)]
+
+    return "".join(f"\n- {path}" for path in sorted(paths, key=natural))
 
 
 def update(options: list[str]) -> int:
@@ -341,17 +348,19 @@ def update(options: list[str]) -> int:
     changed = {path for path in mine | merged if mine.get(path) != merged.get(path)}
     followed = changed - stages.keys() - old.keys() - new.keys()
     print(f"{release} to {newer}: {len(changed)} files have changed, and are in git's index.")
+    steps = [path for path in arrived if path.startswith(STEPS)]
     conflicts = [f"{path}: {kinds.get(path, 'CONFLICT')}" for path in stages]
     for said, paths in (
         ("To be resolved; git add each when it is right:", conflicts),
         ("Not delivered, since you have deleted or rewritten it:", deleted),
         ("Delivered to where you seem to have moved it:", followed),
+        ("To be read, and then run in this order, each by `uv run python`:", steps),
     ):
         if paths:
             print(f"\n{said}\n{listed(paths)}")
     sys.stdout.flush()
     print(f"\nTo take all of it back:\n\n    {TAKE_BACK}", file=sys.stderr)
-    return 3 if stages else 0
+    return 3 if stages or steps else 0
 
 
 def main() -> None:

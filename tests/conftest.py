@@ -13,6 +13,7 @@ from playwright.sync_api import Page
 from tests.support.browser import NoBrowserError, open_page
 from tests.support.databases import DATABASES, Database, PostgreSQLDatabase, open_database
 from tests.support.proxied import ProxiedDatabase, open_guarded_server, open_proxied
+from tests.support.releases import publish
 from tests.support.repository import snapshot
 from tests.support.services import Service, render
 
@@ -24,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep a person's own Copier defaults and git identity out of what is tested."""
+    """Keep the developer's own Copier defaults and git identity out of the tests."""
     if config.getoption("fast"):
         settings.load_profile("fast")
     folder = Path(tempfile.mkdtemp(prefix="copier-"))
@@ -65,6 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template as it is in the working tree, released."""
     return snapshot(tmp_path_factory.mktemp("template") / "template")
+
+
+@pytest.fixture(scope="session")
+def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The template with all its releases, and with synthetic ones. No test changes it."""
+    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
 
 
 @pytest.fixture(scope="session", params=DATABASES)
@@ -113,7 +120,7 @@ def database(database_name: str, tmp_path: Path) -> Iterator[Database]:
 def files_of_migrated(
     service_of: Callable[[str], Service], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[str], Path]]:
-    """Migrate a database of each kind, once for this worker, for others to begin as its copy."""
+    """Migrate a database of each kind, once for this worker, for others to copy."""
     with ExitStack() as stack:
 
         @cache

@@ -79,7 +79,7 @@ class Soak:
         self._start = time.monotonic()
 
     def resident(self) -> int:
-        """Return the bytes of the first process, which is never killed."""
+        """Return the memory of the first process, in bytes, which is never killed."""
         return self.watchers[0].resident()
 
     def kill(self, number: int) -> None:
@@ -106,7 +106,7 @@ class Soak:
     def go(
         self, seconds: float, faults: list[Fault], stored: Callable[[], list[str]], empty: Fault
     ) -> None:
-        """Load the service, let one fault follow the other, and compare after each."""
+        """Load the service, inject one fault after another, and compare after each."""
         self._start = time.monotonic()
         first, warm = self.resident(), 0
         self._going.set()
@@ -143,7 +143,7 @@ class Soak:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let the requests of now end, and send none."""
+        """Let the requests in flight end, and send no more."""
         self._going.clear()
         for _ in range(WORKERS):
             self._idle.acquire()
@@ -188,7 +188,7 @@ class Soak:
             self.violate(f"a write: {answer.status_code}: {answer.text}")
 
     def _compare(self, fault: str, stored: list[str]) -> None:
-        """See that nothing is left of a fault, and that what was acknowledged is stored, once."""
+        """Check that a fault left nothing behind, and that what was acknowledged is stored, once."""
         for number, watched in enumerate(self.watchers):
             try:
                 watched.check(f"{fault}, process {number}")

@@ -27,7 +27,7 @@ def test_a_foreign_service_moves_in_and_keeps_its_rows(template: Path, tmp_path:
         if block.language == "sh":
             printed = ""
             for command in block.text.splitlines():
-                found = typist.folder.name == "look"  # a lint that finds something ends with 1
+                found = typist.folder.name == "look"  # a lint that finds something exits with 1
                 done = typist.try_typing(command)
                 assert found or done.returncode == 0, done.stdout
                 printed += done.stdout

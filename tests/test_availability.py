@@ -143,7 +143,7 @@ def pattern(service: Service) -> Iterator[Node]:
         node = cluster.create("pattern")
         variables = {"DATABASE_URL": cluster.url(node.address)}
         service.run(".venv/bin/alembic", "upgrade", "head", variables=variables)
-        # A write that is sent twice shall be seen.
+        # A write that is sent twice must be seen.
         node.query("ALTER TABLE items DROP CONSTRAINT uq_items_name")
         node.stop()
         yield node
@@ -277,7 +277,7 @@ def test_an_address_that_moves_late_is_followed(
 
 
 def make_read_only(node: Node) -> None:
-    """Let it take no more writes; returns when the last is done."""
+    """Make it refuse writes; returns when the last is done."""
     node.configure("default_transaction_read_only", "on")
     time.sleep(0.5)  # until each connection has read it
     before = node.query("SELECT clock_timestamp()")
@@ -297,7 +297,7 @@ def test_connections_follow_an_address_whose_old_server_lives_on(
             serve_without_traceback(service, url, DATABASE_POOL_RECYCLE="1") as server,
             loading(server, clients=4),
         ):
-            two.promote()  # as a mistake, or a move that was begun in the wrong order
+            two.promote()  # by mistake, or in a move that was begun in the wrong order
             proxy.upstream = two.socket
             time.sleep(1 + 2)
             before = one.number("SELECT count(*) FROM items")

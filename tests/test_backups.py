@@ -1,4 +1,4 @@
-"""A backup of PostgreSQL is restored as the page types it, wherever needed, or refused whole."""
+"""A backup of PostgreSQL is restored as on the page, wherever needed, or refused as a whole."""
 
 import re
 import subprocess
@@ -73,7 +73,7 @@ class Case:
         return node.query(f"\\connect {self.name}\n{statement}").partition("\n")[2]
 
     def prepare(self, hardened: bool = False) -> None:
-        """Be the administrator of the server to restore to, who does what the page says."""
+        """Act as the administrator of the server to restore to, as the page says."""
         self.target.query(postgresql("prepare.sql").replace("shop", self.name))
         if self.schema != "public":
             self.query(self.target, postgresql("schema.sql").replace("shop", self.name))

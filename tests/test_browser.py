@@ -1,4 +1,4 @@
-"""The interactive documentation in a browser: it works without any other host, and tells failures.
+"""The interactive documentation in a browser: it works without any other host, and shows failures.
 
 Takes the machine's Chromium or Chrome; skipped without one.
 """

@@ -122,7 +122,7 @@ def test_a_column_without_a_migration_is_refused(service: Service, tmp_path: Pat
     assert "New upgrade operations detected: [('add_column', None, 'items'" in refused.stdout
 
 
-def test_two_newest_migrations_are_refused(service: Service, tmp_path: Path) -> None:
+def test_two_heads_are_refused(service: Service, tmp_path: Path) -> None:
     copy = service.copy(tmp_path / "service")
     versions = copy.folder / "migrations/versions"
     [first] = versions.glob("*_create_items.py")

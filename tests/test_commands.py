@@ -94,7 +94,7 @@ def test_every_command_of_the_reference_is_typed(
 
     assert TYPED_ELSEWHERE.keys() < set(commands)
     assert set(TYPED_ELSEWHERE.values()) <= names_of_tests()
-    # At the end, since the database has to be at the newest migration for most of them.
+    # Last, since most of them need the database at the newest migration.
     for command in sorted(commands, key=lambda command: "downgrade" in command):
         if command not in TYPED_ELSEWHERE and "…" not in command:
             typed = command.replace("python", "uv run python")
@@ -102,7 +102,7 @@ def test_every_command_of_the_reference_is_typed(
             copy.run("sh", "-c", typed, variables=migrated.variables)
 
 
-def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(
+def test_the_doctor_says_what_is_wrong_and_how_to_fix_it(
     service: Service, database: Database
 ) -> None:
     url = database.variables["DATABASE_URL"].replace("postgres:@", "postgres:hunter2@")
@@ -124,7 +124,7 @@ def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(
         database.make()
     code, unmigrated = doctor()
     assert code == 1
-    assert "WRONG schema    behind; run alembic upgrade head" in unmigrated
+    assert "WRONG schema    behind: uv run alembic upgrade head brings" in unmigrated
     assert ("not in WAL mode" in unmigrated) == (service.database == "sqlite")
 
     service.migrate(database)
@@ -172,7 +172,7 @@ def test_a_wrong_setting_ends_with_one_message(
     assert "hunter2" not in done.stdout
 
 
-def test_a_revision_that_is_not_here_is_told(service: Service, migrated: Database) -> None:
+def test_an_unknown_revision_is_reported(service: Service, migrated: Database) -> None:
     execute(migrated, "UPDATE alembic_version SET version_num = 'elsewhere'")
 
     doctor = service.run(".venv/bin/python", "-m", "app.doctor", variables=migrated.variables)
@@ -198,12 +198,12 @@ def test_only_a_postgresql_service_must_be_told_where_its_database_is(
         assert "DATABASE_URL: missing" in done.stdout
         assert "Traceback" not in done.stdout
         copy = service.copy(tmp_path / "service")
-        for command in (("poe", "doctor"), ("alembic", "upgrade", "head")):
-            refused = copy.run("uv", "run", "--no-sync", *command, check=False)
-            assert refused.returncode == 1
-            assert "uv run poe dev makes a server" in refused.stdout
-            assert "DATABASE_URL: missing" in refused.stdout
-            assert "Traceback" not in refused.stdout
+        command = ("uv", "run", "--no-sync", "alembic", "upgrade", "head")
+        refused = copy.run(*command, check=False)
+        assert refused.returncode == 1
+        assert "uv run poe dev makes a server" in refused.stdout
+        assert "DATABASE_URL: missing" in refused.stdout
+        assert "Traceback" not in refused.stdout
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_only_a_postgresql_service_must_be_told_where_its_database_is(
         ([], "required: command"),
     ],
 )
-def test_a_wrong_word_is_told_and_nothing_is_written(
+def test_a_wrong_argument_is_reported_and_nothing_is_written(
     tmp_path: Path, words: list[str], told: str
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")

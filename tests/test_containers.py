@@ -117,7 +117,7 @@ def test_the_layers_are_about_as_large_as_the_page_says(image: Image, database_n
 
 
 def status(process: psutil.Process) -> dict[str, list[str]]:
-    """Return what the kernel says of a process."""
+    """Return the kernel's status of a process."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     return {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
 

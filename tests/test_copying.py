@@ -43,7 +43,7 @@ def run(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_a_copy_is_whole_and_nobody_elses_to_read(script: Path, tmp_path: Path) -> None:
+def test_a_copy_is_complete_and_only_its_owner_can_read_it(script: Path, tmp_path: Path) -> None:
     source = make(tmp_path / "app.db", *map(str, range(1000)))
     target = tmp_path / "backup.db"
     known = os.umask(0)
@@ -57,7 +57,7 @@ def test_a_copy_is_whole_and_nobody_elses_to_read(script: Path, tmp_path: Path) 
     assert target.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_restore_keeps_who_may_read_the_target(script: Path, tmp_path: Path) -> None:
+def test_a_restore_keeps_the_permissions_of_the_target(script: Path, tmp_path: Path) -> None:
     source, target = make(tmp_path / "backup.db", "new"), make(tmp_path / "app.db", "old")
     target.chmod(0o640)
 
@@ -133,7 +133,7 @@ def test_a_target_that_is_no_other_database_is_left_as_it_was(
     assert names_in(source) == ["kept"]
 
 
-def test_a_target_in_a_folder_that_is_not_there_is_refused(script: Path, tmp_path: Path) -> None:
+def test_a_target_in_a_missing_folder_is_refused(script: Path, tmp_path: Path) -> None:
     done = run(script, make(tmp_path / "app.db", "kept"), tmp_path / "missing/backup.db")
 
     assert done.returncode == 1
@@ -159,9 +159,7 @@ def test_a_copy_that_was_killed_is_not_restored(script: Path, tmp_path: Path) ->
     assert names_in(target) == ["kept"]
 
 
-def test_a_target_that_somebody_goes_on_writing_to_is_left_to_them(
-    script: Path, tmp_path: Path
-) -> None:
+def test_a_target_that_is_still_written_to_is_left_alone(script: Path, tmp_path: Path) -> None:
     source, target = make(tmp_path / "backup.db", "new"), make(tmp_path / "app.db", "old")
     with closing(sqlite3.connect(target, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")

@@ -78,7 +78,7 @@ class Place:
 
     @contextmanager
     def use(self) -> Iterator[tuple[subprocess.Popen[str], str]]:
-        """Be a process that uses the server; killed at the end, if it has not ended."""
+        """Use the server from another process; killed at the end, if it is still running."""
         with self.begin() as process:
             try:
                 assert process.stdout is not None
@@ -182,7 +182,7 @@ def place(
     return place
 
 
-def test_the_server_ends_with_the_last_that_uses_it_however_that_ends(place: Place) -> None:
+def test_the_server_stops_with_its_last_user_however_that_ends(place: Place) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGKILL):
         with place.use() as (first, url), place.use() as (last, same):
             assert url == same
@@ -196,9 +196,7 @@ def test_the_server_ends_with_the_last_that_uses_it_however_that_ends(place: Pla
 
 
 @pytest.mark.parametrize("killed", ["keeper", "server", "both"])
-def test_what_was_killed_of_the_server_holds_up_nothing_and_loses_no_row(
-    place: Place, killed: str
-) -> None:
+def test_a_killed_server_blocks_nothing_and_loses_no_row(place: Place, killed: str) -> None:
     with place.use() as (first, url):
         stored = place.store_row(url)
         server = place.postmaster()
@@ -214,7 +212,7 @@ def test_what_was_killed_of_the_server_holds_up_nothing_and_loses_no_row(
     wait_until_nothing_runs(place.data)
 
 
-def test_the_id_of_a_process_that_has_another_now_is_not_believed(place: Place) -> None:
+def test_a_reused_process_id_is_not_trusted(place: Place) -> None:
     others = as_user(place.user if place.user != "root" else "nobody", "sleep", "600")
     with place.use() as (_, url):
         stored = place.store_row(url)
@@ -231,9 +229,7 @@ def test_the_id_of_a_process_that_has_another_now_is_not_believed(place: Place) 
         other.kill()
 
 
-def test_why_the_server_does_not_start_is_said_in_a_sentence(
-    postgresql: Service, tmp_path: Path
-) -> None:
+def test_a_sentence_says_why_the_server_does_not_start(postgresql: Service, tmp_path: Path) -> None:
     place = Place(postgresql, tmp_path / "service", USERS[1 if ROOT else 0])
     state = place.data.parent
 

@@ -1,4 +1,4 @@
-"""The documentation says what is so: tables are compared with the code, the tutorial is typed."""
+"""The documentation is true: tables are compared with the code, the tutorial is typed."""
 
 import ast
 import json
@@ -80,7 +80,7 @@ def test_every_status_is_met_with_the_members_of_the_reference(
         met.append(http.get("/items"))
         migrated.give_back()
 
-    # 500 would be a defect, and the example does not demand a tag; a service's own tests do both.
+    # 500 would be a defect, and the example does not require a tag; a service's own tests do both.
     assert {str(response.status_code) for response in met} | {"428", "500"} == {
         name for name in documented if name.isdigit()
     }
@@ -226,7 +226,9 @@ def test_the_tables_of_the_benchmark_are_its_figures() -> None:
     page = page_text("explanation/performance.md")
     figures = json.loads((DOCS / "explanation/benchmark.json").read_text())
 
-    assert report.with_tables(page, figures) == page
+    assert report.with_tables(page, report.tables(figures)) == page
+    readme = report.README.read_text()
+    assert report.with_tables(readme, {"cost": report.cost(figures)}) == readme
 
 
 def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None:

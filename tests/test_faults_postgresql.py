@@ -1,4 +1,4 @@
-"""A service that loses its PostgreSQL answers soon and honestly, heals by itself, loses nothing."""
+"""A service that loses its PostgreSQL answers soon and honestly, recovers by itself, loses nothing."""
 
 import os
 import re
@@ -97,7 +97,7 @@ def test_connections_that_the_server_ended_are_replaced_unnoticed(
 
 
 @pytest.mark.parametrize("sqlstate", ["57P01", "57P05"])  # terminated, or idle for too long
-def test_a_connection_that_the_server_has_said_to_end_is_lost_before_it_does(
+def test_a_connection_is_discarded_when_the_server_announces_its_end(
     extended: Service, proxied: ProxiedDatabase, sqlstate: str
 ) -> None:
     with serve_proxied(extended, proxied) as server, ThreadPoolExecutor() as pool:
@@ -143,7 +143,7 @@ def test_a_process_that_was_frozen_answers_the_next_request(
             assert answer.status_code == status
 
 
-def test_a_read_whose_connection_dies_before_its_answer_is_sent_again(
+def test_a_read_whose_connection_dies_before_its_answer_is_retried(
     service: Service, proxied: ProxiedDatabase
 ) -> None:
     with serve_proxied(service, proxied) as server, ThreadPoolExecutor() as pool:
@@ -287,7 +287,7 @@ def test_a_silent_network_is_503_within_the_default_limits(
         assert time.monotonic() - start < limit + MARGIN
 
 
-def test_load_is_no_unreadiness_and_a_silent_network_under_load_is(
+def test_a_busy_service_is_ready_and_one_on_a_silent_network_is_not(
     service: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = {"DATABASE_CONNECT_TIMEOUT": "0.5", "DATABASE_COMMAND_TIMEOUT": "0.5"}
@@ -320,7 +320,7 @@ def test_load_is_no_unreadiness_and_a_silent_network_under_load_is(
             over.set()
 
 
-def test_a_silent_network_keeps_no_service_from_ending(
+def test_a_silent_network_keeps_no_service_from_stopping(
     service: Service, proxied: ProxiedDatabase
 ) -> None:
     with serve_proxied(service, proxied) as server, ThreadPoolExecutor(20) as pool:
@@ -330,7 +330,7 @@ def test_a_silent_network_keeps_no_service_from_ending(
         proxied.proxy.silent = True
         start = time.monotonic()
         stop(server)
-        assert time.monotonic() - start < 2 + MARGIN  # one is waited for, and tells of the others
+        assert time.monotonic() - start < 2 + MARGIN  # one is waited for, and stands for the others
     assert "engine disposed of" in server.log()
 
 
@@ -432,7 +432,7 @@ def test_the_log_says_once_why_the_database_is_refused(
         assert http.post("/items", json={"name": "a"}).status_code == 201
         proxied.terminate()
         proxied.server.query(fault.format(proxied.name))
-        assert http.get("/health/live").status_code == 200  # it has heard of the end by then
+        assert http.get("/health/live").status_code == 200  # it has learned of the end by then
         try:
             assert unavailable(http.post("/items", json={"name": "b"}))
         finally:
@@ -443,7 +443,7 @@ def test_the_log_says_once_why_the_database_is_refused(
         assert http.post("/items", json={"name": "b"}).status_code == 201
 
 
-def test_a_lock_that_is_not_to_be_had_is_503_and_the_connection_goes_on(
+def test_a_lock_that_stays_taken_is_503_and_the_connection_stays_usable(
     service: Service, proxied: ProxiedDatabase
 ) -> None:
     proxied.server.query(f"ALTER DATABASE {proxied.name} SET lock_timeout = '300ms'")
@@ -544,7 +544,7 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
         (["/serializable/1", "/serializable/1"], "could not serialize access"),
     ],
 )
-def test_of_two_transactions_that_cannot_both_be_one_is_503_and_may_try_again(
+def test_of_two_conflicting_transactions_one_is_503_and_may_be_retried(
     extended: Service, proxied: ProxiedDatabase, paths: list[str], cause: str
 ) -> None:
     limits = {"DATABASE_POOL_SIZE": "2", "DATABASE_MAX_OVERFLOW": "0"}
@@ -569,7 +569,7 @@ def test_of_two_transactions_that_cannot_both_be_one_is_503_and_may_try_again(
         assert proxied.connections() == 2
 
 
-def test_a_transaction_in_which_nothing_happens_is_ended_and_rolled_back(
+def test_an_idle_transaction_is_ended_and_rolled_back(
     extended: Service, proxied: ProxiedDatabase
 ) -> None:
     limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
@@ -848,7 +848,7 @@ def test_after_random_requests_and_faults_what_was_acknowledged_is_stored(
         client.close()
 
 
-def test_limits_of_the_role_end_no_migration_that_waits_for_its_turn(
+def test_timeouts_of_the_role_end_no_migration_that_waits(
     service: Service, empty: ProxiedDatabase
 ) -> None:
     for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):

@@ -1,4 +1,4 @@
-"""A service that loses its SQLite file answers soon and honestly, heals itself, loses nothing."""
+"""A service that loses its SQLite file answers soon and honestly, recovers by itself, loses nothing."""
 
 import os
 import resource
@@ -62,9 +62,9 @@ def serve_file(service: Service, file: Path, *command: str, **variables: str) ->
 
 @contextmanager
 def writing(file: Path) -> Iterator[None]:
-    """Have a write transaction open meanwhile, in a process that is none of the service's."""
+    """Hold a write transaction open meanwhile, in a process outside the service."""
     connection = sqlite3.connect(file, isolation_level=None)
-    # It also keeps readers away, but from a file with a write-ahead log.
+    # It blocks readers too, unless the file has a write-ahead log.
     connection.execute("BEGIN EXCLUSIVE")
     try:
         yield
@@ -165,7 +165,7 @@ def test_a_long_write_of_another_process_lets_reads_through_and_ends_writes_in_t
             assert 0.4 < time.monotonic() - start < 0.5 + MARGIN
             assert unavailable(server.client.patch(f"/items/{created['id']}", json={}))
             assert unavailable(server.client.delete(f"/items/{created['id']}"))
-            # A read that had to wait would be 503: the write goes on for longer than any waits.
+            # A read that had to wait would be 503: the write outlasts every timeout.
             assert server.client.get("/items").json()["items"] == [created]
             assert server.client.get("/health/ready").json() == {"status": "ready"}
         assert post(server, "after").status_code == 201
@@ -192,7 +192,7 @@ def test_reads_do_not_queue_behind_writers(service: Service, file: Path) -> None
         assert {answer.result().status_code for answer in waiting} == {201}
 
 
-def test_a_client_that_goes_away_keeps_no_writer_waiting(service: Service, file: Path) -> None:
+def test_a_client_that_goes_away_blocks_no_writer(service: Service, file: Path) -> None:
     limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
     with serve_file(service, file, **limits) as server:
         address = (server.client.base_url.host, server.client.base_url.port)
@@ -232,7 +232,7 @@ def test_requests_that_outlast_the_graceful_timeout_are_cut_and_rolled_back(
         ThreadPoolExecutor() as pool,
         writing(file),
     ):
-        # One has the turn and waits for the file, the others wait for their turn.
+        # One has the write lock and waits for the file, the others wait for the lock.
         waiting = [pool.submit(post, server, f"item {number}") for number in range(3)]
         time.sleep(0.5)
         start = time.monotonic()
@@ -261,7 +261,7 @@ def test_a_second_sigint_ends_at_once_with_one_line(service: Service, file: Path
 
 @contextmanager
 def missing(file: Path) -> Iterator[None]:
-    """The folder is away."""
+    """The folder is missing."""
     away = file.parent.rename(file.parent.with_name("away"))
     try:
         yield
@@ -367,7 +367,7 @@ def test_a_service_whose_file_is_lost_while_it_runs_heals(
         created = [post(server, f"item {number}").json() for number in range(10)]
         assert {answer.status_code for answer in pool.map(read, range(20))} == {200}
         with fault(file):
-            # What connections that are still open would write is found by nobody.
+            # What open connections would still write is lost.
             assert http.get("/health/live").status_code == 200
             assert unavailable(post(server, "lost"))
             assert all(unavailable(answer) for answer in pool.map(read, range(20)))
@@ -378,7 +378,7 @@ def test_a_service_whose_file_is_lost_while_it_runs_heals(
     assert names(file) == {"after", *(item["name"] for item in created)}
 
 
-def test_a_file_that_is_deleted_is_not_made_anew_before_it_is_migrated(
+def test_a_deleted_file_is_not_recreated_before_it_is_migrated(
     service: Service, file: Path
 ) -> None:
     with serve_file(service, file) as server:
@@ -439,7 +439,7 @@ def test_a_backup_that_is_put_in_the_files_place_is_used_at_once(
 
 @contextmanager
 def owned(file: Path) -> Iterator[None]:
-    """Another process has the file for itself: nobody else may even read."""
+    """Another process holds an exclusive lock: nobody else can even read."""
     connection = sqlite3.connect(file, isolation_level=None)
     connection.execute("PRAGMA locking_mode = EXCLUSIVE")
     connection.execute("DELETE FROM items")
@@ -464,7 +464,7 @@ def test_connections_that_are_opened_wait_for_the_file_side_by_side(
         with owned(file):
             answers = list(pool.map(read, range(10)))
         assert all(refused for refused, _ in answers)
-        # One by one, the last would have waited for ten time limits.
+        # One by one, the last would have waited for ten timeouts.
         assert max(seconds for _, seconds in answers) < 2 * (1 + MARGIN)
         assert server.client.get("/items").status_code == 200
 
@@ -667,7 +667,7 @@ def test_every_connection_enforces_foreign_keys_and_a_migration_deletes_no_row(
         assert set(pool.map(add, [created["id"] + 1] * 20)) == {409}
     assert rows(file, "SELECT count(*) FROM parts") == [(20,)]
 
-    # SQLite can't alter a column: the table is made anew, copied and dropped.
+    # SQLite can't alter a column: the table is recreated, copied and dropped.
     models = extended.folder / "app" / "features" / "items" / "models.py"
     replace(models, "MAX_DESCRIPTION_LENGTH = 2_000", "MAX_DESCRIPTION_LENGTH = 3_000")
     alembic("revision", "--autogenerate", "--message", "longer descriptions")

@@ -48,7 +48,7 @@ REFUSED = {
     "orders order:int": "order is a word of SQL's",
     "categories name:str": "is it --singular category?",
     "matches name:str": "is it --singular match?",
-    "people name:str": "say it by --singular",
+    "people name:str": "pass it as --singular",
     "people name:str --singular people": "can't name both the list and an item",
     "docs name:str": "/docs is a path of the template's",
     # What is there already.

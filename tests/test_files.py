@@ -1,4 +1,4 @@
-"""What is left in files, and in the list of processes: who may read it, and where it gets to."""
+"""What is left in files, and in the process list: who may read it, and where it gets to."""
 
 import json
 import re

@@ -93,7 +93,7 @@ def newcomer(tmp_path: Path) -> Newcomer:
         (["--folder", "a" * 300], "File name too long"),
     ],
 )
-def test_what_cannot_work_is_told_before_anything_is_written(
+def test_what_cannot_work_is_reported_before_anything_is_written(
     newcomer: Newcomer, words: list[str], told: str
 ) -> None:
     newcomer.install_uv("copier", "exit 7")
@@ -142,7 +142,7 @@ def test_an_interrupted_creation_leaves_nothing(newcomer: Newcomer, step: str) -
 
 
 @pytest.mark.fast
-def test_the_shells_database_is_not_used_and_that_is_told(newcomer: Newcomer) -> None:
+def test_the_shells_database_is_not_used_and_that_is_reported(newcomer: Newcomer) -> None:
     newcomer.install_uv()
 
     _, said = newcomer.read(DATABASE_URL="mysql://user:hunter2@host/shop", DATABASE_POOL_SIZE="9")
@@ -154,7 +154,7 @@ def test_the_shells_database_is_not_used_and_that_is_told(newcomer: Newcomer) ->
 
 @pytest.mark.fast
 @pytest.mark.parametrize("version", [None, "0.4.30"])
-def test_without_a_uv_the_way_to_it_is_told_before_the_service_starts(
+def test_without_uv_the_way_to_it_is_printed_before_the_service_starts(
     newcomer: Newcomer, version: str | None
 ) -> None:
     own = newcomer.install_uv(own=True)
@@ -188,7 +188,7 @@ def test_a_clone_that_takes_no_uv_names_another_way(newcomer: Newcomer) -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("clone", [True, False])
-def test_a_service_of_a_zip_is_told_that_no_release_can_update_it(
+def test_a_service_from_a_zip_says_that_no_release_can_update_it(
     newcomer: Newcomer, clone: bool
 ) -> None:
     newcomer.install_uv()
@@ -202,7 +202,7 @@ def test_a_service_of_a_zip_is_told_that_no_release_can_update_it(
 
 
 @pytest.mark.fast
-def test_an_older_python_is_told_which_one_is_needed() -> None:
+def test_an_older_python_says_which_one_is_needed() -> None:
     source = (REPOSITORY / "dev.py").read_text()
     ast.parse(source, feature_version=(3, 6))
     older = "import sys; sys.version_info = (3, 6, 15); exec(open('dev.py').read())"
@@ -223,9 +223,7 @@ UNREADABLE = {
 }
 
 
-def test_an_env_file_that_cannot_be_read_is_told_in_one_line(
-    service: Service, tmp_path: Path
-) -> None:
+def test_an_unreadable_env_file_is_reported_in_one_line(service: Service, tmp_path: Path) -> None:
     copy = service.copy(tmp_path / "service")
     commands = ["alembic current", "python -m app.doctor", "python -m app.server", "python dev.py"]
 
@@ -285,7 +283,7 @@ def test_ctrl_c_during_the_imports_is_no_traceback(
     assert "Traceback" not in rest
 
 
-def test_a_migration_that_fails_is_told_by_its_line(
+def test_a_failing_migration_is_reported_by_its_line(
     service: Service, migrated: Database, tmp_path: Path
 ) -> None:
     copy = service.copy(tmp_path / "service")

@@ -4,7 +4,6 @@ Upstream's releases are the synthetic ones: the last rewrites every line but tho
 """
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,6 @@ import yaml
 from tests.support.pages import Block, Typist, blocks, page_text, table
 from tests.support.processes import environment
 from tests.support.releases import (
-    INSERTION_POINTS,
     MOVED,
     NEXT,
     REWRITTEN,
@@ -27,7 +25,7 @@ from tests.support.releases import (
     check_clean,
     conflicts,
     expect,
-    publish,
+    fill_places,
     update,
     write,
 )
@@ -43,9 +41,7 @@ def block(title: str) -> str:
 
 
 def live(folder: Path) -> None:
-    """Put something into each place of a service's own."""
-    for number, point in enumerate(INSERTION_POINTS):
-        point.put(folder, f"# Ours, {number}.\n")
+    fill_places(folder)
     write(folder, "app/features/ours.py", "OURS = True\n")
 
 
@@ -84,11 +80,6 @@ class Company:
         git(self.fork, "checkout", "--quiet", "--theirs", *edited)
         self.typist.type(block("Run elsewhere"))
         commit(self.fork, f"Take in {version}")
-
-
-@pytest.fixture(scope="module")
-def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
 
 
 @pytest.fixture
@@ -157,12 +148,16 @@ def test_services_of_a_fork_never_leave_it(
     company: Company, templates: Path, tmp_path: Path
 ) -> None:
     """By `poe update`, and by Copier alone; full of edits of their own."""
-    first = render_repository(str(company.published), tmp_path / "first")
+    first = render_repository(company.published, tmp_path / "first")
     has_what_is_acmes(first)
     lived = [Path(shutil.copytree(first, tmp_path / name)) for name in ("one", "two")]
     for folder in lived:
         live(folder)
         commit(folder, "Edit")
+    switched = Path(shutil.copytree(lived[0], tmp_path / "switched"))
+    done = call(switched, "--vcs-ref=:current:", "--data", "database=postgresql")
+    assert done.returncode == 0, done.stdout + done.stderr
+    has_what_is_acmes(switched)
 
     for version in (NEXT, REWRITTEN):
         release(templates, company.upstream, version)
@@ -205,7 +200,7 @@ def follow(folder: Path, company: Company, title: str, *changes: tuple[str, str]
 def test_a_service_moves_to_the_fork_and_back_and_keeps_what_is_its_own(
     company: Company, templates: Path, tmp_path: Path
 ) -> None:
-    service = render_repository(str(company.upstream), tmp_path / "service", release=WORKING_TREE)
+    service = render_repository(company.upstream, tmp_path / "service", release=WORKING_TREE)
     fresh = text_files(service)
     live(service)
     commit(service, "Edit")
@@ -252,35 +247,36 @@ def test_a_service_moves_to_the_fork_and_back_and_keeps_what_is_its_own(
         assert own <= set(after[name].splitlines()), name
 
 
-@pytest.mark.parametrize("number", table("how-to/fork.md", "Number your releases by the year"))
-def test_copier_takes_numbers_as_the_page_says(number: str, tmp_path: Path) -> None:
-    """The fork tags its first release so, and then upstream the next of its own."""
+# What a service is generated from, and offered after the fork's second release and upstream's next.
+NUMBERS = {
+    ("2027.1.0", "2027.2.0"): ["the fork", "2027.2.0", "2027.2.0"],
+    ("1.2.0.post1", "1.2.0.post2"): ["the fork", "1.2.0.post2", "1.3.0"],
+    ("1.2.0+acme.1", "1.2.0+acme.2"): ["the fork", "", "1.3.0"],
+    ("acme-1.2.0", "acme-1.2.1"): ["upstream", "", "1.3.0"],
+}
+
+
+@pytest.mark.parametrize(("numbers", "expected"), NUMBERS.items())
+def test_copier_takes_numbers_as_the_page_says(
+    numbers: tuple[str, str], expected: list[str], tmp_path: Path
+) -> None:
+    number, second = numbers
+    rows = table("how-to/fork.md", "Number your releases by the year")
     template, folder = tmp_path / "template", tmp_path / "service"
     git(tmp_path, "init", "--quiet", str(template))
-    answers = "{{ _copier_conf.answers_file }}.jinja"
     write(template, "copier.yml", "_min_copier_version: 9.0.0\n")
-    write(template, answers, "{{ _copier_answers | to_nice_yaml }}")
-    number = number.strip("`")
-    second = re.sub(r"(?<=[.t])[01](?=(\.0)?$)", "2", number)
-    got = []
-    for tag, whose in {"1.2.0": "upstream", number: "the fork", "1.3.0": "upstream"}.items():
+    name = "{{ _copier_conf.answers_file }}.jinja"
+    write(template, name, "{{ _copier_answers | to_nice_yaml }}")
+    for tag, whose in (("1.2.0", "upstream"), (number, "the fork"), (second, "the fork")):
         write(template, "whose.txt", whose)
         commit(template, tag)
         git(template, "tag", tag)
-        if whose == "the fork":
+        if tag == number:
             render_repository(template, folder)
-            got.append((folder / "whose.txt").read_text())
-            commit(template, second)
-            git(template, "tag", second)
-        if tag != "1.2.0":
-            got.append(offered(folder))
+    got = [(folder / "whose.txt").read_text(), offered(folder)]
+    commit(template, "1.3.0")
+    git(template, "tag", "1.3.0")
 
-    assert (
-        got
-        == {
-            "2027.1.0": ["the fork", "2027.2.0", "2027.2.0"],
-            "1.2.0.post1": ["the fork", "1.2.0.post2", "1.3.0"],
-            "1.2.0+acme.1": ["the fork", "", "1.3.0"],
-            "acme-1.2.0": ["upstream", "", "1.3.0"],
-        }[number]
-    )
+    assert f"`{number}`" in rows
+    assert len(rows) == len(NUMBERS)
+    assert [*got, offered(folder)] == expected

@@ -1,4 +1,4 @@
-"""What a page of docs/how-to adds to a service works as it stands there, on both databases."""
+"""What a page of docs/how-to adds to a service works as written, on both databases."""
 
 import http.server
 import json
@@ -25,7 +25,7 @@ from tests.support.databases import (
     open_database,
     transaction,
 )
-from tests.support.pages import blocks, follow, page_text
+from tests.support.pages import Typist, blocks, follow, page_text
 from tests.support.processes import wait_for
 from tests.support.services import Server, Service
 from tests.support.watcher import left_in
@@ -331,9 +331,7 @@ async def read_client(request: Request) -> list[str]:
 """
 
 
-def test_a_proxy_is_believed_and_nobody_else(
-    service: Service, migrated: Database, tmp_path: Path
-) -> None:
+def test_only_the_proxy_is_trusted(service: Service, migrated: Database, tmp_path: Path) -> None:
     copy = service.copy(tmp_path / "service")
     follow("proxy", copy, migrated.variables)
     copy.extend(routes=CLIENT)
@@ -493,6 +491,42 @@ def test_a_walk_from_the_start_finds_what_was_committed_late(
             assert cursor is not None
             assert walk(cursor=cursor) == (["third"], None)
         assert walk() == (["first", "late", "second", "third"], None)
+
+
+def test_in_development_the_doctor_says_what_is_there_and_a_backup_is_made_as_typed(
+    service: Service, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    typist = Typist(copy.folder, instead={r"\buv run\b": "uv run --no-sync"})
+    (copy.folder / ".env").write_text("LOG_LEVEL=DEBUG\nLOG_LEVELS=x\n")
+    made = {"sqlite": "app.db", "postgresql": ".postgres"}[service.database]
+
+    before = typist.type("uv run poe doctor")
+    assert re.search(
+        rf"^look  database  .*{made}.* is not there: uv run poe dev makes", before, re.MULTILINE
+    )
+    assert not (copy.folder / made).exists()
+    (copy.folder / ".env").write_text("LOG_LEVEL=nonsense\n")
+    assert typist.try_typing("uv run poe doctor").returncode == 1
+    (copy.folder / ".env").unlink()
+
+    with copy.serve("uv", "run", "--no-sync", "poe", "dev") as server:
+        http = server.client
+        wait_for(lambda: http.get("/health/ready").status_code == 200, 60)
+        after = typist.type("uv run poe doctor")
+        assert "ok    schema    up to date" in after
+        assert re.search(rf"^ok    database  .*{made}", after, re.MULTILINE)
+        assert not re.search("^(WRONG|look )", after, re.MULTILINE)
+
+        kept = http.post("/items", json={"name": "kept"}).headers["Location"]
+        for block in blocks(page_text("how-to/backups.md"), service.database):
+            if block.title == "restore":
+                assert http.delete(kept).status_code == 204
+            if block.language == "python":
+                typist.write(block.title, block.text)
+            elif block.title in ("in development", "back up", "restore", "after a restore"):
+                typist.type(block.text)
+        assert http.get(kept).json()["name"] == "kept"
 
 
 def test_a_backup_is_restored_while_items_are_written(

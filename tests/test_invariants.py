@@ -1,4 +1,4 @@
-"""However a read or a write fails: it leaves nothing behind, and the next right one succeeds."""
+"""However a read or a write fails, it leaves nothing behind, and the next valid one succeeds."""
 
 import shutil
 import socket
@@ -26,7 +26,7 @@ POSTGRESQL = pytest.mark.parametrize("database_name", ["postgresql"], indirect=T
 SQLITE = pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
 WAYS = ("reader", "session", "task")  # in which a handler reaches the database
 HELD = 0.09  # seconds for which a message is held, and what waits for it is given up
-PROMPT = 2.0  # seconds in which a right request is answered, on a busy machine
+PROMPT = 2.0  # seconds in which a valid request is answered, on a busy machine
 LIMITS = {
     "DATABASE_POOL_SIZE": "2",
     "DATABASE_MAX_OVERFLOW": "0",
@@ -247,7 +247,7 @@ class Arena:
         *,
         watch_first: bool = True,
     ) -> None:
-        """See that answers are among the allowed, and that all is as it was before.
+        """Check that answers are among the allowed ones, and that all is as it was before.
 
         The next requests would cover up what is left on a connection; and they are not to wait
         until it is gone. So some cases look first, and some send first.
@@ -444,7 +444,7 @@ def walk_through(
     to_server: bool,
     limit: float | None,
 ) -> int:
-    """Let something happen at each message of a request; return how many there are.
+    """Inject something at each message of a request; return how many there are.
 
     On a connection that has not prepared the statement, and on one that has.
     """
@@ -606,9 +606,7 @@ def test_what_was_answered_is_what_is_stored(postgresql: Arena, proxied: Proxied
 
 @SQLITE
 @pytest.mark.parametrize("way", WAYS)
-def test_a_statement_that_is_given_up_ends_and_keeps_nobody_from_writing(
-    sqlite: Arena, way: str
-) -> None:
+def test_an_abandoned_statement_ends_and_blocks_no_writer(sqlite: Arena, way: str) -> None:
     for prepared in (False, True):
         name = next(names)
         if prepared:

@@ -1,4 +1,4 @@
-"""A marked value is sent down every road, and looked for in all that a process has said."""
+"""A marked value is sent down every path, and looked for in all output of a process."""
 
 import hashlib
 import json
@@ -116,7 +116,7 @@ def roads(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Service
 
 
 def send_all(server: Server, service: Service, marks: Marks) -> None:
-    """Send a value down each road, and see that the service has outlived it."""
+    """Send a value down each path, and check that the service has survived it."""
     http = server.client
     http.headers["Connection"] = "close"  # what fails after its answer ends the connection
     known = http.get("/roads").json()
@@ -144,7 +144,7 @@ def send_all(server: Server, service: Service, marks: Marks) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_no_value_comes_into_the_log_by_any_road(
+def test_no_value_gets_into_the_log_by_any_path(
     roads: Service, migrated: Database, log_format: str
 ) -> None:
     marks = Marks()

@@ -1,4 +1,4 @@
-"""Migrations of a service that runs: beside other replicas, under load, killed half-way."""
+"""Migrations of a running service: beside other replicas, under load, killed half-way."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from tests.support.services import FIRST, Service
 postgresql = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 FREED = 5.0  # seconds in which the locks of a migration that was killed are free
 
-# As long as a replica is told to be slow.
+# As long as a replica is made to be slow.
 SLOW = "op.execute(f\"SELECT pg_sleep({os.environ.get('SLOW', 0)})\")"
 PLAIN = ['op.add_column("items", sa.Column("note", sa.String(20)))', SLOW]
 CONCURRENTLY = [
@@ -129,7 +129,7 @@ def reading(client: object) -> Iterator[list[int]]:
 
 
 @postgresql
-def test_a_migration_whose_lock_is_not_free_is_tried_again_and_no_request_fails(
+def test_a_migration_whose_lock_is_not_free_is_retried_and_no_request_fails(
     living: Service, proxied: ProxiedDatabase
 ) -> None:
     living.add_revision("more", FIRST, PLAIN)
@@ -169,7 +169,7 @@ def test_a_migration_that_never_gets_its_lock_says_so_in_one_line(
 
 
 @postgresql
-def test_a_relative_downgrade_that_is_tried_again_goes_no_further(
+def test_a_retried_relative_downgrade_goes_no_further(
     living: Service, proxied: ProxiedDatabase
 ) -> None:
     wait = 'op.execute("LOCK TABLE items")'
@@ -409,7 +409,7 @@ def objects(database: SQLiteDatabase) -> dict[str, str]:
 
 
 @sqlite
-def test_a_table_that_is_made_anew_keeps_what_it_has(living: Service, migrated: Database) -> None:
+def test_a_recreated_table_keeps_what_it_has(living: Service, migrated: Database) -> None:
     assert isinstance(migrated, SQLiteDatabase)
     url = migrated.variables["DATABASE_URL"]
     rebuild = "with op.batch_alter_table('things') as batch:"
@@ -505,7 +505,7 @@ def test_the_check_of_a_type_follows_its_column(living: Service, proxied: Proxie
     living.add_revision("add", FIRST, ["op.add_column('items', sa.Column('due', sa.Date))"])
     finish(start_alembic(living, proxied.url))
     added = checks().keys() - before.keys()
-    # Rows that are there are not looked at, behind a lock of the whole table.
+    # Existing rows are not scanned, which would take a lock of the whole table.
     assert (added, checks()["type_of_due"][-9:]) == ({"type_of_due"}, "NOT VALID")
 
     rename = "op.alter_column('items', 'due', new_column_name='deadline')"

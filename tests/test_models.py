@@ -11,25 +11,16 @@ import httpx2
 import pytest
 
 from tests.support import watcher
-from tests.support.databases import Database, SQLiteDatabase, execute, open_database
+from tests.support.databases import Database, PostgreSQLDatabase, execute, transaction
 from tests.support.pages import blocks, check, page_text, type_page
+from tests.support.processes import wait_for
 from tests.support.services import Service
 from tests.support.watcher import left_in
 
-
-@pytest.fixture(scope="module")
-def articles(
-    service: Service, database_name: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Service, Database]]:
-    """A service with the articles of the page, and its database."""
-    folder = tmp_path_factory.mktemp("articles")
-    copy = service.copy(folder / "service")
-    with open_database(database_name, folder) as database:
-        if isinstance(database, SQLiteDatabase):
-            database.make()
-        copy.migrate(database)
-        type_page("filter-and-upsert", copy, database.variables)
-        yield copy, database
+WAITING = (
+    "SELECT 'waiting=' || count(*) FROM pg_stat_activity"
+    " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+)
 
 
 def walk(http: httpx2.Client, **query: Any) -> Iterator[dict[str, Any]]:
@@ -45,10 +36,7 @@ def titles(http: httpx2.Client, **query: Any) -> list[str]:
     return [item["title"] for page in walk(http, **query) for item in page["items"]]
 
 
-def test_lists_are_filtered_sorted_and_counted_and_upserts_are_alike(
-    articles: tuple[Service, Database],
-) -> None:
-    service, database = articles
+def ask_for_articles(service: Service, database: Database) -> None:
     variables = {**database.variables, "DATABASE_ECHO": "true"}
     with watcher.serve_watched(service, left_in(database), **variables) as watched:
         http = watched.server.client
@@ -124,6 +112,16 @@ def test_lists_are_filtered_sorted_and_counted_and_upserts_are_alike(
         assert refused.json() == {"anna": ["name"], "carl": ["name"]}
         create("D", "dora")
 
+        # who adds tags waits for another's with none of its own that the other may wait for
+        if isinstance(database, PostgreSQLDatabase):
+            held = transaction(database, "INSERT INTO tags (name) VALUES ('new a')")
+            with ThreadPoolExecutor(1) as pool, held:
+                sent = pool.submit(create, "E", "bert", "new b", "new a")
+                wait_for(lambda: "waiting=1" in database.query(WAITING))
+                added = "INSERT INTO tags (name) VALUES ('new b') RETURNING 'added=' || name"
+                assert "added=new b" in database.query(f"SET lock_timeout = '1s'; {added}")
+            sent.result()
+
         for key in ("[1]", '["B", 0]', '["B"]', '["B", 1, 2]', "[]", "{}", "", "\xff", "[" * 500):
             cursor = urlsafe_b64encode(key.encode("latin-1")).decode()
             for text in (cursor, cursor + "=", key):
@@ -138,13 +136,7 @@ def test_lists_are_filtered_sorted_and_counted_and_upserts_are_alike(
         )  # three, with subqueries
 
 
-def test_every_error_has_the_form_of_ones_own(
-    articles: tuple[Service, Database], tmp_path: Path
-) -> None:
-    service, database = articles
-    service = service.copy(tmp_path / "service")
-    type_page("error-format", service, database.variables)
-    check(service)
+def be_refused_in_another_form(service: Service, database: Database) -> None:
     example = service.folder / "tests/features/test_items.py"
     [test] = [
         block.text
@@ -216,3 +208,17 @@ def test_every_error_has_the_form_of_ones_own(
             assert content["schema"] == {"$ref": "#/components/schemas/ErrorList"}
             for example_of_it in content["examples"].values():
                 assert example_of_it["value"].keys() == {"errors"}
+
+
+@pytest.mark.long
+def test_lists_and_upserts_are_alike_and_every_error_has_the_form_of_ones_own(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    type_page("filter-and-upsert", copy, migrated.variables)
+    copy.run(".venv/bin/ruff", "check")
+    ask_for_articles(copy, migrated)
+
+    type_page("error-format", copy, migrated.variables)
+    check(copy)
+    be_refused_in_another_form(copy, migrated)

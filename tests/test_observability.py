@@ -1,4 +1,4 @@
-"""What a service tells a collector: traces and metrics, and no secret among them."""
+"""What a service sends to a collector: traces and metrics, and no secrets."""
 
 import json
 import re
@@ -364,7 +364,7 @@ def test_a_stranger_does_not_decide_which_traces_are_kept(
     assert {span.trace_id.hex() for span in collector.spans()} == {kept}
 
 
-def test_a_collector_that_does_not_answer_holds_nothing_up(service: Service) -> None:
+def test_a_collector_that_does_not_answer_delays_nothing(service: Service) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         on = variables("environment", endpoint) | NOWHERE[service.database]

@@ -179,7 +179,7 @@ print(json.dumps({"good": good, "bad": bad, "tokens": tokens, "odd": odd, "keys"
 
 
 class Provider(socketserver.ThreadingTCPServer):
-    """Answers as `behave` does, and knows which exchanges are under way."""
+    """Answers as `behave` does, and knows which exchanges are in flight."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -252,7 +252,7 @@ def answering(
     configuration: dict[str, Any] | None = None,
     *headers: str,
 ) -> Behaviour:
-    """Answer with a configuration and a key set, or with what is told in place of either."""
+    """Answer with a configuration and a key set, or with what is given in place of either."""
     told = {"issuer": issuer, "jwks_uri": f"{issuer}/keys"} | (configuration or {})
 
     def answer(connection: socket.socket, path: str) -> None:
@@ -356,7 +356,7 @@ def test_tokens_of_the_provider_open_what_their_scopes_name(
 
 
 def kinds_of_trouble(provider: Provider, made: dict[str, Any]) -> dict[str, Behaviour]:
-    """What a provider may do wrong, always with good keys somewhere that are not to be taken."""
+    """What a provider may do wrong, always with good keys somewhere that must not be used."""
     issuer, keys = provider.issuer, {"keys": list(made["keys"].values())}
     text = json.dumps(keys).encode()
 

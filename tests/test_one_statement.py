@@ -10,7 +10,7 @@ import pytest
 from tests.benchmark import measure
 from tests.support import watcher
 from tests.support.answers import is_outcome_unknown, unavailable
-from tests.support.databases import Database, execute
+from tests.support.databases import Database, SQLiteDatabase, execute
 from tests.support.pages import follow
 from tests.support.processes import wait_for
 from tests.support.proxied import ProxiedDatabase
@@ -147,3 +147,16 @@ def test_a_write_without_a_transaction_is_one_round_trip(
         assert unavailable(answer)
         assert is_outcome_unknown(answer)
         assert proxied.number("SELECT count(*) FROM items") == before + 1
+
+
+@pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
+def test_a_write_without_a_transaction_is_four_calls_to_the_drivers_thread(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    assert isinstance(migrated, SQLiteDatabase)
+    copy = service.copy(tmp_path / "service")
+    measure.extend(copy)
+
+    hops = measure.thread_hops(copy, migrated, ("service",))["service"]
+
+    assert (hops["post"], hops["once"]) == (6, 4)

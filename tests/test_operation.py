@@ -1,4 +1,4 @@
-"""What the page on operation says: two roles, the past, collations, squashing; a lost host."""
+"""The page on operation: two roles, point in time, collations, squashing; a lost host."""
 
 import re
 import sqlite3
@@ -51,7 +51,7 @@ def test_one_role_migrates_and_another_serves(
     copy = service.copy(tmp_path / "service")
     node.query("CREATE ROLE app SUPERUSER LOGIN; CREATE DATABASE app OWNER app")
     place = {"DATABASE_HOST": "127.0.0.1", "DATABASE_PORT": str(node.port), "DATABASE_NAME": "app"}
-    # Whoever logs in with a password has to have the right one.
+    # Logging in with a password requires the right one.
     rules = node.folder / "pg_hba.conf"
     rules.write_text(f"host all app_owner,app_service all scram-sha-256\n{rules.read_text()}")
     node.query("SELECT pg_reload_conf()")
@@ -130,7 +130,7 @@ async def read_session(reader: ReaderDep) -> dict[str, str]:
 
 @POSTGRESQL
 @CLUSTER
-def test_a_host_that_is_lost_is_missed_by_the_server_within_two_minutes(
+def test_the_server_detects_a_lost_host_within_two_minutes(
     service: Service, cluster: Cluster, node: Node, tmp_path: Path
 ) -> None:
     copy = service.copy(tmp_path / "service")
@@ -205,7 +205,7 @@ POSTGRESQL_15 = binaries_of(15)  # which has orders of a library's, with version
 
 
 @pytest.mark.skipif(POSTGRESQL_15 is None, reason="there is no PostgreSQL 15 of Debian's here")
-def test_after_the_order_of_texts_has_changed_indexes_are_made_anew(tmp_path: Path) -> None:
+def test_after_the_order_of_texts_has_changed_indexes_are_rebuilt(tmp_path: Path) -> None:
     assert POSTGRESQL_15 is not None
     with open_cluster(POSTGRESQL_15) as cluster:
         node = cluster.create("node")
@@ -227,7 +227,9 @@ def test_after_the_order_of_texts_has_changed_indexes_are_made_anew(tmp_path: Pa
         assert "mismatch" not in node.psql(index).stderr
 
 
-def test_one_migration_stands_for_all(service: Service, database: Database, tmp_path: Path) -> None:
+def test_migrations_are_squashed_into_one(
+    service: Service, database: Database, tmp_path: Path
+) -> None:
     copy = service.copy(tmp_path / "service")
     versions = copy.folder / "migrations/versions"
     number = 'sa.Column("number", sa.Integer(), server_default="0", nullable=False)'

@@ -1,4 +1,4 @@
-"""What Copier asks, accepts and refuses; and that an accepted answer comes out whole."""
+"""What Copier asks, accepts and refuses; and that an accepted answer is rendered unchanged."""
 
 import ast
 import json
@@ -124,7 +124,7 @@ for number, answer in enumerate(answers):
 def refusals(
     unversioned: Path, whole_run: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[Any]]:
-    """The exit code, what is told and the files that were written, for each bad answer."""
+    """The exit code, the output and the files that were written, for each bad answer."""
 
     def refuse() -> str:
         folder = tmp_path_factory.mktemp("refused")

@@ -48,7 +48,7 @@ def test_a_service_says_nothing_of_its_template_but_how_to_update(
     _, texts = files
     telling = {name for name, text in texts.items() if "copier" in text.lower()}
 
-    # The doctor tells the release, and what updates takes the Copier of `uv.lock`.
+    # The doctor reports the release, and the update uses the Copier of `uv.lock`.
     assert telling == {
         ".copier-answers.yml",
         ".github/workflows/update.yml",

@@ -36,7 +36,7 @@ def test_a_read_is_one_round_trip_and_a_write_three(service: Service, migrated: 
         "get": 1,
         "list": 1,
         "post": 3,
-        "get after 2 s": 2,  # a connection that has been idle is asked whether it lives
+        "get after 2 s": 2,  # an idle connection is pinged
         "patch": 3,
         "delete": 3,
     }
@@ -54,9 +54,7 @@ def test_a_list_is_one_round_trip_whatever_its_length(service: Service, migrated
 
 
 @pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
-def test_connections_in_use_are_not_asked_whether_they_live(
-    service: Service, migrated: Database
-) -> None:
+def test_connections_in_use_are_not_pinged(service: Service, migrated: Database) -> None:
     with serve_through_a_proxy(service, migrated) as (http, proxy):
         path, end = measure.post(http), time.monotonic() + 3
         http.get(path)
@@ -65,7 +63,7 @@ def test_connections_in_use_are_not_asked_whether_they_live(
             http.get(path).raise_for_status()
             requests += 1
 
-    assert requests <= proxy.round_trips - before <= requests + 1  # where the machine had a break
+    assert requests <= proxy.round_trips - before <= requests + 1  # if the machine paused
 
 
 @pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)

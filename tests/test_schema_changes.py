@@ -67,7 +67,7 @@ def count(database: Database, rows: str) -> int:
 
 
 def store_rows(database: Database) -> None:
-    """Store rows that were there before anybody thought of changing their table."""
+    """Store rows that are older than any change of their table."""
     insert = "INSERT INTO items (name, description, created_at, updated_at, version)"
     now = "'2026-01-01 00:00:00.000000'"
     select = f"SELECT 'old ' || n, 'as it was', {now}, {now}, 1 FROM"
@@ -190,7 +190,7 @@ class Follower:
             self._running.close()
 
     def follow(self, last: str = "") -> None:
-        """Go on with what the page says, to its end or until the migration `last` is written."""
+        """Follow the page to its end, or until the migration `last` is written."""
         for kind, title, text in self._steps:
             if kind == "diff":
                 edit(self.service.folder / title, text)
@@ -239,7 +239,7 @@ class Follower:
         self.load.urls = [*self.load.urls, newest]
         self.load.wait()
         self.load.urls = [newest]
-        self.load.wait(0)  # until nobody waits for an answer of the other
+        self.load.wait(0)  # until nobody waits for an answer of the old one
         older.close()
 
     def _start(self) -> str:
@@ -272,7 +272,7 @@ def test_the_schema_changes_while_items_are_read_and_written(follower: Follower)
             follower.follow(last)
             follower.upgrade()
             follower.alembic("check")
-        follower.alembic("downgrade", "fill_more")  # nobody names any more what was dropped
+        follower.alembic("downgrade", "fill_more")  # nothing names any more what was dropped
         follower.load.stop()
         check_rows(follower.load, follower.database)
     check_labels(follower)
@@ -331,7 +331,7 @@ def check_labels(follower: Follower) -> None:
 
 
 @pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
-def test_an_index_waits_for_who_came_before_and_keeps_nobody_waiting(follower: Follower) -> None:
+def test_an_index_waits_for_open_transactions_and_blocks_nobody(follower: Follower) -> None:
     database = follower.database
     assert isinstance(database, PostgreSQLDatabase)
     waiting = (  # for longer than a migration waits for a table
@@ -352,7 +352,7 @@ def test_an_index_waits_for_who_came_before_and_keeps_nobody_waiting(follower: F
     follower.alembic("check")
 
 
-def test_a_filling_that_is_killed_keeps_what_it_has_filled_and_is_begun_again(
+def test_a_killed_fill_keeps_what_it_has_filled_and_is_restarted(
     follower: Follower,
 ) -> None:
     service, database = follower.service, follower.database

@@ -1,12 +1,14 @@
-"""The server against bytes that no client should send, and against clients that never go on."""
+"""The server against bytes that no client should send, and against stalled clients."""
 
 import http.client
 import json
 import socket
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import product
 from pathlib import Path
 
 import psutil
@@ -110,11 +112,11 @@ async def listen(socket: WebSocket) -> None:
 async def refuse(socket: WebSocket) -> None:
     await socket.close()
 """
-# Seconds, in place of a minute and more; with half of the bytes that are due in that time.
+# Seconds, in place of a minute and more; with a fifth of the bytes that are due in that time.
 SHORTER = (
-    ("protocol.py", "CLIENT_TIMEOUT = 20.0", "CLIENT_TIMEOUT = 1.0"),
-    ("protocol.py", "LEAST = 10_000", "LEAST = 500"),
-    ("protocol.py", "WARN_AFTER = 10.0", "WARN_AFTER = 0.0"),
+    ("eviction.py", "CLIENT_TIMEOUT = 20.0", "CLIENT_TIMEOUT = 1.0"),
+    ("eviction.py", "LEAST = 10_000", "LEAST = 100"),
+    ("eviction.py", "WARN_AFTER = 10.0", "WARN_AFTER = 0.0"),
     ("server.py", "KEEP_ALIVE_TIMEOUT = 75 ", "KEEP_ALIVE_TIMEOUT = 1 "),
 )
 WITH_WEBSOCKETS = ("uv", "run", "--no-sync", "--with", "websockets", "python", "-m", "app.server")
@@ -141,7 +143,7 @@ WEBSOCKET = (
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
 )
 
-# In each of these a proxy could see other requests than the server: it refuses them all.
+# In each of these a proxy could see other requests than the server, which refuses them all.
 REFUSED = {
     "a length and chunks": head(LENGTH, CHUNKED) + b"0\r\n\r\n" + HIDDEN,
     "chunks and a length": head(CHUNKED, "Content-Length: 0") + HIDDEN,
@@ -215,7 +217,7 @@ BODIES = {
     "equal lengths": head(LENGTH, LENGTH) + HIDDEN,
     "Expect": head("Expect: 100-continue", LENGTH) + HIDDEN,
 }
-# These are answered, and what comes behind them is not.
+# These are answered, and what follows them is not.
 ALONE = {
     "a pipeline": (head("Content-Length: 0"), 200),
     "Upgrade without a body": (head("Connection: upgrade", "Upgrade: foo"), 200),
@@ -271,7 +273,7 @@ def exchange(server: Server, sent: bytes) -> tuple[int, bytes, http.client.HTTPM
 
 
 def send(client: socket.socket, sent: bytes) -> bool:
-    """Say whether the server still takes something."""
+    """Return whether the server still accepts bytes."""
     with suppress(TimeoutError, ConnectionError):
         client.sendall(sent)
         return True
@@ -279,7 +281,7 @@ def send(client: socket.socket, sent: bytes) -> bool:
 
 
 def is_closed(client: socket.socket) -> bool:
-    """Read what there is, and say whether the server has closed the connection."""
+    """Read what there is, and return whether the server has closed the connection."""
     client.settimeout(0)
     try:
         while client.recv(1_000_000):
@@ -291,7 +293,7 @@ def is_closed(client: socket.socket) -> bool:
     return True
 
 
-def test_what_two_parsers_could_read_in_two_ways_is_refused(server: Server) -> None:
+def test_what_is_ambiguous_is_refused(server: Server) -> None:
     for name, sent in REFUSED.items():
         status, body, _ = exchange(server, sent)
         assert (name, status) == (name, 400), body
@@ -386,7 +388,7 @@ def test_trailers_are_no_headers(server: Server) -> None:
     assert json.loads(body)["headers"].keys() == {"host", "transfer-encoding"}
 
 
-def test_a_client_that_does_not_go_on_is_left_and_one_that_does_is_served(server: Server) -> None:
+def test_a_stalled_client_is_disconnected_and_one_that_goes_on_is_served(server: Server) -> None:
     def drip(client: socket.socket) -> bool:
         send(client, b"a")
         return is_closed(client)
@@ -421,7 +423,7 @@ def test_a_client_that_does_not_go_on_is_left_and_one_that_does_is_served(server
             answer = http.client.HTTPResponse(client)
             answer.begin()
             assert expected in answer.read()
-        # Whoever takes no answer is cut off; what the kernel has of it can still be read.
+        # A client that does not read is disconnected; what the kernel buffered can still be read.
         wait_for(lambda: len(connections(server)) <= 3)
 
 
@@ -507,6 +509,129 @@ def test_hostile_connections_take_little_memory(
         assert server.client.post("/items", json={"name": "honest"}).status_code == 201
 
 
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+def test_what_is_refused_is_refused_whatever_its_method(server: Server, method: str) -> None:
+    for name, sent in REFUSED.items():
+        if sent.startswith(b"POST "):
+            status, body, _ = exchange(server, sent.replace(b"POST", method.encode(), 1))
+            assert (name, status, body) == (name, 400, b"")
+    assert "Traceback" not in server.log()
+    assert "Fatal error" not in server.log()
+
+
+# What old clients, or no clients at all, send behind a request while it is under way.
+BEHIND = (
+    b"\r\n",
+    b"\n",
+    b"GET /ran HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"\0",
+    b"\x16\x03\x01",
+    b"a" * 9_000,
+)
+
+
+def test_a_request_that_is_complete_is_answered_whatever_follows_it(server: Server) -> None:
+    body = b'{"name": "complete %d"}'
+    ends = {"HTTP/1.1": "X-A: b", "HTTP/1.0": "X-A: b", "HTTP/1.1 ": "Connection: close"}
+    for number, (behind, (version, line), pause) in enumerate(
+        product(BEHIND, ends.items(), (0.0, 0.001, 0.002, 0.004, 0.008))
+    ):
+        lines = ("Content-Type: application/json", f"Content-Length: {len(body % number)}", line)
+        with connect(server) as client:
+            client.sendall(head(*lines, start=f"POST /items {version.strip()}") + body % number)
+            time.sleep(pause)
+            send(client, behind)
+            answer = http.client.HTTPResponse(client)
+            answer.begin()
+            assert (behind, line, answer.status) == (behind, line, 201), answer.read()
+    assert server.client.get("/ran").json() == []
+    assert "Traceback" not in server.log()
+
+
+# Of these the library that takes the handshakes refuses what h11 has let pass.
+HANDSHAKES = {
+    "a long line": ("X-A: " + "b" * 9_000,),
+    "a control character": ("X-A: \x7f",),
+    "a long extension": ("Sec-WebSocket-Extensions: " + "b" * 9_000,),
+    "a body": ("Content-Length: 5",),
+    "chunks": (CHUNKED,),
+}
+
+
+def test_a_handshake_that_is_no_good_is_answered_and_closed(server: Server) -> None:
+    for path in ("/open", "/nowhere", f"/open?{'a' * 9_000}"):
+        for name, lines in HANDSHAKES.items():
+            sent = head(*WEBSOCKET, *lines, start=f"GET {path} HTTP/1.1")
+            status, _, _ = exchange(server, sent)
+            assert (path[:9], name, status) == (path[:9], name, 400)
+    status, _, headers = exchange(
+        server,
+        head(
+            *WEBSOCKET, "Sec-WebSocket-Extensions: permessage-deflate", start="GET /open HTTP/1.1"
+        ),
+    )
+    assert (status, headers["Sec-WebSocket-Extensions"]) == (101, None)
+    assert "Traceback" not in server.log()
+
+
+MASKED = bytes(4)
+FRAMES = {
+    "empty pongs": b"\x8a\x80" + MASKED,
+    "pings": b"\x89\x88" + MASKED + b"a" * 8,
+    "texts of a byte": b"\x81\x81" + MASKED + b"a",
+    "empty fragments": b"\0\x80" + MASKED,
+    "fragments of a byte": b"\0\x81" + MASKED + b"a",
+}
+# What a client may send without an end, after what begins it.
+FLOODS = {
+    **{
+        f"chunks of {size} bytes after the answer of {path}": (
+            head(CHUNKED, start=f"{path} HTTP/1.1"),
+            b"%x\r\n%s\r\n" % (size, b"a" * size),
+        )
+        for size in (128, 1_000)
+        for path in ("GET /health/live", "POST /nowhere")
+    },
+    **{
+        name: (head(*WEBSOCKET, start="GET /open HTTP/1.1"), frame)
+        for name, frame in FRAMES.items()
+    },
+}
+
+
+def test_a_flood_leaves_the_loop_to_others(server: Server) -> None:
+    """What the server computes until it answers a probe is the most that others wait for."""
+    process = serving(server)
+
+    def cpu() -> float:
+        return sum(process.cpu_times()[:2])
+
+    def flood(sent: bytes, over: threading.Event) -> None:
+        with connect(server) as client:
+            client.sendall(begun)
+            client.recv(100)
+            if sent[:1] == b"\0":
+                client.sendall(b"\x01\x80" + MASKED)  # the first fragment
+            client.settimeout(5)
+            while not over.is_set() and send(client, sent * (200_000 // len(sent))):
+                pass
+
+    for name, (begun, sent) in FLOODS.items():
+        over = threading.Event()
+        clients = [threading.Thread(target=flood, args=(sent, over)) for _ in range(4)]
+        for client in clients:
+            client.start()
+        longest = 0.0
+        for _ in range(20):
+            before = cpu()
+            assert exchange(server, head(start="GET /health/live HTTP/1.1"))[0] == 200
+            longest = max(longest, cpu() - before)
+        over.set()
+        for client in clients:
+            client.join()
+        assert (name, longest < 0.1) == (name, True), longest
+
+
 def test_a_client_whose_text_is_no_text_is_closed_without_a_traceback(server: Server) -> None:
     with connect(server) as client:
         client.sendall(head(*WEBSOCKET, start="GET /open HTTP/1.1"))
@@ -541,7 +666,7 @@ def test_an_item_has_one_address(server: Server) -> None:
     assert found == {f"/items/{item}"}
 
 
-def test_a_client_that_sends_pings_and_takes_no_answers_is_left(server: Server) -> None:
+def test_a_client_that_sends_pings_and_never_reads_is_disconnected(server: Server) -> None:
     ping = b"\x89\xfd" + bytes(4) + b"a" * 125
     process = serving(server)
     with connect(server) as client:
@@ -582,7 +707,7 @@ def test_requests_that_wait_are_bounded_and_probes_and_small_ones_are_served(
         assert set(statuses) == {(200, False), (503, True)}
         assert 100 <= statuses.count((200, False)) <= 128
 
-        for _ in range(1_100):  # they leave, and their handlers go on
+        for _ in range(1_100):  # they leave, and their handlers continue
             with connect(server) as client:
                 client.sendall(head(start="GET /long HTTP/1.1"))
         wait_for(lambda: ask("/ran") == (503, True))
@@ -595,7 +720,7 @@ SIZE_OF_BODY = 262_144  # MAX_BODY_SIZE
 
 
 def fill(start: str, part: str, end: str = "") -> bytes:
-    """Return a body of the largest size that is taken, `part` again and again."""
+    """Return a body of the largest accepted size, `part` repeated."""
     room = SIZE_OF_BODY - len((start + end).encode())
     return (start + part * (room // len(part.encode())) + end).encode()
 
@@ -632,7 +757,7 @@ LARGE_BODIES = {
     "blanks": fill('{"name":"a"}', " "),
     "NUL": fill("", "\0"),
 }
-# What is repeated in a line, and what comes then: h11 takes the line apart by patterns.
+# What is repeated in a line, and what follows: h11 parses the line by patterns.
 LINES = {
     f"{where}, {part!r} and then {end!r}": before + part * (15_800 // len(part)) + end + after
     for where, (before, after) in {
@@ -673,8 +798,8 @@ LARGE_HEADS = {
 }
 
 
-def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[str, str]) -> None:
-    """The CPU of a request is the most that it can stop the loop; the least of some, under load."""
+def test_no_request_blocks_the_loop(extended: Service, variables: dict[str, str]) -> None:
+    """The CPU of a request bounds how long it can block the loop; the least of some, under load."""
     typed = "Content-Type: application/json"
     sent = {
         name: head(typed, f"Content-Length: {len(body)}", start=f"POST {path} HTTP/1.1") + body
@@ -695,7 +820,7 @@ def test_no_request_takes_the_loop_for_long(extended: Service, variables: dict[s
                 pytest.fail(f"{name}: {cpu:.2f} s")
 
 
-def test_when_connections_run_out_those_that_wait_are_closed_and_the_log_says_so(
+def test_when_connections_run_out_the_least_recently_active_are_closed_and_logged(
     extended: Service, variables: dict[str, str]
 ) -> None:
     command = ("sh", "-c", 'ulimit -n 128 && exec .venv/bin/python -m app.server "$@"', "sh")

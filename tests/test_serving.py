@@ -228,7 +228,7 @@ def test_random_requests_get_what_the_openapi_document_promises(
                 *(Path(sys.executable).with_name("schemathesis"), "run"),
                 f"{server.client.base_url}/openapi.json",
                 *("--seed", str(SEED), "--max-examples", "25", "--no-color"),
-                # Valid by the document and refused all the same: a stale tag, an unknown cursor.
+                # Valid by the document and refused nevertheless: a stale tag, an unknown cursor.
                 *("--exclude-checks", "positive_data_acceptance"),
             ],
             cwd=tmp_path,

@@ -1,9 +1,10 @@
-"""A service that has been lived in gets another database, or another name, by `copier update`."""
+"""A service in use gets another database, or another name, by `poe update`."""
 
 import re
 import shutil
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from tests.support.databases import OTHER, Database, SQLiteDatabase, open_database
 from tests.support.pages import LABELS, Typist, blocks, page_text
+from tests.support.releases import call
 from tests.support.repository import commit, git
 from tests.support.services import Service, render, render_repository
 
@@ -96,7 +98,7 @@ EDITS = [
     ("pyproject.toml", "win32'\",\n    # The service's own:\n", '    "packaging>=26",\n'),
 ]
 
-# What a fresh service proves of them is proved elsewhere.
+# Other tests prove what a fresh service does.
 DELETED = ["tests/test_errors.py", "tests/test_lifespan.py", "tests/test_transactions.py"]
 
 FILL = """
@@ -157,11 +159,14 @@ def files(folder: Path) -> dict[str, str]:
     return {name: (folder / name).read_text() for name in sorted(names) if (folder / name).exists()}
 
 
-def answer_anew(folder: Path, *answers: str) -> str:
-    """Answer questions anew, as the page says."""
+def answer_anew(folder: Path, *answers: str) -> int:
+    """Answer questions again, as the page says; return the exit code."""
     data = [word for answer in answers for word in ("--data", answer)]
-    command = ["copier", "update", "--vcs-ref=:current:", "--defaults", *data]
-    return Service(folder, "").run(*command).stdout
+    return call(folder, "--vcs-ref=:current:", *data).returncode
+
+
+# What `poe update` runs, without an environment for it alone.
+UPDATE = {r"\buv run poe update\b": f"{sys.executable} update.py"}
 
 
 @dataclass
@@ -184,6 +189,7 @@ class Switch:
         instead = {
             r"^export SOURCE_DATABASE_URL=.*$": f"export SOURCE_DATABASE_URL='{source}'",
             r"^export DATABASE_URL=.*$": f"export DATABASE_URL='{target}'",
+            **UPDATE,
         }
         self.typist = Typist(self.service.folder, instead=instead)
 
@@ -199,7 +205,7 @@ class Switch:
 
 @pytest.fixture
 def switch(template: Path, database_name: str, tmp_path: Path) -> Iterator[Switch]:
-    """A living service with rows in its database, and an empty one of the other kind."""
+    """A live service with rows in its database, and an empty one of the other kind."""
     folder = render_repository(template, tmp_path / "service", database=database_name)
     service = Service(folder, database_name)
     live(service.folder)
@@ -238,7 +244,7 @@ def put_into_a_batch(service: Service, database: Database) -> None:
 
 
 def refuse(switch: Switch) -> None:
-    """Try to move what SQLite takes and PostgreSQL does not."""
+    """Try to move what SQLite accepts and PostgreSQL does not."""
     [move] = [block.text for block in switch.blocks if block.text.startswith("export ")]
     for table, column, value in [
         ("notes", "text", "a" * 101),
@@ -274,11 +280,11 @@ def test_the_other_database_takes_code_edits_migrations_and_rows(
     shutil.copy(service.folder / "app/features/notes/models.py", fresh / "app/features/notes")
 
     switch.go_on("mkdir ../before\n")
-    switch.go_on("uvx copier update")
+    switch.go_on("uv run poe update")
     assert files(service.folder) == files(fresh)
     if other == "sqlite":
         put_into_a_batch(switched, switch.target)
-    switch.go_on("git diff --check\n")
+    switch.go_on("uv sync\n")
     switch.go_on('"""Move every row')
     if other == "postgresql":
         refuse(switch)
@@ -375,25 +381,30 @@ def test_rows_are_moved_all_or_none_and_only_into_an_empty_migrated_database(
         assert "items has rows already" in said
 
 
-@pytest.mark.parametrize("position", [0.0, 0.5, 1.0], ids=["first", "middle", "last"])
 def test_a_line_of_ones_own_stays_wherever_it_stands(
-    template: Path, database_name: str, position: float, tmp_path: Path
+    template: Path, database_name: str, tmp_path: Path
 ) -> None:
     """Merged, or in a marked conflict that git knows of."""
     folder = render_repository(template, tmp_path / "service", database=database_name)
     fresh = files(folder)
     names = fresh.keys() - {".copier-answers.yml"}
+    own = {}
     for name in names:
         lines = fresh[name].splitlines(keepends=True)
-        lines.insert(int(position * len(lines)), f"a line of one's own in {name}\n")
+        own[name] = {
+            f"# a line of one's own in {name}, {place}\n" for place in ("top", "middle", "end")
+        }
+        for position, line in zip((1.0, 0.5, 0.0), sorted(own[name]), strict=True):
+            lines.insert(int(position * len(lines)), line)
         (folder / name).write_text("".join(lines))
     commit(folder)
 
-    answer_anew(folder, f"database={OTHER[database_name]}")
+    code = answer_anew(folder, f"database={OTHER[database_name]}")
 
     texts = files(folder)
+    assert code == 3
     assert {
-        name for name in names if f"a line of one's own in {name}\n" not in texts[name]
+        name for name in names if not own[name] <= set(texts[name].splitlines(keepends=True))
     } == set()
     marked = {name for name, text in texts.items() if "\n<<<<<<< " in f"\n{text}"}
     unmerged = git(folder, "diff", "--name-only", "--diff-filter=U").split()
@@ -412,9 +423,10 @@ def test_an_edit_of_a_line_that_differs_is_a_conflict_that_shows_both(
     file.write_text(mine)
     commit(folder)
 
-    answer_anew(folder, f"database={OTHER[database_name]}")
+    code = answer_anew(folder, f"database={OTHER[database_name]}")
 
     text = file.read_text()
+    assert code == 3
     assert "class BigIntegerKey(Mine, " in text
     assert re.search(r"class BigIntegerKey\((Big)?Integer\)", text)
     assert "app/database/types.py" in git(folder, "diff", "--name-only", "--diff-filter=U").split()
@@ -438,10 +450,10 @@ def test_another_name_changes_what_people_read_and_nothing_else(
     live(fresh)
 
     typed, shown = blocks(page_text("how-to/change-names.md"))
-    said = Typist(folder).type(typed.text)
+    said = Typist(folder, instead=UPDATE).type(typed.text)
 
     assert files(folder) == files(fresh)
-    changed = git(folder, "diff", "--name-only").split()
+    changed = git(folder, "diff", "--staged", "--name-only").split()
     assert changed == [
         ".copier-answers.yml",
         ".devcontainer/devcontainer.json",
@@ -456,9 +468,9 @@ def test_another_name_changes_what_people_read_and_nothing_else(
 def test_a_new_title_alone_keeps_the_slug(template: Path, tmp_path: Path) -> None:
     folder = render_repository(template, tmp_path / "service", database="sqlite")
 
-    answer_anew(folder, "project_name=Order Desk")
+    assert answer_anew(folder, "project_name=Order Desk") == 0
 
-    assert git(folder, "diff", "--name-only").split() == [
+    assert git(folder, "diff", "--staged", "--name-only").split() == [
         ".copier-answers.yml",
         ".devcontainer/devcontainer.json",
         "README.md",

@@ -1,9 +1,9 @@
 """The page on tenants: no row of one gets to another, whatever forgets to ask for it."""
 
 import subprocess
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +13,6 @@ from tests.support.databases import (
     PostgreSQLDatabase,
     SQLiteDatabase,
     execute,
-    open_database,
 )
 from tests.support.pages import check, type_page
 from tests.support.services import Server, Service
@@ -68,28 +67,6 @@ async def fail(session: TenantSessionDep) -> None:
 """
 
 
-@pytest.fixture(scope="module")
-def tenants(
-    service: Service, database_name: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Service, Database]]:
-    """A service that does what the page says, and its database with two tenants."""
-    folder = tmp_path_factory.mktemp("tenants")
-    copy = service.copy(folder / "service")
-    with open_database(database_name, folder) as database:
-        if isinstance(database, SQLiteDatabase):
-            database.make()
-        copy.migrate(database)
-        type_page("tenants", copy, database.variables)
-        check(copy)
-        copy.extend(routes=FORGETFUL)
-        for name in ("one", "two"):
-            digest = sha256(name.encode()).hexdigest()
-            execute(
-                database, f"INSERT INTO tenants (name, key_digest) VALUES ('{name}', '{digest}')"
-            )
-        yield copy, database
-
-
 def call(
     server: Server, tenant: str, method: str, path: str, body: object = None
 ) -> tuple[int, object]:
@@ -120,8 +97,7 @@ def use_by_turns(server: Server) -> None:
         list(pool.map(work, range(60)))
 
 
-def test_no_row_of_a_tenant_gets_to_another(tenants: tuple[Service, Database]) -> None:
-    service, database = tenants
+def be_two_tenants(service: Service, database: Database) -> None:
     few = {"DATABASE_POOL_SIZE": "2", "DATABASE_MAX_OVERFLOW": "0"}
     with watcher.serve_watched(service, left_in(database), **database.variables, **few) as watched:
         server = watched.server
@@ -142,6 +118,7 @@ def test_no_row_of_a_tenant_gets_to_another(tenants: tuple[Service, Database]) -
     for statement in (
         "CREATE ROLE app_service LOGIN",
         "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO app_service",
+        "GRANT SELECT ON ALL SEQUENCES IN SCHEMA public TO app_service",
         "GRANT app_tenant TO app_service",
     ):
         execute(database, statement)
@@ -166,3 +143,18 @@ def replaced_user(url: str) -> str:
     before, _, after = url.partition("postgres:@")
     assert after, url
     return f"{before}app_service:@{after}"
+
+
+@pytest.mark.long
+def test_no_row_of_a_tenant_gets_to_another(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    type_page("tenants", copy, migrated.variables)
+    check(copy)
+    copy.extend(routes=FORGETFUL)
+    for name in ("one", "two"):
+        digest = sha256(name.encode()).hexdigest()
+        execute(migrated, f"INSERT INTO tenants (name, key_digest) VALUES ('{name}', '{digest}')")
+
+    be_two_tenants(copy, migrated)

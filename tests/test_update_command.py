@@ -26,11 +26,14 @@ from tests.support.processes import environment
 from tests.support.releases import (
     CONFLICTS,
     NEXT,
+    REWRITTEN,
+    TEXTS,
     WORKING_TREE,
     call,
     conflicts,
+    expect,
+    fill_places,
     insert_lines,
-    publish,
 )
 from tests.support.repository import (
     REPOSITORY,
@@ -70,11 +73,6 @@ class Update:
 
     def service(self, folder: Path) -> Path:
         return Path(shutil.copytree(self.before, folder, symlinks=True))
-
-
-@pytest.fixture(scope="module")
-def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +225,71 @@ def test_what_was_moved_gets_its_change_and_what_was_deleted_is_named(
     assert not (folder / "compose.yaml").exists()
 
 
+few = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=8,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module", params=DATABASES)
+def every_line(
+    request: pytest.FixtureRequest, templates: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Update:
+    """To the release that changes every line but those of the places."""
+    folder = tmp_path_factory.mktemp("every-line")
+    before = render_repository(
+        templates, folder / "before", release=WORKING_TREE, database=request.param
+    )
+    return Update(before, expect(templates, before, REWRITTEN, folder / "after"))
+
+
+@few
+@given(texts=TEXTS)
+def test_whatever_stands_in_a_place_stays_whatever_a_release_changes(
+    merge: Call,
+    every_line: Update,
+    tmp_path_factory: pytest.TempPathFactory,
+    texts: list[str],
+) -> None:
+    folder = every_line.service(tmp_path_factory.mktemp("places") / "service")
+    fill_places(folder, texts)
+    commit(folder)
+
+    code, said = merge(folder, every_line)
+
+    assert code == 0, said
+    expected = Path(shutil.copytree(every_line.after, folder.parent / "expected"))
+    fill_places(expected, texts)
+    assert text_files(folder) == text_files(expected)
+
+
+@pytest.mark.parametrize("release", [WORKING_TREE, NEXT, REWRITTEN])
+@pytest.mark.parametrize("database", DATABASES)
+def test_a_place_that_is_promised_meets_no_change_of_a_release_or_of_the_database(
+    merge: Call, templates: Path, database: str, release: str, tmp_path: Path
+) -> None:
+    before = render_repository(
+        templates, tmp_path / "before", release=WORKING_TREE, database=database
+    )
+    for new in DATABASES:
+        after = expect(templates, before, release, tmp_path / f"to {new}", new)
+        update = Update(before, after)
+        if (database, WORKING_TREE) == (new, release):
+            continue
+        folder = update.service(tmp_path / f"service on {new}")
+        fill_places(folder)
+        commit(folder)
+
+        code, said = merge(folder, update)
+
+        assert code == 0, said
+        fill_places(after)
+        assert text_files(folder) == text_files(after)
+
+
 def test_a_new_file_comes_where_the_template_has_it_whatever_was_moved(
     merge: Call, rewritten: Update, tmp_path: Path
 ) -> None:
@@ -262,13 +325,7 @@ def test_what_a_release_no_longer_has_is_a_conflict_only_where_it_was_edited(
 WORDS = st.text("abc \t#<=>", max_size=9)
 
 
-@settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=8,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@few
 @given(data=st.data())
 def test_no_line_is_lost_and_none_is_misplaced(
     merge: Call, next_release: Update, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -1,11 +1,10 @@
 """The pages on users and on repeated requests: what strangers, users and their races can't do."""
 
 import sqlite3
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -16,7 +15,6 @@ from tests.support.databases import (
     PostgreSQLDatabase,
     SQLiteDatabase,
     execute,
-    open_database,
 )
 from tests.support.pages import check, type_page
 from tests.support.repository import replace
@@ -239,40 +237,6 @@ async def test_a_key_is_any_text_and_not_too_long(client: AsyncClient) -> None:
 """
 
 
-@dataclass
-class Users:
-    service: Service
-    database: Database
-
-
-@pytest.fixture(scope="module")
-def users(
-    service: Service, database_name: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Users]:
-    """A service that does what the page says, and its database."""
-    folder = tmp_path_factory.mktemp("users")
-    copy = service.copy(folder / "service")
-    with open_database(database_name, folder) as database:
-        if isinstance(database, SQLiteDatabase):
-            database.make()
-        copy.migrate(database)
-        type_page("users", copy, database.variables)
-        copy.run(".venv/bin/ruff", "check")
-        type_page("idempotency", copy, database.variables)
-        check(copy)
-        yield Users(copy, database)
-
-
-@pytest.mark.long
-def test_at_no_moment_is_a_password_tried_too_often_or_a_request_done_twice(users: Users) -> None:
-    tests = users.service.folder / "tests/features"
-    (tests / "test_races.py").write_text(RACES)
-    (tests / "test_repeated.py").write_text(REPEATED)
-    users.service.run(
-        ".venv/bin/pytest", "-q", f"{tests}/test_races.py", f"{tests}/test_repeated.py"
-    )
-
-
 def bearer(token: str) -> dict[bytes, bytes]:
     return {b"Authorization": b"Bearer " + token.encode("latin-1")}
 
@@ -288,9 +252,9 @@ def stored(database: Database) -> str:
         return str([connection.execute(statement.format(name)).fetchall() for name in names])
 
 
-def test_a_token_is_its_users_alone(users: Users) -> None:
-    variables = {**users.database.variables, "DATABASE_ECHO": "true"}
-    with watcher.serve_watched(users.service, left_in(users.database), **variables) as watched:
+def be_strangers(service: Service, database: Database) -> None:
+    variables = {**database.variables, "DATABASE_ECHO": "true"}
+    with watcher.serve_watched(service, left_in(database), **variables) as watched:
         http = watched.server.client
 
         def register(name: str, password: str = PASSWORD) -> httpx2.Response:
@@ -342,19 +306,19 @@ def test_a_token_is_its_users_alone(users: Users) -> None:
         assert http.delete("/tokens/current", headers=bearer(tokens[0])).status_code == 204
         assert http.delete("/tokens/current", headers=bearer(tokens[0])).status_code == 401
         assert http.get("/users/me", headers=bearer(tokens[1])).status_code == 200
-        text = stored(users.database) + watched.server.log()
+        text = stored(database) + watched.server.log()
         for secret in (*tokens, PASSWORD):
             assert secret not in text
-        assert digest not in stored(users.database)
+        assert digest not in stored(database)
         assert "$argon2id$" not in watched.server.log()
 
-        execute(users.database, "UPDATE tokens SET expires_at = '2026-01-01 00:00:00.000000'")
+        execute(database, "UPDATE tokens SET expires_at = '2026-01-01 00:00:00.000000'")
         assert http.get("/users/me", headers=bearer(tokens[1])).status_code == 401
-        rows = stored(users.database).count("2026-01-01")
+        rows = stored(database).count("2026-01-01")
         token = log_in("anna").json()["token"]
-        assert stored(users.database).count("2026-01-01") == rows - 1  # carl's is left
-        execute(users.database, "DELETE FROM users WHERE name = 'anna'")
-        if isinstance(users.database, PostgreSQLDatabase):
+        assert stored(database).count("2026-01-01") == rows - 1  # carl's is left
+        execute(database, "DELETE FROM users WHERE name = 'anna'")
+        if isinstance(database, PostgreSQLDatabase):
             assert http.get("/users/me", headers=bearer(token)).status_code == 401
 
         document = http.get("/openapi.json").json()
@@ -372,9 +336,9 @@ def json_text(text: str) -> str:
     return '"' + "".join(f"\\u{ord(c):04x}" if ord(c) < 0x10000 else c for c in text) + '"'
 
 
-def test_another_scheme_is_another_word(users: Users) -> None:
-    replace(users.service.folder / "app/features/users/caller.py", '"bearer"', '"token"')
-    with users.service.serve(**users.database.variables) as server:
+def take_another_scheme(service: Service, database: Database) -> None:
+    replace(service.folder / "app/features/users/caller.py", '"bearer"', '"token"')
+    with service.serve(**database.variables) as server:
         http = server.client
         login = {"name": "dora", "password": PASSWORD}
         assert http.post("/users", json=login).status_code == 201
@@ -384,3 +348,24 @@ def test_another_scheme_is_another_word(users: Users) -> None:
         assert http.get("/items").headers["WWW-Authenticate"] == "Token"
         [scheme] = http.get("/openapi.json").json()["components"]["securitySchemes"].values()
         assert scheme == {"type": "http", "scheme": "token"}
+
+
+@pytest.mark.long
+def test_a_token_is_its_users_alone_and_a_key_stands_for_one_request(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    type_page("users", copy, migrated.variables)
+    copy.run(".venv/bin/ruff", "check")
+    type_page("idempotency", copy, migrated.variables)
+    check(copy)
+
+    tests = {"test_races.py": RACES, "test_repeated.py": REPEATED}
+    for name, text in tests.items():
+        (copy.folder / "tests/features" / name).write_text(text)
+    names = [f"tests/features/{name}" for name in tests]
+    copy.run(".venv/bin/pytest", "-q", *names)
+
+    be_strangers(copy, migrated)
+    if copy.database == "sqlite":  # which makes no difference to a header
+        take_another_scheme(copy, migrated)

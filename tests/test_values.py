@@ -1,4 +1,4 @@
-"""What a service takes is stored, found, listed and moved as it was sent, on both databases."""
+"""What a service accepts is stored, found, listed and moved as it was sent, on both databases."""
 
 import datetime
 import json
@@ -174,7 +174,7 @@ def test_a_value_that_is_taken_comes_back_and_is_found_on_both_databases_alike(
     for name, running in services.items():
         results = post(running.server, f"/values/{kind}", values=values)
         refused = [(v, r) for v, r in zip(values, results, strict=True) if isinstance(r, str)]
-        # Whatever the schema takes is stored …
+        # Whatever the schema accepts is stored …
         assert [r for r in refused if r[1] != "schema"] == [], name
         running.sent[kind] = {
             id: value for value, id in zip(values, results, strict=True) if isinstance(id, int)
@@ -189,12 +189,12 @@ def test_a_value_that_is_taken_comes_back_and_is_found_on_both_databases_alike(
         if kind in FOUND_BY_VALUE:
             find(running.server, kind, taken, rng)
         answers[name] = [result if isinstance(result, str) else "taken" for result in results]
-    # … and both take the same.
+    # … and both accept the same.
     assert answers["postgresql"] == answers["sqlite"]
 
 
 def find(server: Server, kind: str, taken: dict[int, Any], rng: random.Random) -> None:
-    """See that each filter finds what it should."""
+    """Check that each filter finds what it should."""
     sought = rng.sample([*taken.values()], 15)
     rows = {id: meant(kind, value) for id, value in taken.items()}
     found = post(server, f"/values/{kind}/find", values=sought)
@@ -274,7 +274,7 @@ FOREIGN: dict[str, dict[str, list[str]]] = {
 
 
 def is_taken(running: Running, statement: str) -> bool:
-    """Run a statement as another program does; return whether it was taken."""
+    """Run a statement as another program does; return whether it was accepted."""
     if isinstance(running.database, SQLiteDatabase):
         with closing(sqlite3.connect(running.database.path, 10)) as connection, connection:
             try:

@@ -1,4 +1,4 @@
-"""What GitHub runs, for the services and for the template: linted, and its steps taken here."""
+"""What GitHub runs, for the services and the template: linted, and its steps run here."""
 
 import json
 import os
@@ -20,7 +20,7 @@ import yaml
 from tests.support.databases import DATABASES
 from tests.support.pages import Typist, blocks, page_text, shows
 from tests.support.processes import environment
-from tests.support.repository import commit, git
+from tests.support.repository import REPOSITORY, commit, git
 from tests.support.services import Service, render
 
 CHANGELOG = """\
@@ -130,6 +130,14 @@ def test_every_workflow_has_githubs_form(linted: Path) -> None:
 
     assert check_schema("github-workflows", *workflows) == ""
     assert check_schema("dependabot", linted / ".github/dependabot.yml") == ""
+
+
+def test_the_note_of_a_workflow_that_has_moved_has_githubs_form(tmp_path: Path) -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    [note] = re.findall(r"^  ```yaml\n(.*?)^  ```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "moved.yml").write_text(note.replace("\n  ", "\n").removeprefix("  "))
+
+    assert check_schema("github-workflows", tmp_path / "moved.yml") == ""
 
 
 def test_the_compose_file_and_the_dockerfile_are_in_order(linted: Path) -> None:
@@ -979,3 +987,22 @@ def test_a_pull_request_shows_what_it_changes_in_each_service(
     assert "\n-    image: postgres:18\n+    image: postgres:19\n" in postgresql
     assert "compose.yaml | 2 +-" in postgresql
     assert ".copier-answers.yml" not in postgresql
+
+
+def test_nightly_takes_every_python_from_the_oldest_one_and_every_floor(service: Service) -> None:
+    jobs = yaml.safe_load((REPOSITORY / ".github/workflows/nightly.yml").read_text())["jobs"]
+    matrix = jobs["service"]["strategy"]["matrix"]
+
+    project = (service.folder / "pyproject.toml").read_text()
+    [oldest] = re.findall(r'requires-python = ">=(.*)"', project)
+    [image] = set(
+        re.findall(
+            r"^FROM python:([\d.]+)", (service.folder / "Dockerfile").read_text(), re.MULTILINE
+        )
+    )
+    minors = [int(python.removeprefix("3.")) for python in matrix["python"]]
+    assert minors == [*range(int(oldest.removeprefix("3.")), minors[-1] + 1)]
+    assert image in matrix["python"]
+    floors = {it["database"] for it in matrix["include"] if it["resolution"] == "lowest-direct"}
+    assert floors == {*DATABASES} == {*matrix["database"]}
+    assert all(it["python"] == oldest for it in matrix["include"])

@@ -23,7 +23,7 @@ from app.settings import ServiceSettings, Settings, load_settings
 from app.sources import describe_database, source_of, unknown_names
 
 SCHEMA = {
-    "behind": "behind; run alembic upgrade head",
+    "behind": "behind: alembic upgrade head brings it up to date",
     "ahead": "ahead, at a revision that is not here: a newer release's, or another branch's",
 }
 ANSWERS = Path(__file__).parent.parent / ".copier-answers.yml"  # not in the image
@@ -41,18 +41,21 @@ async def examine(
     processes: int,
     tables: Iterable[Table] = (),
     folder: str | None = None,
+    not_made: str | None = None,
 ) -> list[Finding]:
     """Examine the settings, the database and its schema, as far as they can be reached.
 
-    `folder` has the data of a server of the service's own.
+    `folder` has the data of a server of the service's own; `not_made` says that the development
+    database does not exist yet.
     """
-    findings = [
-        Finding("setting", text) for text in explicit_settings(settings, folder is not None)
-    ]
+    own = folder is not None or not_made is not None
+    findings = [Finding("setting", text) for text in explicit_settings(settings, own)]
     findings += [Finding(".env", text, doubtful=True) for text in unknown_names(settings)]
     answers = ANSWERS.read_text() if ANSWERS.exists() else ""
     if release := re.search(r"(?m)^_commit: (.+)$", answers):
         findings.append(Finding("template", release[1]))
+    if not_made:
+        return [*findings, Finding("database", not_made, doubtful=True)]
 
     app = FastAPI()
     app.state.settings = settings.model_copy(update={"telemetry_enabled": False})
@@ -103,7 +106,7 @@ def count(text: str) -> int:
     return number
 
 
-def main(folder: str | None = None) -> None:
+def main(folder: str | None = None, not_made: str | None = None, prefix: str = "") -> None:
     parser = argparse.ArgumentParser(prog="python -m app.doctor", description=__doc__)
     parser.add_argument(
         "--processes",
@@ -118,9 +121,10 @@ def main(folder: str | None = None) -> None:
 
     # A command of its own may start an event loop (E14).
     findings = asyncio.run(  # noqa: TID251
-        examine(settings, processes, metadata.sorted_tables, folder)
+        examine(settings, processes, metadata.sorted_tables, folder, not_made)
     )
     for subject, text, wrong, doubtful in findings:
+        text = text.replace("alembic upgrade", f"{prefix}alembic upgrade")
         print("WRONG" if wrong else "look " if doubtful else "ok   ", f"{subject:9}", text)
     sys.exit(any(finding.wrong for finding in findings))
 

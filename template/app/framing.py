@@ -21,7 +21,8 @@ def check_lines(data: bytes, end: bytes) -> None:
     ends = text.count(b"\r\n")
     if ends != text.count(b"\n") or ends != text.removesuffix(b"\r").count(b"\r"):
         raise h11.RemoteProtocolError("a bare CR or LF")
-    if any(part in text for part in (b"\n ", b"\n\t", b"\0", b"\v", b"\f")):
+    folded = b"\n " in text or b"\n\t" in text
+    if folded or b"\0" in text or b"\v" in text or b"\f" in text:
         raise h11.RemoteProtocolError("a folded line, or a control character")
 
 
@@ -43,8 +44,8 @@ class Connection(h11.Connection):
     spare = 0
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        if self.their_state is h11.IDLE:
-            check_lines(self.trailing_data[0], b"\r\n\r\n")
+        if self.their_state is h11.IDLE and (data := self.trailing_data[0]):
+            check_lines(data, b"\r\n\r\n")
         event = super().next_event()
         if event is h11.PAUSED:
             self.paused = True

@@ -26,6 +26,8 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 TRACEPARENT = re.compile(
     r"(?!ff|00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
 )
+# uvicorn's errors of a WebSocket: a message that is no text; a handshake that was refused
+CLIENTS_FAULT = ("Invalid UTF-8", "ASGI callable returned without completing handshake")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~+/=-]{1,128}")
 
 
@@ -71,7 +73,7 @@ def leave_out_values(record: logging.LogRecord) -> bool:
             record.levelno, record.levelname = logging.WARNING, "WARNING"
     elif isinstance(record.msg, OSError):  # says which address it can't listen on
         record.msg = text
-    elif text.startswith("Invalid UTF-8"):  # in a WebSocket's message: its client's fault
+    elif text.startswith(CLIENTS_FAULT):
         record.exc_info, record.levelno, record.levelname = None, logging.INFO, "INFO"
     # A WebSocket's line contains the query string; app.access logs it without.
     return "WebSocket %s" not in text

@@ -116,7 +116,7 @@ def problem(code: int, kind: Kind | None = None, /, **members: Any) -> Response:
 
 
 class ProblemResponse(Response):
-    """A problem, sent in the form that the application's errors have."""
+    """A problem, sent in the application's error format."""
 
     def __init__(self, problem: Problem, headers: Mapping[str, str]) -> None:
         super().__init__(None, problem.status, headers)

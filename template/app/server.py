@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import click
 import uvicorn
 
-from app.protocol import MAX_HEAD_SIZE
-
+MAX_HEAD_SIZE = 16_384  # bytes; h11 refuses a head that is longer
 MAX_CONNECTIONS = 1_000  # or half of the process's descriptors, if those are fewer
 KEEP_ALIVE_TIMEOUT = 75  # seconds without a request; proxies keep a connection for less
 
@@ -22,6 +21,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
         "h11_max_incomplete_event_size": MAX_HEAD_SIZE,
         "timeout_keep_alive": KEEP_ALIVE_TIMEOUT,
         "ws_max_size": 262_144,
+        "ws_per_message_deflate": False,  # a kilobyte could become a megabyte
     }
     uvicorn.main(arguments, prog_name="python -m app.server", default_map=options)
 

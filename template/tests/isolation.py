@@ -18,6 +18,6 @@ def hide_variables() -> None:
             os.environ.pop(name.upper(), None)
 
 
-# What a program in a process of its own begins with.
+# How a program in a process of its own begins.
 HIDE_ENV_FILE = "from tests.isolation import hide_env_file\nhide_env_file()\n"
 ALEMBIC = HIDE_ENV_FILE + "from alembic.config import main\nmain()\n"

@@ -1,4 +1,4 @@
-"""Rows for the tables of any migration, made from what the database and the models say of them."""
+"""Rows for the tables of any migration, made from the database's and the models' metadata."""
 
 import datetime
 import decimal
@@ -43,12 +43,12 @@ EXAMPLES: dict[type, Any] = {
 
 
 async def fill(settings: ServiceSettings) -> None:
-    """Put two rows into each table without any; the second lacks what it may lack."""
+    """Put two rows into each empty table; the second has NULL wherever it may."""
     await call(settings, fill_tables)
 
 
 async def fill_referred(settings: ServiceSettings, name: str) -> None:
-    """Put three rows into each table that a model's table refers to, itself or by way of others."""
+    """Put three rows into each table that a model's table refers to, directly or indirectly."""
     tables = [metadata.tables[name]]
     for table in tables:  # grows while it is iterated
         found = [key.column.table for key in table.foreign_keys]
@@ -86,7 +86,7 @@ def fill_tables(
     connection: Connection, only: Container[str] | None = None, rows: int = ROWS
 ) -> None:
     reflected = MetaData()
-    # What can't be reflected, or sorted, is no matter for a row.
+    # What can't be reflected, or sorted, doesn't matter for a row.
     with warnings.catch_warnings(action="ignore"):
         for schema in SCHEMAS:
             reflected.reflect(connection, schema)
@@ -128,7 +128,7 @@ def value(
     if known is not None:
         if "example" in known.info:
             return known.info["example"]
-        # The model's type knows more, where the migrations have come that far.
+        # The model's type knows more, once the migrations have come that far.
         if known.type.compile(connection.dialect) == kind.compile(connection.dialect):
             kind = known.type
     if isinstance(kind, Enum):

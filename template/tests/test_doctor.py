@@ -23,20 +23,20 @@ async def test_a_schema_that_is_behind_is_wrong_and_the_command_is_named(
     assert "alembic upgrade head" in schema.text
 
 
-async def test_a_table_that_can_not_be_read_is_wrong_and_named(settings: ServiceSettings) -> None:
+async def test_an_unreadable_table_is_wrong_and_named(settings: ServiceSettings) -> None:
     *_, table = await examine(settings, 1, [Table("tested_dropped", MetaData())])
 
     assert (table.subject, table.wrong) == ("table", True)
     assert "tested_dropped can't be read" in table.text
 
 
-async def test_a_database_that_is_away_is_wrong(unreachable_settings: ServiceSettings) -> None:
+async def test_an_unreachable_database_is_wrong(unreachable_settings: ServiceSettings) -> None:
     *_, database = await examine(unreachable_settings, processes=1)
 
     assert (database.subject, database.wrong) == ("database", True)
 
 
-async def test_each_setting_that_is_given_is_told_with_its_source(
+async def test_each_explicit_setting_is_reported_with_its_source(
     settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATABASE_URL", settings.driver_url.render_as_string(hide_password=False))
@@ -49,7 +49,7 @@ async def test_each_setting_that_is_given_is_told_with_its_source(
     assert not any(text.startswith("LOG_LEVEL") for text in told)
 
 
-async def test_the_server_of_development_is_no_setting(settings: ServiceSettings) -> None:
+async def test_the_development_server_is_not_a_setting(settings: ServiceSettings) -> None:
     findings = await examine(settings, processes=1, folder=".server/")
 
     assert not any("DATABASE_URL" in finding.text for finding in findings)
@@ -57,7 +57,7 @@ async def test_the_server_of_development_is_no_setting(settings: ServiceSettings
     assert database.text.endswith("(.server/)")
 
 
-async def test_a_name_in_the_env_file_that_no_setting_has_is_told(
+async def test_an_unknown_name_in_the_env_file_is_reported(
     settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     file = tmp_path / ".env"

@@ -54,7 +54,7 @@ class Dog(BaseModel):
 
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
-    """A client of the service with a few more routes, for what no real one should do."""
+    """A client of the service with a few more routes, for what no real route should do."""
 
     @app.post("/login")
     async def login(login: Login) -> None: ...
@@ -251,7 +251,7 @@ async def test_another_media_type_is_refused_and_the_right_one_is_named(
     assert (await send("text/plain", b"")).status_code == 422  # nothing was sent
 
 
-async def test_an_operation_that_is_hidden_is_as_strict_as_another(client: AsyncClient) -> None:
+async def test_a_hidden_operation_is_as_strict_as_any_other(client: AsyncClient) -> None:
     login = {"password": 1}
 
     allowed = await client.post("/hidden/1?limit=1&key=a", json=login)
@@ -332,7 +332,7 @@ async def test_errors_of_a_model_that_a_handler_validates_name_its_fields(
     assert (error.get("name"), error["code"]) == (None, "too_wide")
 
 
-async def test_a_problem_of_ones_own_inherits_nothing(app: FastAPI, client: AsyncClient) -> None:
+async def test_a_custom_problem_inherits_nothing(app: FastAPI, client: AsyncClient) -> None:
     own = {"type": "/problems/sold-out", "title": "Sold Out"}
 
     @app.get("/raised")

@@ -1,4 +1,4 @@
-"""What HTTP and ASGI ask of every path, whatever is behind it."""
+"""What HTTP and ASGI require of every path."""
 
 import logging
 from collections.abc import AsyncIterator
@@ -31,7 +31,7 @@ def settings(shared_settings: ServiceSettings) -> ServiceSettings:
 
 @pytest.fixture
 async def app(app: FastAPI) -> FastAPI:
-    """The service with more paths than it has, and in more ways than one."""
+    """The service with more paths, in more ways than one."""
 
     @app.get("/broken")
     async def broken() -> None:
@@ -151,7 +151,7 @@ async def test_head_is_not_in_the_document(app: FastAPI) -> None:
         ("", 200),
     ],
 )
-async def test_who_has_the_current_representation_gets_no_other(
+async def test_a_client_with_the_current_representation_gets_304(
     client: AsyncClient, method: str, if_none_match: str, status: int
 ) -> None:
     headers = {"If-None-Match": if_none_match}
@@ -194,7 +194,7 @@ async def test_only_a_200_that_is_read_becomes_a_304(
         ("GET", "/broken", "no-store"),
     ],
 )
-async def test_what_has_no_tag_is_not_stored(
+async def test_a_response_without_a_tag_is_not_stored(
     client: AsyncClient, method: str, path: str, kept: str
 ) -> None:
     response = await client.request(method, path, headers={"If-None-Match": '"0"'})

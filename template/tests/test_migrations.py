@@ -24,7 +24,7 @@ async def test_the_models_have_no_change_without_a_migration(settings: ServiceSe
     await run(command.check, settings)
 
 
-async def test_every_migration_can_be_taken_back_and_made_again(
+async def test_every_migration_can_be_downgraded_and_upgraded_again(
     unmigrated_settings: ServiceSettings,
 ) -> None:
     await run(command.upgrade, unmigrated_settings, "head")
@@ -33,7 +33,7 @@ async def test_every_migration_can_be_taken_back_and_made_again(
     await run(command.check, unmigrated_settings)
 
 
-async def test_every_migration_is_made_and_taken_back_with_rows_in_the_tables(
+async def test_every_migration_is_upgraded_and_downgraded_with_rows_in_the_tables(
     unmigrated_settings: ServiceSettings,
 ) -> None:
     scripts = ScriptDirectory.from_config(alembic(unmigrated_settings))
@@ -52,7 +52,7 @@ async def test_every_migration_is_made_and_taken_back_with_rows_in_the_tables(
             await fill(unmigrated_settings)
 
 
-async def test_there_is_one_newest_migration(unmigrated_settings: ServiceSettings) -> None:
+async def test_there_is_one_head(unmigrated_settings: ServiceSettings) -> None:
     heads = ScriptDirectory.from_config(alembic(unmigrated_settings)).get_heads()
 
     assert len(heads) <= 1, f"join them: alembic merge --message '…' {' '.join(heads)}"

@@ -163,7 +163,7 @@ async def test_messages_are_shown_as_text_when_asked_and_never_as_json(
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-async def test_a_message_ends_no_line_and_is_cut(
+async def test_a_message_stays_on_one_line_and_is_cut(
     settings: ServiceSettings, log_format: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     configure_logging(settings.model_copy(update={"log_format": log_format}))
@@ -179,7 +179,7 @@ async def test_a_message_ends_no_line_and_is_cut(
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
-async def test_the_level_is_the_services_and_libraries_are_heard_from_warning_on(
+async def test_the_level_is_the_services_and_libraries_log_from_warning_up(
     settings: ServiceSettings, level: str
 ) -> None:
     configure_logging(settings.model_copy(update={"log_level": level, "database_echo": False}))

@@ -1,4 +1,4 @@
-"""The document says what is sent, for every route and without a word in it."""
+"""The document says what is sent, for every route, without any declaration in it."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Pages give what their rows hold."""
+"""Pages return what their rows contain."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The service's routers answer as FastAPI's do, and ask no route in vain."""
+"""The service's routers answer as FastAPI's do, and try no route needlessly."""
 
 import random
 from typing import Any

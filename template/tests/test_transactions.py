@@ -105,7 +105,7 @@ async def addresses(app: FastAPI) -> AsyncIterator[AsyncClient]:
         ({"id": -1, "street": "c"}, 422, "check", ["id"]),
     ],
 )
-async def test_what_is_refused_names_its_columns_to_the_client_and_to_a_handler(
+async def test_a_violation_names_its_columns_to_the_client_and_to_a_handler(
     addresses: AsyncClient, values: dict[str, Any], status: int, code: str, columns: list[str]
 ) -> None:
     await addresses.post("/addresses", json={"id": 1, "street": "a", "town": "b"})
@@ -118,7 +118,7 @@ async def test_what_is_refused_names_its_columns_to_the_client_and_to_a_handler(
     assert [(error["name"], error["code"]) for error in errors] == [
         (name, code) for name in columns
     ]
-    assert not any("in" in error for error in errors)  # who knows where a column's value is from
+    assert not any("in" in error for error in errors)  # a column's value may come from anywhere
     assert asked.json()["detail"] == ", ".join(columns)
 
 

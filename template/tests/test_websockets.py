@@ -59,7 +59,7 @@ async def app(app: FastAPI) -> AsyncIterator[FastAPI]:
 async def connect(
     app: FastAPI, path: str, extensions: object = DENIAL, query: bytes = b""
 ) -> list[Any]:
-    """Connect, and leave at once; return what the service sent."""
+    """Connect, and disconnect at once; return what the service sent."""
     scope: dict[str, Any] = {"type": "websocket", "path": path, "query_string": query}
     scope |= {"headers": [(b"x-request-id", b"order-7")], "extensions": extensions}
     coming: list[Any] = [{"type": "websocket.connect"}, GONE]
@@ -151,7 +151,7 @@ async def test_an_invalid_websocket_is_denied_without_repeating_a_value(app: Fas
 
 
 @pytest.mark.parametrize(("path", "sent"), [("/accepted/closed", 2), ("/nowhere", 1)])
-async def test_who_closes_a_websocket_itself_is_logged(
+async def test_a_websocket_that_its_handler_closes_is_logged(
     app: FastAPI, path: str, sent: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)

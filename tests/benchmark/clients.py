@@ -48,7 +48,7 @@ async def connect(port: int) -> Client:
 async def send_all(
     clients: Iterable[Client], message: bytes | Callable[[], bytes], count: int
 ) -> None:
-    """Send `count` requests, by all clients at the same time: the same, or each made by a call."""
+    """Send `count` requests from all clients at the same time: the same one, or one made by each call."""
     left = iter(range(count))
 
     async def work(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""The measurements: each starts what it compares, and lets it take turns in rounds."""
+"""The measurements: each starts what it compares, and runs them alternately, in rounds."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ SERVER = (
     *("--no-access-log", "--timeout-keep-alive", "600"),
 )
 
-SEEDS = 200  # rows: behind a page of 100 there is another
+SEEDS = 200  # rows: after a page of 100 there is another
 ROWS = 1_000_000
 DELAY = 0.002  # seconds: 1 ms of network each way
 POOL_SIZE = 2  # connections: so few that the pool is the limit, and not two cores
@@ -112,7 +112,7 @@ def emptied(database: Database) -> Iterator[None]:
 
 
 class Progress:
-    """Says in one line how far a measurement is."""
+    """Shows the progress of a measurement in one line."""
 
     def __init__(self, what: str, steps: int) -> None:
         self._what, self._steps, self._done = what, steps, 0
@@ -162,7 +162,7 @@ def cpu(
                         before = cost(servers[name], "cpu_seconds")
                         runner.run(send_all([clients[name]], message, count))
                         used = cost(servers[name], "cpu_seconds") - before
-                        if number >= 0:  # the one before is there to warm up
+                        if number >= 0:  # the first one is a warm-up
                             seconds.append(used / count)
                 if number >= 0:
                     progress.step()

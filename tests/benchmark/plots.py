@@ -92,6 +92,7 @@ def plot_load(figures: dict[str, Any], theme: str) -> Any:
         axis.tick_params(length=0)
         axis.spines[:].set_visible(False)
     tails.set_yscale("log")
+    tails.yaxis.set_major_formatter("{x:,.0f}")
     handles = rates.get_legend_handles_labels()
     figure.legend(*handles, frameon=False, loc="outside lower center", ncols=len(APPS))
     return figure

@@ -6,7 +6,7 @@ import httpx2
 
 
 def unavailable(response: httpx2.Response) -> bool:
-    """Tell whether the answer is 503, and invites a retry wherever one is safe."""
+    """Return whether the answer is 503, and invites a retry wherever one is safe."""
     safe = response.status_code != 503 or not (
         is_outcome_unknown(response) and response.request.method in ("POST", "PATCH")
     )
@@ -14,13 +14,13 @@ def unavailable(response: httpx2.Response) -> bool:
 
 
 def cut_short(sent: Future[httpx2.Response]) -> bool:
-    """Tell whether a request got no answer, or the one that leaves its outcome open."""
+    """Return whether a request got no answer, or one that leaves its outcome unknown."""
     if isinstance(sent.exception(), httpx2.TransportError):
         return True
     return unavailable(sent.result())
 
 
 def is_outcome_unknown(response: httpx2.Response) -> bool:
-    """Tell whether a change may be stored or not, so that a repetition may be the second."""
+    """Return whether a change may or may not be stored, so that a retry may store it twice."""
     found: bool = response.json()["type"] == "/problems/outcome-unknown"
     return found

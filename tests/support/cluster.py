@@ -136,19 +136,19 @@ class Node:
                 continue
 
     def freeze(self) -> None:
-        """Let it be silent: connections are accepted by the system, and nothing answers."""
+        """Make it silent: the system accepts connections, and nothing answers."""
         self.signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
         self.signal(signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it with all its processes, as a crash does."""
+        """Kill it with all its processes, as a crash does."""
         self.signal(signal.SIGKILL)
         self._wait()
 
     def stop(self) -> None:
-        """End it in order: connections are cut, and standbys get the last of what was written."""
+        """Shut it down: connections are closed, and standbys get the last of what was written."""
         assert self.process is not None
         self.process.send_signal(signal.SIGINT)
         self._wait()
@@ -166,11 +166,11 @@ class Node:
         return self.query(f"SELECT pg_last_wal_replay_lsn() >= '{place}'") == "t"
 
     def promote(self) -> None:
-        """Make a primary of a standby; returns when it takes writes."""
+        """Promote a standby; returns when it accepts writes."""
         assert self.query("SELECT pg_promote(true, 30)") == "t", self.log()
 
     def follow(self, primary: "Node") -> None:
-        """Be started as the standby of another, after a stop in order."""
+        """Start as the standby of another, after a clean shutdown."""
         with (self.folder / "postgresql.auto.conf").open("a") as file:
             file.write(f"primary_conninfo = '{primary.source}'\n")
         self.cluster.own(self.folder / "standby.signal").touch()
@@ -178,7 +178,7 @@ class Node:
         primary.wait_for_standby(self)
 
     def rejoin(self, primary: "Node") -> None:
-        """Take back what only this one has, after a crash, and be the standby of another."""
+        """Rewind what only this one has, after a crash, and become the standby of another."""
         primary.query("CHECKPOINT")
         self.cluster.run(
             "pg_rewind",

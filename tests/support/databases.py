@@ -24,13 +24,13 @@ class Database(Protocol):
     variables: dict[str, str]
 
     def leave_files(self) -> Path:
-        """Be used no more, and return what another may begin as a copy of."""
+        """Stop, and return what another may begin as a copy of."""
 
     def connections(self) -> int:
         """Return how many connections the service holds."""
 
     def block_writes(self, seconds: float) -> subprocess.Popen[str]:
-        """Let no write through for so long; returns when none goes through any more."""
+        """Block writes for this long; returns once none gets through."""
 
     def take_away(self) -> None: ...
 
@@ -155,7 +155,7 @@ class PostgreSQLDatabase:
 
 @contextmanager
 def open_database(name: str, folder: Path, pattern: Path | None = None) -> Iterator[Database]:
-    """Make a database (SQLite: in `folder`), empty or as `pattern`, and take it away afterwards."""
+    """Make a database (SQLite: in `folder`), empty or like `pattern`, and remove it afterwards."""
     if name == "sqlite":
         yield SQLiteDatabase(folder, pattern)
         return
@@ -177,7 +177,7 @@ def execute(database: Database, statement: str) -> None:
 
 @contextmanager
 def transaction(database: Database, *statements: str) -> Iterator[None]:
-    """Be a transaction that has executed statements, and commits at the end."""
+    """Run a transaction that has executed statements, and commits at the end."""
     if isinstance(database, SQLiteDatabase):
         with closing(sqlite3.connect(database.path, isolation_level=None)) as connection:
             for statement in ("BEGIN IMMEDIATE", *statements):

@@ -67,7 +67,7 @@ def table(page: str, heading: str = "") -> dict[str, list[str]]:
 
 
 def shows(printed: str, expected: str) -> bool:
-    """Tell whether a page's output was printed; `…` is anything."""
+    """Return whether a page's output was printed; `…` is anything."""
     parts = re.split(r"(…|\s+)", expected.strip())
     pattern = "".join(
         ".*?" if part == "…" else r"\s*" if part.isspace() else re.escape(part) for part in parts
@@ -112,7 +112,7 @@ class Typist:
                 stderr=subprocess.STDOUT,
                 text=True,
                 check=False,
-                start_new_session=True,  # without a terminal, a password is asked for here
+                start_new_session=True,  # without a terminal, this asks for a password
                 timeout=TIMEOUT,
             )
             self.folder = Path(now.read_text().removesuffix("\n"))

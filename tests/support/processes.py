@@ -17,7 +17,7 @@ import psutil
 INSTALL_TIMEOUT = 300.0  # seconds, on a machine that has to fetch all packages first
 START_TIMEOUT = 90.0  # seconds, on a busy machine that installs packages first
 
-# A person's own environment must not reach what is tested.
+# The developer's own environment must not reach what is tested.
 FOREIGN = (
     "CI",  # a service is stricter there
     "DATABASE_",

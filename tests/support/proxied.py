@@ -56,7 +56,7 @@ class ProxiedDatabase:
 
     @contextmanager
     def holding(self, statement: str) -> Iterator[None]:
-        """Keep the locks of `statement` meanwhile."""
+        """Hold the locks of `statement` meanwhile."""
         server = self.server.server
         command = [str(server.bin_path / "psql"), str(server.get_uri()), "--quiet"]
         with subprocess.Popen(

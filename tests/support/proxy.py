@@ -94,7 +94,7 @@ class Proxy:
         self._run(self._accept())
 
     def refuse(self) -> None:
-        """Cut all connections, and let no new one in."""
+        """Cut all connections, and refuse new ones."""
         self._run(self._refuse())
 
     def settle(self) -> None:
@@ -102,12 +102,12 @@ class Proxy:
         self._run(self._settle())
 
     def forget(self) -> None:
-        """Let nothing through on the connections of now, as a firewall that has forgotten them."""
+        """Drop everything on the present connections, as a firewall that has lost their state does."""
         for state in self._states:
             state["lost"] = True
 
     def say(self, message: bytes) -> None:
-        """Tell every client, as the server would, and leave the connections open."""
+        """Tell every client what the server would, and leave the connections open."""
         self._run(self._say(message))
 
     def cut(self) -> None:

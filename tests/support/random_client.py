@@ -69,7 +69,7 @@ class RandomClient:
                     self._conclude(planned, self._send(planned))
 
     def check(self, rows: Iterable[tuple[int, str, str, int]]) -> None:
-        """See that these rows are what was acknowledged."""
+        """Check that these rows are what was acknowledged."""
         stored: dict[str, State] = {}
         for key, name, description, version in rows:
             self._ids[name] = key

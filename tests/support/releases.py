@@ -1,10 +1,10 @@
-"""Releases of the template, and what people do to a service that lives with them."""
+"""Releases of the template, and what people do to a service that follows them."""
 
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -256,6 +256,20 @@ def rewrite(repository: Path) -> None:
             file.write_text("\n".join(lines))
 
 
+OWN_LINES = [f"# Ours, {number}.\n" for number in range(len(INSERTION_POINTS))]
+
+
+def fill_places(folder: Path, texts: Sequence[str] = OWN_LINES) -> None:
+    """Put something of one's own into each of them."""
+    for point, text in zip(INSERTION_POINTS, texts, strict=True):
+        point.put(folder, text)
+
+
+WORDS = st.text(st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"]), max_size=30)
+LINES = st.lists(WORDS.map(lambda words: f"# {words}\n"), max_size=3).map("".join)
+TEXTS = st.lists(LINES, min_size=len(INSERTION_POINTS), max_size=len(INSERTION_POINTS))
+
+
 # Services -----------------------------------------------------------------------------------------
 
 
@@ -318,9 +332,11 @@ def is_copied_once(name: str) -> bool:
     )
 
 
-def expect(templates: Path, old: Path, version: str, folder: Path) -> Path:
+def expect(
+    templates: Path, old: Path, version: str, folder: Path, database: str | None = None
+) -> Path:
     """Render a release as a service of an older one should be after its update."""
-    database = yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
+    database = database or yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
     render_repository(templates, folder, release=version, database=database)
     fresh, before = text_files(folder), text_files(old)
     for name in filter(is_copied_once, fresh):
@@ -600,10 +616,10 @@ class Conflict:
 
 
 CONFLICTS = {
-    "a package of the template's is removed or bounded otherwise": Conflict(
+    "a package of the template's is removed or has another bound": Conflict(
         "pyproject.toml", '"uvloop>=0.22;', '"uvloop==0.22.1;', '"uvloop>=0.22.0;'
     ),
-    "an import stands beside one that a release adds or changes": Conflict(
+    "an import is next to one that a release adds or changes": Conflict(
         "app/factory.py",
         "import CORSMiddleware\n",
         "import CORSMiddleware\nfrom starlette.middleware.sessions import SessionMiddleware\n",
@@ -624,7 +640,7 @@ CONFLICTS = {
         'UV_LOCKED: "1"\n    steps:\n      - uses: actions/checkout@1111',
         "# v99",
     ),
-    "a paragraph that a release words anew has been reworded": Conflict(
+    "a paragraph that a release rewords has been reworded": Conflict(
         "README.md", "The update leaves", "Each update leaves", "An update"
     ),
     "a file that has moved was edited": Conflict(

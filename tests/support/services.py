@@ -1,4 +1,4 @@
-"""Services rendered from the template, as processes: what the tests drive."""
+"""Services rendered from the template, and their processes: what the tests drive."""
 
 import re
 import shutil

@@ -22,7 +22,7 @@ UVICORN = (
     *(".venv/bin/python", "-m", "app.server", "watched:app"),
     *("--timeout-graceful-shutdown", "10"),
 )
-RIGHT = {"right": True}  # extensions of a request that is right: it gets no 4xx
+RIGHT = {"right": True}  # extensions of a valid request: it gets no 4xx
 
 RECORD = re.compile(
     r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (?P<level>[A-Z]+) +(?P<logger>[\w.]+): ", re.MULTILINE
@@ -68,7 +68,7 @@ class Log:
     file: Path
     violations: list[str] = field(default_factory=list)
     reasons: dict[str, str] = field(default_factory=dict)  # of each 503, by its request's id
-    excused: set[str] = field(default_factory=set)  # requests whose 500 is right
+    excused: set[str] = field(default_factory=set)  # requests whose 500 is expected
     requests: int = 0
     _read: int = 0
 
@@ -136,11 +136,11 @@ class Watcher:
         return self.server.process.poll() is None
 
     def excuse(self, response: httpx2.Response) -> None:
-        """Let a 500 pass, with its traceback: the test has asked for it."""
+        """Accept a 500, with its traceback: the test has provoked it."""
         self.log.excused.add(response.headers["x-request-id"])
 
     def check(self, case: str = "the test") -> None:
-        """See that all holds, or comes to hold soon; a service that was stopped has but a log."""
+        """Check that all holds, or soon does; a stopped service has only a log."""
         end = time.monotonic() + self.settles
         while True:
             found = self.check_answers()
@@ -157,7 +157,7 @@ class Watcher:
         raise AssertionError("\n".join(lines))
 
     def check_answers(self) -> list[str]:
-        """Return what is wrong with the answers and the log so far."""
+        """Return the faults of the answers and the log so far."""
         self.log.follow()
         while self.server.answers:
             self.log.violations += self._judge(self.server.answers.pop())
@@ -248,7 +248,7 @@ def left_in_postgresql(query: Callable[[str], str]) -> tuple[list[str], int]:
 
 
 def left_in_sqlite(file: Path) -> tuple[list[str], None]:
-    """Return what keeps another process from writing to a file, and readers that don't end."""
+    """Return what blocks another process from writing to a file, and readers that don't end."""
     try:
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", 0, uri=True)) as connection:
             connection.isolation_level = None

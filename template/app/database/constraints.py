@@ -1,4 +1,4 @@
-"""Which columns a constraint has refused."""
+"""The columns of a violated constraint."""
 
 from sqlalchemy import Index
 from sqlalchemy.exc import IntegrityError

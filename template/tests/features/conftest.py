@@ -1,6 +1,6 @@
 """The service with its features, for their tests. Yours: an update leaves it alone.
 
-Where every route asks for credentials, a fixture `client` with their headers belongs here.
+If every route requires credentials, a fixture `client` with their headers belongs here.
 """
 
 from collections.abc import AsyncGenerator

@@ -79,6 +79,14 @@ def find_database(*, make: bool = True) -> str | None:
     return f"{DATA.name}/"
 
 
+def missing_database() -> str | None:
+    """Say that `poe dev` has not made its server yet, and leave a URL in its place."""
+    if DATA.is_dir() or not database_is_missing():
+        return None
+    os.environ["DATABASE_URL"] = "postgresql://"  # so that all other settings are examined
+    return f"{DATA.name}/ is not there: uv run poe dev makes a server of its own in it"
+
+
 def start(folder: Path, *, temporary: bool = False) -> str:
     """Start the server of `folder`, or share it, until this process ends; return its URL.
 

@@ -1,4 +1,4 @@
-"""Serves the app that MEASURED_APP names, and tells at /measured what it has cost so far."""
+"""Serves the app that MEASURED_APP names, and reports at /measured what it has cost so far."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ cost = {"thread_hops": 0, "connection_seconds": 0.0}
 
 
 class CountingQueue(queue.SimpleQueue[Any]):
-    """What aiosqlite sends each call to its thread through."""
+    """The queue by which aiosqlite sends each call to its thread."""
 
     def put_nowait(self, item: Any) -> None:
         cost["thread_hops"] += 1

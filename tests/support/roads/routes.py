@@ -1,4 +1,4 @@
-"""Each road by which a value could come into the log: a function that is given the value."""
+"""Each path by which a value could get into the log: a function that is given the value."""
 
 import ast
 import asyncio

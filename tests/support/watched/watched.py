@@ -1,4 +1,4 @@
-"""The service with one path more, which tells what its log and its database do not show."""
+"""The service with one more path, which reports what its log and its database do not show."""
 
 import asyncio
 import threading

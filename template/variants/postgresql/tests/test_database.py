@@ -114,7 +114,7 @@ def test_what_names_no_server_is_refused(wrong: dict[str, Any]) -> None:
     ],
     ids=repr,
 )
-def test_what_is_wrong_is_named_as_it_was_written(wrong: dict[str, Any], named: str) -> None:
+def test_a_wrong_parameter_is_named_as_it_was_written(wrong: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         ServiceSettings(**wrong)
 
@@ -139,7 +139,7 @@ def test_what_is_wrong_is_named_as_it_was_written(wrong: dict[str, Any], named: 
         ("junk", "is no (certificate|revocation list)"),
     ],
 )
-def test_a_file_of_tls_that_is_not_right_is_refused_by_its_variable_and_name(
+def test_an_unusable_tls_file_is_refused_by_its_variable_and_name(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     mode: str,
@@ -259,7 +259,7 @@ async def test_the_doctor_counts_what_the_database_allows(
     assert "may open 15 of its 5 connections" in server.text
 
 
-async def test_a_readiness_without_an_answer_in_time_names_the_server(
+async def test_a_readiness_check_that_times_out_names_the_server(
     app: FastAPI,
     client: AsyncClient,
     settings: ServiceSettings,
@@ -306,7 +306,7 @@ async def test_a_day_begins_at_midnight_utc_whatever_the_server_is_set_to(
     assert day.scalar_one() == datetime.date(2026, 11, 24)
 
 
-async def test_a_value_gets_a_plan_of_its_own_however_often_others_were_asked_for(
+async def test_every_execution_is_planned_for_its_own_values(
     app: FastAPI,
 ) -> None:
     by_key = text("SELECT relname FROM pg_class WHERE oid = CAST(:id AS oid)")

@@ -54,7 +54,7 @@ def test_what_names_no_file_is_refused(wrong: str) -> None:
         ServiceSettings(database_url=wrong)
 
 
-async def test_each_upgrade_counts_what_an_index_finds(
+async def test_each_upgrade_gathers_index_statistics(
     app: FastAPI, settings: ServiceSettings
 ) -> None:
     engine = app.state.engine
@@ -122,7 +122,7 @@ async def test_no_update_is_lost_when_many_read_and_write(app: FastAPI) -> None:
     assert row.value == 20
 
 
-async def test_a_transaction_without_a_statement_keeps_no_other_waiting(app: FastAPI) -> None:
+async def test_a_transaction_without_a_statement_blocks_no_other(app: FastAPI) -> None:
     async with app.state.sessionmaker.begin(), app.state.sessionmaker.begin() as other:
         await other.execute(text("SELECT 1"))
 
@@ -144,7 +144,7 @@ async def test_a_commit_that_fails_leaves_no_transaction_open(app: FastAPI) -> N
                 await session.commit()
 
 
-async def test_a_file_that_is_not_there_is_unavailability_and_is_not_made(
+async def test_a_missing_file_is_unavailability_and_is_not_created(
     unmigrated_settings: ServiceSettings,
 ) -> None:
     app = create_app(unmigrated_settings)
@@ -194,23 +194,23 @@ async def test_a_file_that_is_replaced_during_a_transaction_takes_no_commit(
     assert explain(failed.value) == (503, "unreachable")
 
 
-async def test_reads_go_on_during_another_process_write(
+async def test_reads_continue_while_another_process_writes(
     app: FastAPI, settings: ServiceSettings
 ) -> None:
     reader: Reader = app.state.reader
     path = settings.driver_url.database
     assert path is not None
     writer = sqlite3.connect(path, isolation_level=None)
-    # It also keeps readers away, but from a file with a write-ahead log.
+    # It blocks readers too, unless the file has a write-ahead log.
     writer.execute("BEGIN EXCLUSIVE")
 
     try:
-        assert len((await reader.execute(VERSIONS)).all()) < 2  # none, while there is no migration
+        assert len((await reader.execute(VERSIONS)).all()) < 2  # none if there is no migration
     finally:
         writer.close()
 
 
-async def test_a_readiness_without_an_answer_in_time_names_the_file(
+async def test_a_readiness_check_that_times_out_names_the_file(
     settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = create_app(settings)

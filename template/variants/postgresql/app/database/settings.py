@@ -29,7 +29,7 @@ class DatabaseSettings(BaseSettings):
     database_port: Annotated[int, Field(ge=1, le=65535)] = 5432
     database_user: str | None = None
     database_password: SecretStr | None = None
-    database_password_file: Path | None = None  # read anew for each new connection
+    database_password_file: Path | None = None  # read again for each new connection
     database_name: str | None = None
 
     # asyncpg waits 60 s for a connection, and forever for a response: on a silent network a request

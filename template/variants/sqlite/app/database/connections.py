@@ -4,7 +4,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -75,7 +75,9 @@ async def close(connection: Any) -> None:
     # Its thread may be executing an abandoned statement, with the file locked.
     await connection.interrupt()
     try:
-        await connection.rollback()  # a cursor that is still referenced would keep the lock
+        # A cursor that is still referenced would keep the lock. The rollback may be interrupted too.
+        with suppress(sqlite3.OperationalError):
+            await connection.rollback()
     finally:
         await connection.close()
 

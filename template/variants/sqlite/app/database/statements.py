@@ -1,4 +1,4 @@
-"""The statements whose form is the database's own."""
+"""Statements that are specific to the database."""
 
 from sqlalchemy.dialects.sqlite import insert
 
