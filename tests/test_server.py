@@ -574,6 +574,25 @@ def test_a_handshake_that_is_no_good_is_answered_and_closed(server: Server) -> N
     assert "Traceback" not in server.log()
 
 
+def test_a_handshake_that_is_refused_is_no_error_of_the_log(server: Server) -> None:
+    for path, status in (("/refused", 403), ("/%2fopen", 404)):
+        before = len(server.log())
+        assert exchange(server, head(*WEBSOCKET, start=f"GET {path} HTTP/1.1"))[0] == status
+        wait_for(lambda before=before: "app.access: WEBSOCKET" in server.log()[before:])  # type: ignore[misc]
+        assert " ERROR " not in server.log()[before:]
+
+
+@pytest.mark.parametrize("start", ["GET /health/live", "POST /nowhere"])
+def test_a_body_that_never_ends_after_its_answer_is_left(server: Server, start: str) -> None:
+    with connect(server) as client:
+        client.sendall(head(CHUNKED, start=f"{start} HTTP/1.1"))
+        assert client.recv(4096).startswith(b"HTTP/1.1 ")
+        end = time.monotonic() + 30
+        while send(client, b"400\r\n" + b"a" * 1_024 + b"\r\n"):
+            assert time.monotonic() < end
+            time.sleep(0.01)  # fast enough for any limit on slow clients
+
+
 MASKED = bytes(4)
 FRAMES = {
     "empty pongs": b"\x8a\x80" + MASKED,
@@ -664,6 +683,13 @@ def test_an_item_has_one_address(server: Server) -> None:
         if status == 200:
             found.add(path)
     assert found == {f"/items/{item}"}
+    # Nor has what is mounted, or a WebSocket: no route of the service's own is asked for these.
+    for path, status in (("/static-offline-docs%2fswagger-ui.css", 404), ("/%2Fopen", 404)):
+        assert exchange(server, head(start=f"GET {path} HTTP/1.1"))[0] == status
+        assert exchange(server, head(*WEBSOCKET, start=f"GET {path} HTTP/1.1"))[0] == status
+    assert (
+        exchange(server, head(start="GET /static-offline-docs/swagger-ui.css HTTP/1.1"))[0] == 200
+    )
 
 
 def test_a_client_that_sends_pings_and_never_reads_is_disconnected(server: Server) -> None:

@@ -15,7 +15,7 @@ from app.instrumentation import request_telemetry
 from app.lifespan import lifespan
 from app.limits import limit_bodies, limit_requests
 from app.logging import configure_logging
-from app.middleware import answer_head, check_hosts, trace_requests
+from app.middleware import answer_head, check_hosts, refuse_encoded_slashes, trace_requests
 from app.openapi import add_openapi
 from app.settings import ServiceSettings
 from app.validation import check_request
@@ -57,6 +57,7 @@ def create_app(
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):
         app.add_middleware(check_hosts, allowed_hosts=settings.allowed_hosts)
+    app.add_middleware(refuse_encoded_slashes)
     app.add_middleware(answer_head)
     app.add_middleware(limit_requests)
     app.add_middleware(trace_requests)

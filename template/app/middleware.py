@@ -144,3 +144,15 @@ def check_hosts(app: ASGIApp, allowed_hosts: Collection[str]) -> ASGIApp:
         await app(scope, receive, send)
 
     return checked
+
+
+def refuse_encoded_slashes(app: ASGIApp) -> ASGIApp:
+    """Answer 404: it is decoded before routing, and a proxy that does not would see another path."""
+
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        if b"%2f" in (scope.get("raw_path") or b"").lower():
+            response = problem(status.HTTP_404_NOT_FOUND, detail="A path must not contain an encoded slash.")
+            return await response(scope, receive, send)
+        await app(scope, receive, send)
+
+    return checked

@@ -34,10 +34,8 @@ def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[
 
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, never sent
         schemas.pop(name, None)
-    definitions = models_json_schema([(error, "serialization")], ref_template=SCHEMAS + "{model}")[
-        1
-    ]["$defs"]
-    schemas |= definitions
+    _, made = models_json_schema([(error, "serialization")], ref_template=SCHEMAS + "{model}")
+    schemas |= made["$defs"]
     names = {}
     for name, title in [(name, schema.get("title", "")) for name, schema in schemas.items()]:
         if name.endswith("_") and title.isidentifier():  # such as Page_ItemRead_

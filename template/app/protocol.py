@@ -9,7 +9,8 @@ from app.eviction import UNFINISHED, EvictableProtocol
 from app.framing import Connection
 from app.limits import REFUSED
 
-MAX_UNREAD, MAX_FRAGMENTS = 2**22, 2**14  # unread bytes of a WebSocket; parts of one message
+# Of a WebSocket: bytes that its client does not read, and parts of one message.
+WEBSOCKET_UNREAD, WEBSOCKET_FRAGMENTS = 2**22, 2**14
 # Without a body: a response to HEAD has none.
 BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -84,7 +85,7 @@ class Protocol(EvictableProtocol):
 def watch(transport: Any, loop: asyncio.AbstractEventLoop) -> None:
     """Close a WebSocket whose client sends (pings, say) but does not read, or never ends a message."""
     fragments = len(getattr(transport.protocol, "frames", ()))
-    if transport.get_write_buffer_size() > MAX_UNREAD or fragments > MAX_FRAGMENTS:
+    if transport.get_write_buffer_size() > WEBSOCKET_UNREAD or fragments > WEBSOCKET_FRAGMENTS:
         transport.abort()
     if not transport.is_closing():
         loop.call_later(0.2, watch, transport, loop)

@@ -11,7 +11,6 @@ from app.problems import (
     PHRASES,
     SAFE,
     UNKNOWN,
-    Problem,
     dump_error,
     make_problem,
     media_type,
@@ -111,7 +110,7 @@ def is_versioned(response: dict[str, Any], schemas: dict[str, Any]) -> bool:
     return any(etag.get("readOnly") for etag in found)
 
 
-def describe_error(code: int, model: type[BaseModel] = Problem) -> dict[str, Any]:
+def describe_error(code: int, model: type[BaseModel]) -> dict[str, Any]:
     errors = [EXAMPLES[code]] if code in EXAMPLES else None
     problems = [make_problem(code, kind, errors=errors) for kind in kinds_of(code)]
     examples = {}

@@ -22,14 +22,10 @@ ACCEPT = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}  # of a 415; RFC 9110,
 async def check_request(connection: HTTPConnection) -> None:
     """Refuse what FastAPI would ignore: unknown parameters and fields, and no form where one is due.
 
-    Refuse an encoded slash, too, which servers decode before routes are matched: a proxy that does
-    not would see another path. And refuse JSON of so many values that an error for each would block
-    the loop. A probe is answered whatever an orchestrator sends with it.
+    Refuse JSON of so many values, too, that an error for each would block the loop. A probe is
+    answered whatever an orchestrator sends with it.
     """
     scope = connection.scope
-    if b"%2f" in (scope.get("raw_path") or b"").lower():
-        detail = "A path must not contain an encoded slash."
-        raise HTTPException(status.HTTP_404_NOT_FOUND, detail)
     if not (scope["query_string"] or is_sent(connection)) or is_probe(scope):
         return
     if (operation := find_operation(scope)) is None:

@@ -22,7 +22,7 @@ from app.dependencies import ReaderDep
 from app.factory import create_app
 from app.fields import Id, Integer, Json, Time
 from app.health import VERSIONS
-from app.problems import PHRASES
+from app.problems import PHRASES, Problem
 from app.responses import describe_error
 from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit
 from app.settings import ServiceSettings, load_settings
@@ -375,7 +375,7 @@ async def test_a_custom_problem_inherits_nothing(app: FastAPI, client: AsyncClie
     ],
 )
 async def test_a_status_has_one_name_whatever_python_calls_it(status: int, title: str) -> None:
-    assert describe_error(status)["description"] == PHRASES[status] == title
+    assert describe_error(status, Problem)["description"] == PHRASES[status] == title
 
 
 @pytest.mark.parametrize("status", [204, 304])
