@@ -151,7 +151,8 @@ def refuse_encoded_slashes(app: ASGIApp) -> ASGIApp:
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if b"%2f" in (scope.get("raw_path") or b"").lower():
-            response = problem(status.HTTP_404_NOT_FOUND, detail="A path must not contain an encoded slash.")
+            detail = "A path must not contain an encoded slash."
+            response = problem(status.HTTP_404_NOT_FOUND, detail=detail)
             return await response(scope, receive, send)
         await app(scope, receive, send)
 
