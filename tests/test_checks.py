@@ -34,7 +34,7 @@ def test_a_change_of_what_clients_rely_on_is_refused_until_it_is_accepted(
 ) -> None:
     file = copied.folder / "openapi.json"
     file.unlink(missing_ok=True)
-    check = ("uv", "run", "--no-sync", "python", "openapi_file.py", "--check")
+    check = ("uv", "run", "--no-sync", "python", "-m", "scripts.openapi", "--check")
     missing = copied.run(*check, variables={"CI": "true"}, check=False)
     assert (missing.returncode, file.exists()) == (1, False)
     assert "Make it by uv run poe openapi" in missing.stdout
@@ -62,7 +62,7 @@ def test_the_document_is_the_same_whatever_the_environment_says(copied: Service)
         file.write("    app.title = app.state.settings.api_title\n")
     copied.run("uv", "run", "poe", "openapi")
 
-    check = ("uv", "run", "--no-sync", "python", "openapi_file.py", "--check")
+    check = ("uv", "run", "--no-sync", "python", "-m", "scripts.openapi", "--check")
     other = {"API_TITLE": "Mine", "DOCS_ENABLED": "false", "DATABASE_URL": "nowhere"}
     copied.run(*check, variables=other | {"CI": "true"})
 

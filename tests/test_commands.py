@@ -176,7 +176,9 @@ def test_an_unknown_revision_is_reported(service: Service, migrated: Database) -
     execute(migrated, "UPDATE alembic_version SET version_num = 'elsewhere'")
 
     doctor = service.run(".venv/bin/python", "-m", "app.doctor", variables=migrated.variables)
-    dev = service.run(".venv/bin/python", "dev.py", variables=migrated.variables, check=False)
+    dev = service.run(
+        ".venv/bin/python", "-m", "scripts.dev", variables=migrated.variables, check=False
+    )
 
     assert "look  schema    ahead, at a revision that is not here" in doctor.stdout
     assert dev.returncode == 1

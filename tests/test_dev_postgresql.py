@@ -37,13 +37,13 @@ PATHS = [
 USE = """
 import signal
 import time
-from dev_database import DATA, start
+from scripts.database import DATA, start
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # below nohup it is ignored
 print(start(DATA), flush=True)
 time.sleep(600)
 """
 FIND = """
-from dev_database import find_database
+from scripts.database import find_database
 find_database()
 """
 

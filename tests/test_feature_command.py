@@ -16,7 +16,7 @@ from tests.support.services import Service
 
 RUN_EACH = """
 import json, sys
-from generator.__main__ import main
+from scripts.generator.__main__ import main
 
 for words in json.loads(sys.argv[1]):
     sys.argv[1:] = words
@@ -27,8 +27,8 @@ for words in json.loads(sys.argv[1]):
 """
 RENDER = """
 import json
-from generator.feature import Feature
-from generator.fields import read_field
+from scripts.generator.feature import Feature
+from scripts.generator.fields import read_field
 
 words = ("name:str:200:unique", "description:str:2000:optional")
 feature = Feature("items", "item", [read_field(word, "item") for word in words])
@@ -122,7 +122,7 @@ def test_what_is_no_feature_is_refused_in_a_sentence_and_nothing_is_written(
 
 def test_what_fails_half_way_leaves_nothing(sqlite_service: Service) -> None:
     folder = sqlite_service.folder
-    command = (".venv/bin/python", "-m", "generator", "orders", "article:str")
+    command = (".venv/bin/python", "-m", "scripts.generator", "orders", "article:str")
     commit(folder)
 
     with subprocess.Popen(
@@ -224,9 +224,9 @@ def test_features_with_fields_of_every_type_pass_their_checks_and_answer(
 
     copy.run(*uv, "ruff", "format", "--check")
     copy.run(*uv, "ruff", "check")
-    copy.run(*uv, "python", "engine_rules.py")
+    copy.run(*uv, "python", "-m", "scripts.engine_rules")
     copy.run(*uv, "mypy")
-    copy.run(*uv, "python", "openapi_file.py", "--check", variables={"CI": "true"})
+    copy.run(*uv, "python", "-m", "scripts.openapi", "--check", variables={"CI": "true"})
     copy.run(*uv, "pytest", "--numprocesses", "2", "tests/features", "tests/test_migrations.py")
     copy.migrate(database)
     copy.run(*uv, "alembic", "check", variables=database.variables)

@@ -225,7 +225,12 @@ UNREADABLE = {
 
 def test_an_unreadable_env_file_is_reported_in_one_line(service: Service, tmp_path: Path) -> None:
     copy = service.copy(tmp_path / "service")
-    commands = ["alembic current", "python -m app.doctor", "python -m app.server", "python dev.py"]
+    commands = [
+        "alembic current",
+        "python -m app.doctor",
+        "python -m app.server",
+        "python -m scripts.dev",
+    ]
 
     for (content, told), command in zip(UNREADABLE.values(), commands, strict=True):
         (copy.folder / ".env").write_bytes(content)
@@ -251,7 +256,7 @@ def test_the_options_of_poe_dev_are_checked_before_the_database_is_touched(
             ("--port", taken, "name another with --port"),
             ("--prot", "8001", "No such option '--prot'"),
         ]:
-            done = copy.run(".venv/bin/python", "dev.py", option, value, check=False)
+            done = copy.run(".venv/bin/python", "-m", "scripts.dev", option, value, check=False)
 
             assert done.returncode in (1, 2)
             assert told in done.stdout.splitlines()[-1]
@@ -265,7 +270,7 @@ def test_ctrl_c_during_the_imports_is_no_traceback(
     service: Service, database: Database, imported: str
 ) -> None:
     with subprocess.Popen(
-        [".venv/bin/python", "-X", "importtime", "dev.py"],
+        [".venv/bin/python", "-X", "importtime", "-m", "scripts.dev"],
         cwd=service.folder,
         env=environment(**database.variables),
         stdout=subprocess.DEVNULL,

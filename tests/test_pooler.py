@@ -145,7 +145,7 @@ def test_nobody_migrates_behind_a_pooler(service: Service, behind: dict[str, str
 
     assert done.returncode == 1
     assert done.stdout.startswith("Migrate on PostgreSQL itself")
-    dev = service.run(".venv/bin/python", "dev.py", variables=behind, check=False)
+    dev = service.run(".venv/bin/python", "-m", "scripts.dev", variables=behind, check=False)
     assert dev.returncode == 1
     assert dev.stdout.splitlines()[-1].startswith("Migrate on PostgreSQL itself")
 

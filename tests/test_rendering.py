@@ -55,7 +55,7 @@ def test_a_service_says_nothing_of_its_template_but_how_to_update(
         "README.md",
         "app/doctor.py",
         "pyproject.toml",
-        "update.py",
+        "scripts/update.py",
     }
     before, _, _ = texts["README.md"].partition("\n## Update\n")
     assert "copier" not in before.lower()

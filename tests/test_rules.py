@@ -178,7 +178,7 @@ def lint(service: Service) -> str:
     """Run the two steps of `poe check` that know the rules."""
     concise = ("--output-format", "concise", "--no-cache")
     ruff = service.run(".venv/bin/ruff", "check", *concise, check=False)
-    rules = service.run(".venv/bin/python", "engine_rules.py", check=False)
+    rules = service.run(".venv/bin/python", "-m", "scripts.engine_rules", check=False)
     if ruff.returncode == rules.returncode == 0:
         return ""
     return ruff.stdout + rules.stdout
@@ -265,7 +265,7 @@ for number, (name, old, new) in json.loads(pathlib.Path(sys.argv[1]).read_text()
     subprocess.run(ruff)
     child = os.fork()
     if child == 0:
-        runpy.run_path("engine_rules.py", run_name="__main__")
+        runpy.run_path("scripts/engine_rules.py", run_name="__main__")
         sys.exit()
     os.waitpid(child, 0)
     file.write_text(before)

@@ -883,7 +883,7 @@ def test_however_it_is_started_it_is_the_same_server(
     extended: Service, variables: dict[str, str], started: str
 ) -> None:
     image = (extended.folder / "Dockerfile").read_text().rpartition("\nCMD ")[2]
-    command = json.loads(image) if started == "the image" else ["python", "dev.py"]
+    command = json.loads(image) if started == "the image" else ["python", "-m", "scripts.dev"]
     command[0] = f".venv/bin/{command[0]}"
     with extended.serve(*command, **variables) as server:
         status, _, headers = exchange(server, head(LENGTH) + HIDDEN + HIDDEN)

@@ -166,7 +166,7 @@ def answer_anew(folder: Path, *answers: str) -> int:
 
 
 # What `poe update` runs, without an environment for it alone.
-UPDATE = {r"\buv run poe update\b": f"{sys.executable} update.py"}
+UPDATE = {r"\buv run poe update\b": f"{sys.executable} -m scripts.update"}
 
 
 @dataclass

@@ -104,7 +104,9 @@ Call = Callable[..., tuple[int, str]]
 @pytest.fixture
 def merge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """Run the command here, on releases that are rendered already."""
-    name = importlib.util.spec_from_file_location("update", REPOSITORY / "template/update.py")
+    name = importlib.util.spec_from_file_location(
+        "update", REPOSITORY / "template/scripts/update.py"
+    )
     assert name is not None
     assert name.loader is not None
     module: Any = importlib.util.module_from_spec(name)
@@ -119,7 +121,7 @@ def merge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
         monkeypatch.setattr(module, "FOLDER", folder)
         monkeypatch.setattr(module, "render", render)
-        monkeypatch.setattr(sys, "argv", ["update.py"])
+        monkeypatch.setattr(sys, "argv", ["scripts/update.py"])
         with pytest.raises(SystemExit) as ended:
             module.main()
         said = capsys.readouterr()
@@ -701,7 +703,7 @@ def test_a_service_that_is_up_to_date_is_left_as_it_is(
 def test_another_python_is_refused_with_the_command_that_has_copier(
     next_release: Update,
 ) -> None:
-    command = [sys.executable, "-S", "update.py"]
+    command = [sys.executable, "-S", "-m", "scripts.update"]
 
     done = subprocess.run(
         command, cwd=next_release.before, capture_output=True, text=True, check=False

@@ -592,11 +592,11 @@ def propose_not_ready(
 def test_an_update_with_conflicts_is_proposed_as_a_draft_that_names_them(
     runner: Runner, released: Path, origin: Path
 ) -> None:
-    with (released / "template/dev.py").open("a") as file:
+    with (released / "template/scripts/dev.py").open("a") as file:
         file.write("\n# As of 1001.0.0.\n")
     commit(released)
     git(released, "tag", "--force", "1001.0.0")
-    (origin / "dev.py").unlink()
+    (origin / "scripts/dev.py").unlink()
     with (origin / "app/health.py").open("a") as file:
         file.write("\n\n# Ours.\n")
     commit(origin)
@@ -605,7 +605,7 @@ def test_an_update_with_conflicts_is_proposed_as_a_draft_that_names_them(
 
     assert next(call for call in calls if "create" in call).endswith("--draft")
     assert "body: - app/health.py: CONFLICT (contents)" in calls
-    assert "body: - dev.py" in calls  # below "Not delivered"
+    assert "body: - scripts/dev.py" in calls  # below "Not delivered"
     pushed = git(origin, "show", "template-1001.0.0:app/health.py")
     assert "\n<<<<<<< service\n" in pushed
 

@@ -11,7 +11,7 @@ from httpx2 import ASGITransport, AsyncClient
 
 from app.factory import create_app
 from app.settings import ServiceSettings
-from openapi_file import make_settings
+from scripts.openapi import make_settings
 from tests.isolation import hide_env_file, hide_variables
 
 pytest_plugins = ["tests.database"]

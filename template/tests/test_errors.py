@@ -22,8 +22,8 @@ from app.dependencies import ReaderDep
 from app.factory import create_app
 from app.fields import Id, Integer, Json, Time
 from app.health import VERSIONS
+from app.openapi.responses import describe_error
 from app.problems import PHRASES, Problem
-from app.responses import describe_error
 from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit
 from app.settings import ServiceSettings, load_settings
 

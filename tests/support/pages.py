@@ -206,5 +206,5 @@ def register(service: Service, text: str) -> None:
 def check(service: Service) -> None:
     service.run(".venv/bin/ruff", "format", "--check")
     service.run(".venv/bin/ruff", "check")
-    service.run(".venv/bin/python", "engine_rules.py")
+    service.run(".venv/bin/python", "-m", "scripts.engine_rules")
     service.run(".venv/bin/mypy", "app", "migrations")

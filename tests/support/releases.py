@@ -278,9 +278,9 @@ def update(folder: Path, version: str | None = None) -> None:
 
 
 def call(folder: Path, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run update.py as `poe update` does, with a Copier that is installed already."""
+    """Run the command as `poe update` does, with a Copier that is installed already."""
     return subprocess.run(
-        [sys.executable, "update.py", "--defaults", *options],
+        [sys.executable, "-m", "scripts.update", "--defaults", *options],
         cwd=folder,
         env=environment(**variables),
         capture_output=True,

@@ -19,8 +19,7 @@ def git(folder: Path, *arguments: str) -> str:
 def snapshot(folder: Path) -> Path:
     """Clone the repository with its uncommitted changes, as a release that is newer than all."""
     git(REPOSITORY, "clone", "--quiet", str(REPOSITORY), str(folder))
-    for name in git(REPOSITORY, "ls-files", "-z", "--deleted").split("\0")[:-1]:
-        (folder / name).unlink(missing_ok=True)
+    git(folder, "rm", "-r", "--quiet", ".")
     listed = git(REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
     for name in listed.split("\0")[:-1]:
         source = REPOSITORY / name

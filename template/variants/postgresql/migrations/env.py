@@ -27,8 +27,8 @@ logger = logging.getLogger("migrations")
 def get_settings() -> ServiceSettings:
     given: ServiceSettings | None = context.config.attributes.get("settings")
     folder = None
-    if given is None and Path("dev_database.py").is_file():  # in a checkout, and not the image
-        from dev_database import find_database
+    if given is None and Path("scripts/database.py").is_file():  # in a checkout, and not the image
+        from scripts.database import find_database
 
         folder = find_database(make=False)
     settings = given or load_settings(ServiceSettings)

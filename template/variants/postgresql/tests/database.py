@@ -20,7 +20,7 @@ from sqlalchemy import NullPool, text
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from app.settings import ServiceSettings
-from dev_database import start as start_postgres
+from scripts.database import start as start_postgres
 
 
 def start() -> None:

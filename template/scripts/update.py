@@ -19,7 +19,7 @@ from itertools import takewhile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-FOLDER = Path(__file__).resolve().parent
+FOLDER = Path(__file__).resolve().parents[1]
 ANSWERS = ".copier-answers.yml"
 STEPS = "upgrades/"  # what a release asks of a service: scripts that the owner reads, and then runs
 TAKE_BACK = "git restore --source=HEAD --staged --worktree -- ."

@@ -9,11 +9,11 @@ from pathlib import Path
 from string import Template
 
 from app.database import Base
-from generator.fields import Field
-from generator.names import RefusedError, camel, check_name
 from migrations.metadata import metadata
+from scripts.generator.fields import Field
+from scripts.generator.names import RefusedError, camel, check_name
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parents[2]
 FEATURES = HERE / "app" / "features"
 TESTS = HERE / "tests" / "features"
 VERSIONS = HERE / "migrations" / "versions"

@@ -18,7 +18,7 @@ from app.features.settings import FeatureSettings
 from app.settings import Settings
 from tests.features.conftest import REQUIRED
 
-FILE = Path(__file__).parent / "openapi.json"
+FILE = Path(__file__).parents[1] / "openapi.json"
 COMMAND = "uv run poe openapi"
 
 

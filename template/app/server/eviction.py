@@ -9,9 +9,9 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from app.framing import Connection
 from app.limits import LARGE, SMALL
-from app.pacing import PacedTransport
+from app.server.framing import Connection
+from app.server.pacing import PacedTransport
 
 CLIENT_TIMEOUT = 20.0  # seconds in which a client whose turn it is must send or read …
 LEAST = 10_000  # … so many bytes, or is disconnected

@@ -5,9 +5,9 @@ from typing import Any
 
 import h11
 
-from app.eviction import UNFINISHED, EvictableProtocol
-from app.framing import Connection
 from app.limits import REFUSED
+from app.server.eviction import UNFINISHED, EvictableProtocol
+from app.server.framing import Connection
 
 # Of a WebSocket: bytes that its client does not read, and parts of one message.
 WEBSOCKET_UNREAD, WEBSOCKET_FRAGMENTS = 2**22, 2**14

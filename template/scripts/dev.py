@@ -13,7 +13,7 @@ signal.signal(signal.SIGINT, signal.SIG_DFL)
 def doctor() -> None:
     """`poe doctor`: examine the database that `poe dev` uses."""
     from app.doctor import main
-    from dev_database import find_database, missing_database
+    from scripts.database import find_database, missing_database
 
     not_made = missing_database()
     main(None if not_made else find_database(make=False), not_made, prefix="uv run ")
@@ -25,10 +25,10 @@ def main(options: list[str]) -> None:
     from alembic.util import CommandError
 
     from app.logging import configure_logging
-    from app.server import check_options, serve
+    from app.server.run import check_options, serve
     from app.settings import Settings, load_settings
     from app.sources import describe_database
-    from dev_database import find_database
+    from scripts.database import find_database
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options = ["--reload", "--reload-dir", "app", *options]

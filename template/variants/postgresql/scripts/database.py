@@ -24,7 +24,7 @@ if sys.platform != "win32":
     import fcntl
     import pwd
 
-DATA = Path(__file__).parent / ".postgres"
+DATA = Path(__file__).parents[1] / ".postgres"
 START_TIMEOUT = 60.0  # seconds, of which recovery after a crash takes some
 PROGRAMS = "pginstall18/bin"  # the package's, whose import would write to shared folders
 INITDB = (

@@ -20,10 +20,10 @@ from alembic.util import rev_id
 
 from app.database.columns import PREFIX
 from app.database.dialect import Dialect
-from generator.feature import FEATURES, HERE, VERSIONS, Feature
-from generator.names import RefusedError
 from migrations.autogenerate import OPTIONS, render_item
 from migrations.metadata import metadata
+from scripts.generator.feature import FEATURES, HERE, VERSIONS, Feature
+from scripts.generator.names import RefusedError
 
 REGISTRATION = FEATURES / "registration.py"
 DOCUMENT = HERE / "openapi.json"
@@ -42,7 +42,7 @@ def write(feature: Feature) -> list[Path]:
     if len(migrations.get_heads()) > 1:
         raise RefusedError("There are two newest migrations: join them by alembic merge.")
     if DOCUMENT.exists():  # so that nothing else is accepted with the feature
-        run("The service has to be in order first.", "openapi_file.py", "--check")
+        run("The service has to be in order first.", "-m", "scripts.openapi", "--check")
     revision = rev_id()
     with all_or_nothing(feature, revision):
         feature.folder.mkdir(exist_ok=True)
@@ -58,7 +58,7 @@ def write(feature: Feature) -> list[Path]:
         )
         files = [*texts, *([Path(script.path)] if script else [])]
         tidy(files)
-        run("The service does not start with it.", "openapi_file.py")
+        run("The service does not start with it.", "-m", "scripts.openapi")
     return [*files, DOCUMENT]
 
 

@@ -12,8 +12,8 @@ from sqlalchemy.schema import CreateTable
 from app import fields, rest
 from app.database import Base, BigIntegerKey, Timestamps
 from app.database.dialect import Dialect
-from generator.names import RefusedError, camel, check_name
 from migrations.metadata import metadata
+from scripts.generator.names import RefusedError, camel, check_name
 
 MAX_LENGTH = 10_000_000  # of a text
 MAX_UNIQUE_LENGTH = 676  # of a text that fits into an index, whatever its characters

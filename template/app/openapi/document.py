@@ -12,9 +12,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.fields import MAX_ID
-from app.operations import made_body
+from app.openapi.operations import made_body
+from app.openapi.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
 from app.problems import error_model
-from app.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
 from app.routing import check_names
 
 

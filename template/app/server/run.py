@@ -16,7 +16,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     """Run uvicorn; arguments and `UVICORN_…` variables override these options."""
     options = {
         "app": "app.main:app",
-        "http": "app.protocol:Protocol",
+        "http": "app.server.protocol:Protocol",
         "limit_concurrency": max_connections(),
         "h11_max_incomplete_event_size": MAX_HEAD_SIZE,
         "timeout_keep_alive": KEEP_ALIVE_TIMEOUT,

@@ -6,10 +6,10 @@ import sys
 
 from alembic.util import CommandError
 
-from generator.feature import HERE, Feature, check_feature
-from generator.fields import KINDS, read_field
-from generator.files import write
-from generator.names import RefusedError, check_name, guess_singular
+from scripts.generator.feature import HERE, Feature, check_feature
+from scripts.generator.fields import KINDS, read_field
+from scripts.generator.files import write
+from scripts.generator.names import RefusedError, check_name, guess_singular
 
 EXAMPLE = "example: poe feature orders article:str:100 quantity:int price:decimal:12,2:optional"
 

@@ -1,0 +1,5 @@
+"""`python -m app.server`: serve as the image does."""
+
+from app.server.run import serve
+
+serve()

@@ -1,0 +1,1 @@
+"""What `poe` runs: none of it is in the image."""
