@@ -282,7 +282,7 @@ def call(folder: Path, *options: str, **variables: str) -> subprocess.CompletedP
     return subprocess.run(
         [sys.executable, "-m", "scripts.update", "--defaults", *options],
         cwd=folder,
-        env=environment(**variables),
+        env=environment(PYTHONDONTWRITEBYTECODE="1", **variables),
         capture_output=True,
         text=True,
         check=False,
