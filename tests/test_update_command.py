@@ -121,6 +121,7 @@ def merge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
         monkeypatch.setattr(module, "FOLDER", folder)
         monkeypatch.setattr(module, "render", render)
+        monkeypatch.setattr(module, "SIGNALS", ())  # these tests' own
         monkeypatch.setattr(sys, "argv", ["scripts/update.py"])
         with pytest.raises(SystemExit) as ended:
             module.main()
@@ -749,6 +750,108 @@ WAYS = {
         "git was told not to look at these"
     ),
 }
+
+
+# When it is interrupted -------------------------------------------------------------------------
+
+# The command, with releases that are rendered already.
+RENDERED = """
+import sys
+from pathlib import Path
+from scripts import update
+
+releases = [Path(release) for release in sys.argv[1:]]
+update.render = lambda store, *_: tuple(map(store.take_in, releases))
+update.main()
+"""
+
+# Ctrl-C as a terminal sends it: to all of the group.
+INTERRUPTED = """\
+#!/bin/sh
+case " $* " in *" $MOMENT"*) kill -s INT -- "-$GROUP"; sleep 0.1 ;; esac
+exec {git} "$@"
+"""
+
+
+def interrupt(
+    folder: Path, tmp_path: Path, moment: str, *command: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command, which is interrupted when it calls git with these words."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/git").write_text(INTERRUPTED.format(git=shutil.which("git")))
+    (tmp_path / "bin/git").chmod(0o755)
+    (tmp_path / "temporary").mkdir()
+    variables = {
+        "MOMENT": moment,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "TMPDIR": str(tmp_path / "temporary"),
+    }
+    done = subprocess.run(
+        ["sh", "-c", 'export GROUP=$$; exec "$@"', "sh", sys.executable, *command],
+        cwd=folder,
+        env=environment(**variables),
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,
+    )
+    assert not any((tmp_path / "temporary").iterdir())
+    return done
+
+
+@pytest.mark.parametrize("moment", ["rev-parse HEAD", "clone", "merge-tree"])
+def test_an_interruption_before_it_writes_changes_nothing_and_leaves_nothing(
+    next_release: Update, tmp_path: Path, moment: str
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    command = ["-c", RENDERED, str(next_release.before), str(next_release.after)]
+    if moment == "clone":  # Copier's
+        command = ["-m", "scripts.update", "--defaults", "--vcs-ref", NEXT]
+    before = everything(folder)
+
+    done = interrupt(folder, tmp_path, moment, *command)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "Interrupted.\nNothing has changed.\n"
+    assert everything(folder) == before
+    assert git(folder, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("moment", ["read-tree -m", "update-index -z --index-info"])
+def test_an_interruption_while_it_writes_waits_until_all_is_written_and_said(
+    merge: Call, next_release: Update, tmp_path: Path, moment: str
+) -> None:
+    folder, other = (next_release.service(tmp_path / name) for name in ("service", "other"))
+    for service in (folder, other):
+        CONFLICTS["a default that a release changes has been changed"].edit(service)
+        commit(service)
+    before = everything(folder)
+    rendered = [str(next_release.before), str(next_release.after)]
+
+    done = interrupt(folder, tmp_path, f"core.fsmonitor=false {moment}", "-c", RENDERED, *rendered)
+
+    assert (done.returncode, done.stdout + done.stderr) == merge(other, next_release)
+    assert everything(folder) == everything(other)
+    assert git(folder, "status", "--porcelain") == git(other, "status", "--porcelain")
+    take_back(folder, done.stderr)
+    assert everything(folder) == before
+
+
+def test_a_git_that_somebody_has_killed_has_not_said_all(
+    merge: Call, next_release: Update, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    before = everything(folder)
+    (tmp_path / "bin").mkdir()
+    killed = INTERRUPTED.replace('INT -- "-$GROUP"', "KILL $$").format(git=shutil.which("git"))
+    (tmp_path / "bin/git").write_text(killed)
+    (tmp_path / "bin/git").chmod(0o755)
+    monkeypatch.setenv("MOMENT", "ls-tree")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+    assert merge(folder, next_release) == (2, "git failed\nNothing has changed.\n")
+    assert everything(folder) == before
 
 
 # What it does not depend on -----------------------------------------------------------------------

@@ -6,11 +6,12 @@ the result is written: over files that git knows and nobody has touched, and whe
 
 Options are those of `copier update`: `uv run poe update --vcs-ref 1.2.0`.
 It ends with 0; with 3 if there is something to do, conflicts or steps of a release; with 2 if it is
-refused and nothing has changed.
+refused or interrupted and nothing has changed.
 """
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ from tempfile import TemporaryDirectory
 FOLDER = Path(__file__).resolve().parents[1]
 ANSWERS = ".copier-answers.yml"
 STEPS = "upgrades/"  # what a release asks of a service: scripts that the owner reads, and then runs
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TAKE_BACK = "git restore --source=HEAD --staged --worktree -- ."
 
 Tree = dict[str, str]  # by path: mode, type and id, as `git ls-tree` says them
@@ -39,6 +41,11 @@ class Refusal(Exception):
     """Why there is no update, and what to do about it. Nothing has changed."""
 
 
+def interrupt(*_: object) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a second one would end the cleaning up
+    raise KeyboardInterrupt("Interrupted.")
+
+
 def run(
     *command: str, environment: Mapping[str, str] = os.environ, text: str = "", worst: int = 0
 ) -> str:
@@ -50,8 +57,9 @@ def run(
         input=text.encode("utf-8", "surrogateescape"),
         capture_output=True,
         check=False,
+        start_new_session=True,  # a terminal's Ctrl-C is for this program to act on
     )
-    if done.returncode > worst:
+    if not 0 <= done.returncode <= worst:  # below 0 by a signal
         raise Refusal(error_in(done.stderr) or f"{command[0]} failed")
     return done.stdout.decode("utf-8", "surrogateescape")
 
@@ -154,7 +162,7 @@ def release_of(answers: str) -> str:
     return str(found[0])
 
 
-def copier(*words: str) -> None:
+def copier(folder: Path, *words: str) -> None:
     """Run Copier, which may ask its questions; settings that would change files are overridden."""
     settings = {
         "apply.whitespace": "nowarn",
@@ -163,9 +171,10 @@ def copier(*words: str) -> None:
     }
     given = int(os.environ.get("GIT_CONFIG_COUNT") or 0)
     overridden = {"GIT_CONFIG_COUNT": str(given + len(settings))}
+    overridden["TMPDIR"] = str(folder.parent)  # what it leaves if it is killed goes with the rest
     for place, (name, value) in enumerate(settings.items(), given):
         overridden |= {f"GIT_CONFIG_KEY_{place}": name, f"GIT_CONFIG_VALUE_{place}": value}
-    command = [sys.executable, "-m", "copier", *words]
+    command = [sys.executable, "-m", "copier", *words, str(folder)]
     done = subprocess.run(
         command, cwd=FOLDER, env={**os.environ, **overridden}, stderr=subprocess.PIPE, check=False
     )
@@ -188,10 +197,10 @@ def render(
     trust = [option for option in options if option in ("--trust", "--UNSAFE")]
     # As data the answers are checked, and what was edited by hand is refused.
     given = ("--data-file", str(folder / ANSWERS), "--vcs-ref", release)
-    copier("recopy", "--defaults", "--overwrite", "--quiet", *given, *trust, str(folder))
+    copier(folder, "recopy", "--defaults", "--overwrite", "--quiet", *given, *trust)
     old = store.take_in(folder)
     store.commit_folder(folder)
-    copier("update", "--skip-answered", "--quiet", *options, str(folder))
+    copier(folder, "update", "--skip-answered", "--quiet", *options)
     return old, store.take_in(folder)
 
 
@@ -307,6 +316,7 @@ def write(store: Store, head: str, prefix: str, merged: Tree, stages: Stages) ->
     lines = [f"0 {'0' * 40}\t{prefix}{path}\0" for path in stages]
     for path, entries in stages.items():
         lines += [f"{entry}\t{prefix}{path}\0" for entry in entries]
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until all is written and said
     try:
         git("read-tree", "-m", "-u", head, store.write(whole))
         git("update-index", "-z", "--index-info", text="".join(lines))
@@ -329,7 +339,7 @@ def listed(paths: Iterable[str]) -> str:
 def update(options: list[str]) -> int:
     head, prefix, answers = look_ahead()
     release = release_of(answers)
-    with TemporaryDirectory(prefix="update-") as temporary:
+    with TemporaryDirectory(prefix="update-", ignore_cleanup_errors=True) as temporary:
         store = Store(Path(temporary))
         all_files = store.read(head)
         mine = {p.removeprefix(prefix): all_files[p] for p in all_files if p.startswith(prefix)}
@@ -367,9 +377,11 @@ def main() -> None:
     for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):  # of a hook that runs this
         os.environ.pop(name, None)
     try:
+        for kind in SIGNALS:
+            signal.signal(kind, interrupt)
         sys.exit(update(sys.argv[1:]))
-    except Refusal as refusal:
-        print(f"{refusal}\nNothing has changed.", file=sys.stderr)
+    except (Refusal, KeyboardInterrupt) as reason:
+        print(f"{reason}\nNothing has changed.", file=sys.stderr)
         sys.exit(2)
 
 
