@@ -25,7 +25,9 @@ from tests.support.pages import table
 from tests.support.processes import environment
 from tests.support.releases import (
     CONFLICTS,
+    MOVED,
     NEXT,
+    NOTE,
     REWRITTEN,
     TEXTS,
     WORKING_TREE,
@@ -206,8 +208,9 @@ def test_what_was_moved_gets_its_change_and_what_was_deleted_is_named(
 ) -> None:
     folder = next_release.service(tmp_path / "service")
     git(folder, "mv", "app", "orders")
-    git(folder, "rm", "--quiet", "compose.yaml", "tests/test_transactions.py")
-    commit(folder)
+    git(folder, "rm", "--quiet", "compose.yaml", MOVED)
+    git(folder, "rm", "--quiet", "--cached", "AGENTS.md")
+    git(folder, "commit", "--quiet", "--message", "AGENTS.md is for me alone")
 
     code, said = merge(folder, next_release)
 
@@ -222,10 +225,51 @@ def test_what_was_moved_gets_its_change_and_what_was_deleted_is_named(
         moved = name.replace("app/", "orders/")
         assert (folder / moved).read_text() == (next_release.after / name).read_text()
         assert f"- {moved}\n" in said
-    assert "since you have deleted or rewritten it:\n\n- compose.yaml\n" in said
-    assert "- tests/test_transactions.py\n" in said
+    assert "since your last commit no longer has it:\n\n- AGENTS.md\n- compose.yaml\n" in said
+    assert (folder / "AGENTS.md").exists()
+    assert MOVED not in said  # deleted by both
     assert not (folder / "app").exists()
     assert not (folder / "compose.yaml").exists()
+
+
+def test_a_file_that_a_release_has_moved_is_named_with_the_command_that_deletes_its_note(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    before = everything(folder)
+    assert not any("Delete this file." in text for text in text_files(folder).values())
+
+    code, said = merge(folder, next_release)
+
+    assert code == 0, said
+    [command] = re.findall(rf"with a note .*; read it, then (.*) it:\n\n- {MOVED}\n\n", said)
+    assert (folder / MOVED).read_text() == NOTE
+    subprocess.run([*command.split(), MOVED], cwd=folder, check=True)
+    deleted = git(folder, "diff", "--staged", "--name-only", "--no-renames", "--diff-filter=D")
+    assert deleted == f"{MOVED}\n"
+    take_back(folder, said)
+    assert everything(folder) == before
+
+
+def test_a_note_does_not_take_the_place_of_what_was_moved(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    text = (folder / MOVED).read_text()
+    (folder / "checks").mkdir()
+    git(folder, "mv", MOVED, "checks/isolation.py")
+    (folder / "checks/isolation.py").chmod(0o755)
+    commit(folder)
+
+    code, said = merge(folder, next_release)
+
+    assert code == 0, said
+    assert (folder / "checks/isolation.py").read_text() == text
+    kept = "Kept where you have moved it; the release has moved or removed its own:"
+    assert f"{kept}\n\n- checks/isolation.py\n" in said
+    assert said.count("isolation.py") == 1
+    assert not (folder / MOVED).exists()
+    assert (folder / "tests/test_sessions.py").exists()
 
 
 few = settings(

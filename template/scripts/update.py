@@ -279,6 +279,21 @@ def keep_deleted(merged: Tree, stages: Stages) -> list[str]:
     return deleted
 
 
+def settle_notes(store: Store, mine: Tree, new: Tree, merged: Tree) -> tuple[Tree, list[str]]:
+    """Return the release's notes, and what stays since the service has moved it.
+
+    A note is what a release leaves of a file that it has moved or removed.
+    """
+    branch = "refs/heads/template"
+    said = store.git("grep", "-lz", "Delete this file[.]", branch, "--", worst=1)
+    notes = {path: new[path] for path in new.keys() & said.replace(f"{branch}:", "").split("\0")}
+    texts = {entry.split()[2] for entry in notes.values()}
+    own = merged.keys() & mine.keys() - new.keys()
+    moved = [path for path in own if merged[path].split()[2] in texts]
+    merged |= {path: mine[path] for path in moved}
+    return notes, moved
+
+
 def check_nothing_is_lost(paths: Iterable[str], mine: Tree, merged: Tree) -> None:
     """Look at what git doesn't, and could not bring back.
 
@@ -352,18 +367,22 @@ def update(options: list[str]) -> int:
         arrived = new.keys() - old.keys()
         settle_versions(store, old, mine, new)
         merged, stages, kinds = merge(store, old, mine, new)
-        deleted = keep_deleted(merged, stages)
+        notes, moved = settle_notes(store, mine, new, merged)
+        deleted = [path for path in keep_deleted(merged, stages) if path not in notes]
         check_nothing_is_lost((merged.keys() | arrived) - mine.keys(), mine, merged)
         write(store, head, prefix, merged, stages)
     changed = {path for path in mine | merged if mine.get(path) != merged.get(path)}
     followed = changed - stages.keys() - old.keys() - new.keys()
     print(f"{release} to {newer}: {len(changed)} files have changed, and are in git's index.")
+    left = [path for path in changed & notes.keys() if merged.get(path) == notes[path]]
     steps = [path for path in arrived if path.startswith(STEPS)]
     conflicts = [f"{path}: {kinds.get(path, 'CONFLICT')}" for path in stages]
     for said, paths in (
         ("To be resolved; git add each when it is right:", conflicts),
-        ("Not delivered, since you have deleted or rewritten it:", deleted),
+        ("Not delivered, since your last commit no longer has it:", deleted),
         ("Delivered to where you seem to have moved it:", followed),
+        ("Kept where you have moved it; the release has moved or removed its own:", moved),
+        ("Moved or removed, with a note in its place; read it, then git rm --force it:", left),
         ("To be read, and then run in this order, each by `uv run python`:", steps),
     ):
         if paths:
