@@ -570,7 +570,7 @@ def test_what_is_where_a_release_has_a_new_file_is_named_and_nothing_changes(
     code, said = merge(folder, Update(next_release.before, after))
 
     assert code == 2
-    assert f"move them: \n- {new.partition('/')[0]}\nNothing has changed." in said
+    assert f"; move or commit them:\n- {new.partition('/')[0]}\nNothing has changed." in said
     assert everything(tmp_path) == before
     assert git(folder, "diff", "HEAD", "--name-only") == ""
 

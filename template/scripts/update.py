@@ -311,13 +311,15 @@ def check_nothing_is_lost(paths: Iterable[str], mine: Tree, merged: Tree) -> Non
         if os.path.lexists(FOLDER / path):
             found.add(path)
     if found:
-        raise Refusal(f"A file of the release goes where these are; move them: {listed(found)}")
+        raise Refusal(
+            f"A file of the release goes where these are; move or commit them:{listed(found)}"
+        )
     flags = (line.partition(" ") for line in git("ls-files", "-v", "-z").split("\0")[:-1])
     hidden = {path for flag, _, path in flags if flag != "H" and mine.get(path) != merged.get(path)}
     if hidden:
         raise Refusal(
             "git was told not to look at these, which the release changes; have it look again by "
-            f"git update-index --no-assume-unchanged --no-skip-worktree: {listed(hidden)}"
+            f"git update-index --no-assume-unchanged --no-skip-worktree:{listed(hidden)}"
         )
 
 
