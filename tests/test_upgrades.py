@@ -140,7 +140,9 @@ def test_a_breaking_release_is_survived_by_the_steps_that_its_owner_runs(
     typed = block_text(page_text("how-to/update.md"), "Steps of a release").replace(
         "2.0.0", "1002.0.0"
     )
-    shown = Typist(folder, instead={r"\buv run python\b": python}).type(typed)
+    fix = f"{python} -m ruff check --quiet --fix-only --exit-zero app/features"
+    instead = {r"\buv run python\b": python, "^uv run poe fix$": fix}
+    shown = Typist(folder, instead=instead).type(typed)
     assert "+from app.sessions import QueryDep\n" in shown
     assert "class " not in re.sub("^ .*", "", shown, flags=re.MULTILINE)  # of the update, nothing
     assert steps(folder) == []
