@@ -734,6 +734,33 @@ def test_an_old_copier_is_refused_by_name(
     assert f"Copier: {OLD_COPIER} >= 99.0.0" in done.stderr
 
 
+def test_a_new_question_without_a_terminal_is_refused_and_answered_by_an_option(
+    next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    before = everything(folder)
+
+    def ask(*options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "scripts.update", "--vcs-ref", NEXT, *options],
+            cwd=folder,
+            env=environment(PYTHONDONTWRITEBYTECODE="1"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+
+    done = ask()
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"\n{NO_TERMINAL}: Use `--defaults` and/or `--data`" in done.stderr
+    assert everything(folder) == before
+    assert ask("--data", "metrics=true").returncode == 0
+    assert (folder / "app/metrics.py").exists()
+
+
 def test_a_service_that_is_up_to_date_is_left_as_it_is(
     next_release: Update, tmp_path: Path
 ) -> None:
@@ -770,6 +797,7 @@ def test_an_old_git_is_refused_by_name(
     assert merge(folder, next_release) == (2, f"{OLD_GIT}\nNothing has changed.\n")
 
 
+NO_TERMINAL = "Interactive session required"
 NO_COPIER = "Copier is not installed here"
 OLD_COPIER = "This template requires Copier version"
 OLD_GIT = "git 2.38 or newer is needed. With an older one: uvx copier update."
@@ -780,7 +808,8 @@ def test_every_refusal_of_the_command_is_tried() -> None:
         cell.strip("`") for cell in table("reference/updates.md", "When the command refuses")
     }
 
-    other = {"git 2.38 or newer is needed", *WAYS.values(), NO_COPIER, OLD_COPIER, "Copier:"}
+    other = {"git 2.38 or newer is needed", *WAYS.values(), NO_COPIER, OLD_COPIER, NO_TERMINAL}
+    other |= {"Interrupted", "Copier:"}
     own = {message for message in REFUSED if "Copier:" not in message} - {COPIERS}
     assert explained == own | other
     assert set(WAYS) <= names_of_tests()
