@@ -403,6 +403,25 @@ def test_no_line_is_lost_and_none_is_misplaced(
             assert without == (next_release.after / name).read_text(), name
 
 
+def test_a_name_that_both_sides_import_is_imported_twice_and_named_by_ruff(
+    merge: Call, next_release: Update, tmp_path: Path
+) -> None:
+    folder = next_release.service(tmp_path / "service")
+    lifespan = folder / "app/lifespan.py"
+    replace(lifespan, "\nlogger = ", "import time\n\nlogger = ")
+    commit(folder)
+
+    code, said = merge(folder, next_release)
+
+    assert code == 0, said
+    assert lifespan.read_text().count("import time\n") == 2
+    ruff = [sys.executable, "-m", "ruff", "check", "--no-cache", "--output-format=concise"]
+    done = subprocess.run(
+        [*ruff, lifespan], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert "F811" in done.stdout
+
+
 # What it leaves alone -----------------------------------------------------------------------------
 
 OUTSIDE = "outside"
