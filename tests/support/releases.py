@@ -29,17 +29,20 @@ Edit = Callable[[Path], object]
 
 
 def releases(repository: Path = REPOSITORY) -> dict[str, str]:
-    """Return the commit of each release, oldest first: the one that added its heading.
+    """Return the commit of each release, oldest first.
+
+    It has the release's tag. Without one, it is the newest that added the heading, since one that
+    was withdrawn, and so never tagged, may have been added before.
 
     Raises:
         LookupError: if the history does not reach back to them.
     """
-    versions = HEADING.findall(git(repository, "show", "HEAD:CHANGELOG.md"))
+    tags = git(repository, "tag", "--merged").split()
     found = {}
-    for version in reversed(versions):
-        search = ("log", "--reverse", "--format=%H", f"-S\n## {version} - ", "--", "CHANGELOG.md")
-        commits = git(repository, *search).split()
-        found[version] = commits[0] if commits else ""
+    for version in reversed(HEADING.findall(git(repository, "show", "HEAD:CHANGELOG.md"))):
+        search = ("log", "-1", "--format=%H", f"-S\n## {version} - ", "--", "CHANGELOG.md")
+        command = ("rev-list", "-1", version) if version in tags else search
+        found[version] = git(repository, *command).strip()
     shallow = git(repository, "rev-parse", "--is-shallow-repository").strip() == "true"
     if "" in found.values() or (found and shallow):
         raise LookupError(
