@@ -170,7 +170,7 @@ def test_an_update_keeps_the_answers_and_switches_nothing_on(
     before = yaml.safe_load((step.before / ".copier-answers.yml").read_text())
     after = yaml.safe_load((updated / ".copier-answers.yml").read_text())
     assert after.pop("_commit") == step.new
-    del before["_commit"]
+    del before["_commit"], before["checksum"], after["checksum"]
     assert after.items() >= before.items()
     assert not any(after[name] for name in after.keys() - before.keys())
 
@@ -393,6 +393,17 @@ def test_a_renamed_question_keeps_its_answer(templates: Path, tmp_path: Path) ->
     answers = yaml.safe_load((service / ".copier-answers.yml").read_text())
     assert answers["service_name"] == "Orders"
     assert "project_name" not in answers
+
+
+def test_the_answer_to_a_new_question_is_checked_from_its_release_on(living: Path) -> None:
+    update(living, NEXT)
+    commit(living, "Update")
+    edit_answers("metrics: false", "metrics: true")(living)
+
+    done = call_copier(living, "--vcs-ref", REWRITTEN)
+
+    assert done.returncode != 0
+    assert "the answers have been edited by hand" in done.stderr
 
 
 # What Copier refuses -------------------------------------------------------------------------------
