@@ -39,6 +39,7 @@ from tests.support.releases import (
     fill_places,
     insert_lines,
     releases,
+    take_steps,
     update,
     write,
 )
@@ -203,6 +204,7 @@ def test_a_service_full_of_edits_is_updated_and_serves_its_old_rows(
             name: (service.folder / name).read_text() for name in names | {".env"}
         } == text_files(expected)
         service.run("uv", "sync", "--quiet")
+        take_steps(service)
         migrated = service.run(
             "uv", "run", "alembic", "upgrade", "head", variables=database.variables
         )

@@ -13,8 +13,8 @@ import pytest
 
 from tests.support.pages import Typist, block_text, page_text
 from tests.support.processes import environment
-from tests.support.releases import WORKING_TREE, call, insert, write
-from tests.support.repository import REPOSITORY, commit, git, replace
+from tests.support.releases import WORKING_TREE, call, expect, insert, write
+from tests.support.repository import REPOSITORY, commit, git, replace, text_files
 from tests.support.services import Service, render_repository
 
 STEPS = REPOSITORY / "tests/support/upgrades/1002.0.0.py"
@@ -26,7 +26,9 @@ RENAMED = {
 }
 # A setting that is renamed: what sets it where the service is deployed does so by its old name.
 ALIAS = """\
-    show_docs: bool = Field(True, validation_alias=AliasChoices("docs_enabled", "show_docs"))
+    show_docs: Annotated[
+        bool, Field(validation_alias=AliasChoices("docs_enabled", "show_docs"))
+    ] = True
 """
 # A setting that goes: who still sets it is told, in place of being ignored.
 GONE = {
@@ -303,8 +305,11 @@ def test_steps_come_once_and_in_order_and_never_to_a_service_that_began_later(
     fresh = render_repository(breaking, tmp_path / "fresh", release="1002.0.0")
     assert steps(fresh) == []
 
+    expected = expect(breaking, late, "1010.0.0", tmp_path / "expected")
+
     done = call(late)
     assert (done.returncode, named(done.stdout)) == (3, ["1002.0.0.py", "1010.0.0.py"])
+    assert text_files(late) == text_files(expected)
 
     call(step_by_step, "--vcs-ref", "1002.0.0")
     (step_by_step / "upgrades/1002.0.0.py").unlink()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.support.processes import environment
 from tests.support.repository import REPOSITORY, git, replace, substitute, text_files
-from tests.support.services import render_repository
+from tests.support.services import Service, render_repository
 
 WORKING_TREE = "999.0.0"  # the tag of a snapshot
 NEXT = "1000.0.0"  # changes all that a release is likely to change, and works
@@ -113,7 +113,7 @@ def write_next_release(repository: Path) -> None:
     new = "metrics:\n  type: bool\n  help: Count requests?\n  default: false\n\n"
     insert(questions, "", "# What the service depends on, directly or not", new)
     replace(questions, "else 'sqlite' }}", "else 'postgresql' }}")
-    replace(questions, "project_slug] | join", "project_slug, metrics] | join")
+    replace(questions, "] | join('\\n') | hash", ", metrics] | join('\\n') | hash")
     (template / "app/{% if metrics %}metrics.py{% endif %}").write_text("COUNT = 0\n")
 
 
@@ -341,7 +341,8 @@ def expect(
     templates: Path, old: Path, version: str, folder: Path, database: str | None = None
 ) -> Path:
     """Render a release as a service of an older one should be after its update."""
-    database = database or yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
+    answers = yaml.safe_load((old / ".copier-answers.yml").read_text())
+    database = database or answers["database"]
     render_repository(templates, folder, release=version, database=database)
     fresh, before = text_files(folder), text_files(old)
     for name in filter(is_copied_once, fresh):
@@ -354,7 +355,24 @@ def expect(
             note = templates / "template" / name
             assert note.exists(), f"{name} is gone; a file that has moved leaves a note"
             (folder / name).write_text(git(templates, "show", f"{version}:template/{name}"))
+    for name in steps_in(templates, version) - steps_in(templates, answers["_commit"]):
+        write(folder, name, git(templates, "show", f"{version}:template/{name}"))
     return folder
+
+
+def steps_in(templates: Path, release: str) -> set[str]:
+    """Return the steps that a release of the template brings, its own and those before it."""
+    found = git(templates, "ls-tree", "--name-only", release, "template/upgrades/")
+    return {name.removeprefix("template/") for name in found.split()}
+
+
+def take_steps(service: Service) -> None:
+    """Do what the releases ask of a service, as its owner does."""
+    steps = (service.folder / "upgrades").glob("*.py")
+    for step in sorted(steps, key=lambda path: [*map(int, path.stem.split("."))]):
+        service.run("uv", "run", "python", str(step))
+        step.unlink()
+    service.run("uv", "run", "poe", "fix")
 
 
 # Edits: each works on a service of any release ------------------------------------------------------
