@@ -508,11 +508,11 @@ def add_options(folder: Path) -> None:
     PYTEST_WORDS.put(folder, '    "--durations=3",\n')
     PYTEST_WARNINGS.put(folder, '    "ignore:.*notes:DeprecationWarning",\n')
     PYTEST_OPTIONS.put(folder, 'markers = ["slow: takes its time"]\n')
-    MYPY_FILES.put(folder, '    "scripts",\n')
+    MYPY_FILES.put(folder, '    "reports",\n')
     MYPY_OPTIONS.put(folder, "show_column_numbers = true\n")
     RUFF_RULES.put(folder, '    "DTZ005",\n')
-    RUFF_EXCEPTIONS.put(folder, '"scripts/*.py" = ["DTZ005"]\n')
-    write(folder, "scripts/report.py", "import datetime\n\nNOW = datetime.datetime.now()\n")
+    RUFF_EXCEPTIONS.put(folder, '"reports/*.py" = ["DTZ005"]\n')
+    write(folder, "reports/report.py", "import datetime\n\nNOW = datetime.datetime.now()\n")
 
 
 # The first words are those of docs/reference/files.md.
@@ -524,7 +524,7 @@ SEAMS: dict[str, Edit] = {
     "a table": add_feature,
     "a package": add_packages,
     "a tool's table in `pyproject.toml`, a task of poe": lambda folder: TABLES.put(
-        folder, '[tool.poe.tasks.report]\ncmd = "python scripts/report.py"\n\n[tool.reporter]\n'
+        folder, '[tool.poe.tasks.report]\ncmd = "python reports/report.py"\n\n[tool.reporter]\n'
     ),
     "an option of pytest, mypy or ruff": add_options,
     "a step of `poe check`": lambda folder: STEPS_OF_CHECK.put(
