@@ -309,7 +309,8 @@ def test_steps_come_once_and_in_order_and_never_to_a_service_that_began_later(
 
     done = call(late)
     assert (done.returncode, named(done.stdout)) == (3, ["1002.0.0.py", "1010.0.0.py"])
-    assert text_files(late) == text_files(expected)
+    updated = {name: text.decode() for name, text in held(late).items()}
+    assert updated == text_files(expected)
 
     call(step_by_step, "--vcs-ref", "1002.0.0")
     (step_by_step / "upgrades/1002.0.0.py").unlink()
