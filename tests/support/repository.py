@@ -44,6 +44,19 @@ def replace(file: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
+def substitute(file: Path, pattern: str, new: str) -> None:
+    """Replace the one place that a pattern finds: a value that any release may change."""
+    text, count = re.subn(pattern, new, file.read_text(), flags=re.MULTILINE)
+    assert count == 1, f"{file.name} has {pattern!r} {count} times"
+    file.write_text(text)
+
+
+def value_in(name: str, pattern: str) -> str:
+    """Return a value of the template's from one of its files, where it stands once."""
+    [value] = re.findall(pattern, (REPOSITORY / "template" / name).read_text(), re.MULTILINE)
+    return str(value)
+
+
 def questions(template: Path) -> dict[str, Any]:
     """Return the template's questions and settings, without those of a fork."""
     own, _, _ = (template / "copier.yml").read_text().partition("\n---\n")

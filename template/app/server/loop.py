@@ -7,7 +7,8 @@ from typing import Any
 import uvloop
 
 # uvloop accepts one connection for each listener in a turn of the loop. When many are served, a
-# turn takes some 15 ms: clients that come together, and probes, would wait for seconds. Each more takes memory at once.
+# turn takes some 15 ms: clients that come together, and probes, would wait for seconds.
+# More of them would let more clients fill memory at the same time.
 LISTENERS = 4
 
 
