@@ -45,10 +45,10 @@ targets = [node.targets[0] for node in tree.body if isinstance(node, ast.Assign)
 print(json.dumps([target.id for target in targets]))
 """
 # Names of FastAPI's, pydantic's, Python's and the service's own, which a feature's modules import.
-IMPORTED = (
-    "body query path header cookie form file depends security request response upload_file"
-    " literal annotated exception base_model secret integer text cursor page router reader"
-).split()
+IMPORTED = """
+body query path header cookie form file depends security request response upload_file literal
+annotated exception base_model secret integer text cursor page router reader
+"""
 LONG = "o" * 60
 REFUSED = {
     # Names.
@@ -138,10 +138,10 @@ def test_what_is_no_feature_is_refused_in_a_sentence_and_nothing_is_written(
 def test_the_type_of_a_field_takes_no_name_that_a_feature_imports(
     service_of: Callable[[str], Service],
 ) -> None:
-    command = (".venv/bin/python", "-c", NAME_TYPES, "title", *IMPORTED)
+    command = (".venv/bin/python", "-c", NAME_TYPES, "title", *IMPORTED.split())
     printed = json.loads(service_of("sqlite").run(*command).stdout)
 
-    expected = ["".join(map(str.capitalize, name.split("_"))) for name in IMPORTED]
+    expected = ["".join(map(str.capitalize, name.split("_"))) for name in IMPORTED.split()]
     assert printed == ["Title", *(f"Order{name}" for name in expected)]
 
 

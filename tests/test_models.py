@@ -166,6 +166,12 @@ def be_refused_in_another_form(service: Service, database: Database) -> None:
             http.patch("/items/1", json={}, headers={"If-Match": '"9-00000000"'}),
         ]
         head = http.head("/items/99")
+        for url, sent, expected in (
+            ("/articles", {"title": "A", "author": "anna", "tags": ["a", ""]}, {"tags"}),
+            ("/people/import", ["anna", ""], {"body"}),
+            ("/articles", {"title": "A", "author": "anna", "a/b": 1, "": 1}, {"a/b", ""}),
+        ):
+            assert http.post(url, json=sent).json()["errors"].keys() == expected
         database.take_away()
         answers.append(http.get("/items"))
         answers.append(http.get("/health/ready"))
