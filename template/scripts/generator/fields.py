@@ -169,7 +169,8 @@ def read_field(text: str, singular: str) -> Field:
         case _ if limit:
             raise RefusedError(f"{text}: {kind} has no limit such as {limit}.")
     alias = camel(name)
-    if any(hasattr(module, alias) for module in IMPORTED) or alias.startswith(camel(singular)):  # the name of another type, or of a schema
+    imported = any(hasattr(module, alias) for module in IMPORTED)
+    if imported or alias.startswith(camel(singular)):  # the name of another type, or of a schema
         alias = camel(singular) + alias
     own |= {"name": name, "NAME": name.upper(), "alias": alias}
     return Field(name, kind, own, "optional" in flags, "unique" in flags, model)
