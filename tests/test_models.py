@@ -22,6 +22,15 @@ WAITING = (
     " WHERE wait_event_type = 'Lock' AND datname = current_database()"
 )
 
+NAME_PARAMETERS = """
+import sys
+from app.features.errors import field_of
+from app.problems import FieldError
+
+for name in sys.argv[1:]:
+    print(field_of(FieldError(place="query", name=name, code="", detail="")))
+"""
+
 
 def walk(http: httpx2.Client, **query: Any) -> Iterator[dict[str, Any]]:
     while True:
@@ -148,6 +157,9 @@ def be_refused_in_another_form(service: Service, database: Database) -> None:
     example.write_text(before + test + "\n\n" + after.partition("\n\n\n")[2])
     service.run(".venv/bin/ruff", "format", "--check", "tests")
     service.run(".venv/bin/pytest", "-q", "tests/features")
+
+    named = service.run(".venv/bin/python", "-c", NAME_PARAMETERS, "tag.1", "tag", "sort.by")
+    assert named.stdout.split() == ["tag", "tag", "sort.by"]
 
     variables = {**database.variables, "ALLOWED_HOSTS": "127.0.0.1", "MAX_BODY_SIZE": "1000"}
     with service.serve(**variables) as server:
