@@ -34,6 +34,21 @@ words = ("name:str:200:unique", "description:str:2000:optional")
 feature = Feature("items", "item", [read_field(word, "item") for word in words])
 print(json.dumps({name: feature.render(name) for name in ("models", "queries", "routes")}))
 """
+NAME_TYPES = """
+import ast, json, sys
+from scripts.generator.feature import Feature
+from scripts.generator.fields import read_field
+
+fields = [read_field(f"{name}:str", "order") for name in sys.argv[1:]]
+tree = ast.parse(Feature("orders", "order", fields).render("schemas"))
+targets = [node.targets[0] for node in tree.body if isinstance(node, ast.Assign)]
+print(json.dumps([target.id for target in targets]))
+"""
+# Names of FastAPI's, pydantic's, Python's and the service's own, which a feature's modules import.
+IMPORTED = """
+body query path header cookie form file depends security request response upload_file literal
+annotated exception base_model secret integer text cursor page router reader
+"""
 LONG = "o" * 60
 REFUSED = {
     # Names.
@@ -118,6 +133,16 @@ def test_what_is_no_feature_is_refused_in_a_sentence_and_nothing_is_written(
         assert said[case].endswith(" Nothing is written."), case
         assert "\n" not in said[case], case
     assert git(folder, "status", "--porcelain") == ""
+
+
+def test_the_type_of_a_field_takes_no_name_that_a_feature_imports(
+    service_of: Callable[[str], Service],
+) -> None:
+    command = (".venv/bin/python", "-c", NAME_TYPES, "title", *IMPORTED.split())
+    printed = json.loads(service_of("sqlite").run(*command).stdout)
+
+    expected = ["".join(map(str.capitalize, name.split("_"))) for name in IMPORTED.split()]
+    assert printed == ["Title", *(f"Order{name}" for name in expected)]
 
 
 def test_what_fails_half_way_leaves_nothing(sqlite_service: Service) -> None:

@@ -1,15 +1,18 @@
 """The fields of a feature: how they are written on the command line, and in each module."""
 
+import builtins
 import re
+import typing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import fastapi
 import pydantic
 from sqlalchemy import Column, MetaData, Numeric, Row, Table
 from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import CreateTable
 
-from app import fields, rest
+from app import dependencies, fields, rest, routing
 from app.database import Base, BigIntegerKey, Timestamps
 from app.database.dialect import Dialect
 from migrations.metadata import metadata
@@ -22,6 +25,8 @@ WORDS = ("optional", "unique")
 TAKEN = {*dir(Base), *dir(Timestamps), *dir(rest.Versioned), *dir(Row), "id", "version", "self"}
 TAKEN -= {"count", "index"}  # a row gives the column
 TAKEN |= {"datetime", "decimal", "uuid"}  # the modules whose types other fields have
+# Whose names the modules of a feature import, or will.
+IMPORTED = (builtins, typing, fastapi, pydantic, dependencies, fields, rest, routing)
 
 
 class Kind(NamedTuple):
@@ -164,7 +169,7 @@ def read_field(text: str, singular: str) -> Field:
         case _ if limit:
             raise RefusedError(f"{text}: {kind} has no limit such as {limit}.")
     alias = camel(name)
-    imported = any(hasattr(module, alias) for module in (pydantic, fields, rest))
+    imported = any(hasattr(module, alias) for module in IMPORTED)
     if imported or alias.startswith(camel(singular)):  # the name of another type, or of a schema
         alias = camel(singular) + alias
     own |= {"name": name, "NAME": name.upper(), "alias": alias}
