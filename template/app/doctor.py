@@ -16,11 +16,13 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from app.database.errors import explain
 from app.database.server import SERVER, describe_server
 from app.health import examine as examine_database
+from app.health import revisions
 from app.lifespan import lifespan
 from app.logging import configure_logging
 from app.redaction import reason_of
 from app.settings import ServiceSettings, Settings, load_settings
 from app.sources import describe_database, source_of, unknown_names
+from migrations.runner import TWO_HEADS
 
 SCHEMA = {
     "behind": "behind: alembic upgrade head brings it up to date",
@@ -54,6 +56,9 @@ async def examine(
     answers = ANSWERS.read_text() if ANSWERS.exists() else ""
     if release := re.search(r"(?m)^_commit: (.+)$", answers):
         findings.append(Finding("template", release[1]))
+    two_heads = len(revisions()[0]) > 1
+    if two_heads:
+        findings.append(Finding("schema", TWO_HEADS, True))
     if not_made:
         return [*findings, Finding("database", not_made, doubtful=True)]
 
@@ -83,7 +88,8 @@ async def examine(
         if read_only and settings.database_writes:
             findings.append(Finding("server", "takes no writes", True))
         text = SCHEMA.get(schema, schema)
-        findings.append(Finding("schema", text, schema == "behind", schema == "ahead"))
+        if not two_heads:
+            findings.append(Finding("schema", text, schema == "behind", schema == "ahead"))
         for table in tables if schema != "behind" else ():
             try:
                 await reader.execute(select(literal(1)).select_from(table).limit(0))
