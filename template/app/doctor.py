@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import FastAPI
-from sqlalchemy import Table, literal, select
+from sqlalchemy import Table, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.database.errors import explain
@@ -92,7 +92,7 @@ async def examine(
             findings.append(Finding("schema", text, schema == "behind", schema == "ahead"))
         for table in tables if schema != "behind" else ():
             try:
-                await reader.execute(select(literal(1)).select_from(table).limit(0))
+                await reader.execute(select(table).limit(0))
             except (SQLAlchemyError, TimeoutError) as error:
                 text = f"{table.fullname} can't be read: {reason_of(error)}"
                 findings.append(Finding("table", text, True))
