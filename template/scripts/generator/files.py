@@ -5,6 +5,7 @@ import ast
 import importlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -126,6 +127,8 @@ def all_or_nothing(feature: Feature, revision: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        for number in (signal.SIGINT, signal.SIGTERM):  # again, out of impatience
+            signal.signal(number, signal.SIG_IGN)
         shutil.rmtree(feature.folder, ignore_errors=True)
         for file in (feature.tests, *VERSIONS.glob(f"*{revision}*")):
             file.unlink(missing_ok=True)
