@@ -23,7 +23,9 @@ UV = """\
 #!/bin/sh
 case "$*" in
     --version) echo "uv {version}" ;;
-    *copier*) for folder; do :; done; echo service > "$folder/app.txt"; mkdir "$folder/app"; {copier} ;;
+    *copier*)
+        for folder; do :; done
+        echo '{commit}' > "$folder/.copier-answers.yml"; mkdir "$folder/app"; {copier} ;;
     "run python -c ") {install} ;;
     *) echo "served in $PWD"; env | grep ^DATABASE_ ;;
 esac
@@ -41,13 +43,19 @@ class Newcomer:
         self.service = folder / "my-service"
 
     def install_uv(
-        self, step: str = "", also: str = ":", *, own: bool = False, version: str = "0.13.9"
+        self,
+        step: str = "",
+        also: str = ":",
+        *,
+        own: bool = False,
+        version: str = "0.13.9",
+        commit: str = "_commit: 1.2.0",
     ) -> Path:
         """Have a uv on the path, or the one that `dev.py` has installed; `step` does `also`."""
         steps = {"copier": ":", "install": ":"} | ({step: also} if step else {})
         uv = (self.template / ".uv/bin" if own else self.folder / "bin") / "uv"
         uv.parent.mkdir(parents=True)
-        uv.write_text(UV.format(version=version, **steps))
+        uv.write_text(UV.format(version=version, commit=commit, **steps))
         uv.chmod(0o755)
         return uv
 
@@ -142,6 +150,20 @@ def test_an_interrupted_creation_leaves_nothing(newcomer: Newcomer, step: str) -
 
 
 @pytest.mark.fast
+def test_an_interrupted_step_may_have_ended_already() -> None:
+    ended = (
+        "import dev, subprocess\n"
+        "process = subprocess.Popen(['true'], process_group=0)\n"
+        "process.wait()\n"
+        "dev.end_group(process)\n"
+    )
+    command = [sys.executable, "-B", "-c", ended]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.fast
 def test_the_shells_database_is_not_used_and_that_is_reported(newcomer: Newcomer) -> None:
     newcomer.install_uv()
 
@@ -187,17 +209,23 @@ def test_a_clone_that_takes_no_uv_names_another_way(newcomer: Newcomer) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("clone", [True, False])
-def test_a_service_from_a_zip_says_that_no_release_can_update_it(
-    newcomer: Newcomer, clone: bool
+@pytest.mark.parametrize(
+    ("commit", "kept"),
+    [
+        ("_commit: 1.2.0", True),
+        ("_commit: v1.2.0-3-g6c64cce", True),
+        ("_commit: 6c64cce", False),  # of a clone without tags
+        ("", False),  # of a ZIP
+    ],
+)
+def test_a_service_from_a_template_without_versions_says_that_no_release_can_update_it(
+    newcomer: Newcomer, commit: str, kept: bool
 ) -> None:
-    newcomer.install_uv()
-    if not clone:
-        (newcomer.template / ".git").rmdir()
+    newcomer.install_uv(commit=commit)
 
     _, said = newcomer.read()
 
-    assert ("No release can update it" in said) == (not clone)
+    assert ("No release can update it" in said) == (not kept)
     assert "served in" in said
 
 

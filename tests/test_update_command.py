@@ -646,6 +646,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "Commit or stash these changes first": lambda folder: (folder / "README.md").write_text("…"),
     "The last commit has no .copier-answers.yml": commit_without_answers,
     "is no release": edit_answers("_commit: .*", "_commit: latest"),
+    "a clone without tags, comes from none": edit_answers("_commit: .*", "_commit: 6c64cce"),
+    "from a ZIP": edit_answers("_commit: .*\n", ""),
     "Copier: ValueError: Unknown revision": edit_answers("_commit: .*", "_commit: 0.0.1"),
     "Copier: ValueError: Local template must be a directory": edit_answers(
         "_src_path: .*", "_src_path: /nowhere"
