@@ -49,11 +49,11 @@ Entry = tuple[str, bytes]
 
 
 def everything(folder: Path) -> dict[str, Entry]:
-    """Return all that is in a folder, but for what git keeps: links, empty folders, any bytes."""
+    """Return all that is in a folder, but for git's and Python's: links, empty folders, any bytes."""
     found: dict[str, Entry] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if ".git" in path.relative_to(folder).parts:
+        if {".git", "__pycache__"} & set(path.relative_to(folder).parts):
             continue
         if path.is_symlink():
             found[name] = ("link", os.fsencode(path.readlink()))
