@@ -337,6 +337,26 @@ def test_a_failing_migration_is_reported_by_its_line(
         assert "Traceback" not in done.stdout
 
 
+def test_a_migration_that_would_drop_values_is_announced(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    models = copy.folder / "app/features/items/models.py"
+    replace(models, "    description: Mapped", "    remark: Mapped")
+
+    def autogenerate(message: str) -> str:
+        words = ("revision", "--autogenerate", "-m", message)
+        return copy.run(".venv/bin/alembic", *words, variables=migrated.variables).stdout
+
+    column = "Dropping items.description loses its values. If it was renamed, alter_column("
+    assert column in autogenerate("rename a column")
+    [renamed] = (copy.folder / "migrations/versions").glob("*_rename_a_column.py")
+    renamed.unlink()
+    models.unlink()
+    table = "Dropping items loses its values. If it was renamed, rename_table("
+    assert table in autogenerate("rename a table")
+
+
 def test_the_readme_takes_the_example_out_of_a_service_that_has_run(
     service: Service, tmp_path: Path
 ) -> None:
