@@ -273,6 +273,30 @@ def test_an_unreadable_env_file_is_reported_in_one_line(service: Service, tmp_pa
     assert not (copy.folder / ".postgres").exists()
 
 
+def test_the_doctor_names_what_keeps_the_service_from_starting(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    registration = copy.folder / "app/features/registration.py"
+    routes = copy.folder / "app/features/items/routes.py"
+    models = copy.folder / "app/features/items/models.py"
+
+    for file, text, told in [
+        (registration, "    app.include_router(nothing)\n", "NameError in app/features/regist"),
+        (models, "from app import nothing\n", "ImportError in app/features/items/models.py"),
+        (routes, "def\n", "SyntaxError: .*items/routes.py, line 76"),
+    ]:
+        with file.open("a") as source:
+            source.write(text)
+        command = (".venv/bin/python", "-m", "app.doctor")
+        done = copy.run(*command, variables=migrated.variables, check=False)
+
+        assert done.returncode == 1
+        assert re.search(f"WRONG code      the service can't start: {told}", done.stdout)
+        assert "ok    schema    up to date" in done.stdout
+        assert "Traceback" not in done.stdout
+
+
 def test_the_options_of_poe_dev_are_checked_before_the_database_is_touched(
     service: Service, tmp_path: Path
 ) -> None:

@@ -19,7 +19,7 @@ from app.health import examine as examine_database
 from app.health import revisions
 from app.lifespan import lifespan
 from app.logging import configure_logging
-from app.redaction import reason_of
+from app.redaction import describe, origin, reason_of
 from app.settings import ServiceSettings, Settings, load_settings
 from app.sources import describe_database, source_of, unknown_names
 from migrations.runner import TWO_HEADS
@@ -99,6 +99,21 @@ async def examine(
         return findings
 
 
+def import_service(settings: Settings) -> tuple[list[Finding], list[Table]]:
+    """Make the application, which opens nothing, and return the models' tables."""
+    from app.factory import create_app
+
+    try:
+        from app.features.registration import add_features
+        from migrations.metadata import metadata  # which imports all models
+
+        create_app(settings, add_features)
+    except Exception as error:  # noqa: BLE001 - whatever an import raises
+        text = f"the service can't start: {describe(error)}{origin(error)}"
+        return [Finding("code", text, True)], []
+    return [], metadata.sorted_tables
+
+
 def explicit_settings(settings: ServiceSettings, own_server: bool) -> Iterator[str]:
     """Yield each setting that is set explicitly, and where; a `SecretStr` is masked."""
     given = settings.model_fields_set - ({"database_url"} if own_server else set())
@@ -122,13 +137,11 @@ def main(folder: str | None = None, not_made: str | None = None, prefix: str = "
     )
     processes = parser.parse_args().processes
     settings = load_settings(Settings)
-    configure_logging(settings.model_copy(update={"log_level": "WARNING"}))
-    from migrations.metadata import metadata  # which imports all models
-
+    quiet = settings.model_copy(update={"log_level": "WARNING"})
+    configure_logging(quiet)
+    findings, tables = import_service(quiet)
     # A command of its own may start an event loop (E14).
-    findings = asyncio.run(  # noqa: TID251
-        examine(settings, processes, metadata.sorted_tables, folder, not_made)
-    )
+    findings += asyncio.run(examine(settings, processes, tables, folder, not_made))  # noqa: TID251
     for subject, text, wrong, doubtful in findings:
         text = text.replace("alembic upgrade", f"{prefix}alembic upgrade")
         print("WRONG" if wrong else "look " if doubtful else "ok   ", f"{subject:9}", text)
