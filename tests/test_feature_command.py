@@ -49,8 +49,11 @@ REFUSED = {
     "orders order:int": "order is a word of SQL's",
     "categories name:str": "is it --singular category?",
     "matches name:str": "is it --singular match?",
-    "people name:str": "pass it as --singular",
+    "people name:str": "pass it, as in people --singular person",
+    "sheep name:str": "or another word for one, as in sheep --singular one_sheep",
+    "series name:str": "or another word for one",
     "people name:str --singular people": "can't name both the list and an item",
+    "sheep name:str --singular sheep": "as in --singular one_sheep",
     "docs name:str": "/docs is a path of the template's",
     # What is there already.
     "items name:str": "app/features/items is there already",
@@ -84,7 +87,9 @@ REFUSED = {
     "orders price:decimal:2,3": "digits and decimal places",
     "orders price:decimal:12": "digits and decimal places",
     "orders price:decimal:20,4": "this database does not store so many digits",
-    "orders customer:references": "there is no table customers",
+    "orders customer:references": "there is no table customers. Say which, as in customer:ref",
+    "orders customer:references:nothere": "there is no table nothere. A feature refers to one that",
+    "orders parent:references:orders": "that is there before it, and not to itself",
     "orders item:references item_id:int": "Two fields would be called item_id",
     # What becomes too long for a database.
     f"{LONG}s name:str": f"pk_{LONG}s would be longer than 63 characters",
