@@ -186,6 +186,7 @@ def test_ctrl_c_before_a_feature_is_written_is_no_traceback(
 def test_two_features_at_the_same_time_are_both_registered(sqlite_service: Service) -> None:
     folder = sqlite_service.folder
     command = (".venv/bin/python", "-m", "scripts.generator")
+    sqlite_service.run(".venv/bin/python", "-m", "scripts.openapi")
 
     processes = [
         subprocess.Popen([*command, name, "article:str"], cwd=folder, env=environment())
