@@ -41,9 +41,8 @@ Canonical = BeforeValidator(check_digits)
 Id = Annotated[int, Field(ge=1, le=MAX_ID, json_schema_extra=INT64), Canonical]
 Integer = Annotated[int, Field(ge=-(2**31), le=2**31 - 1, json_schema_extra=INT32), Canonical]
 BigInteger = Annotated[int, Field(ge=-(2**63), le=MAX_ID, json_schema_extra=INT64), Canonical]
-Text = Annotated[
-    str, StringConstraints(pattern=r"^[^\x00]*$")
-]  # no NUL: not every database stores it
+# No NUL: not every database stores it.
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 
 # The first and last days are excluded: a driver may take their moments for infinite, and in another
 # time zone their year is out of Python's range.
