@@ -50,11 +50,11 @@ Entry = tuple[str, bytes]
 
 
 def everything(folder: Path) -> dict[str, Entry]:
-    """Return all that is in a folder, but for what git keeps: links, empty folders, any bytes."""
+    """Return all that is in a folder, but for git's and Python's: links, empty folders, any bytes."""
     found: dict[str, Entry] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if ".git" in path.relative_to(folder).parts:
+        if {".git", "__pycache__"} & set(path.relative_to(folder).parts):
             continue
         if path.is_symlink():
             found[name] = ("link", os.fsencode(path.readlink()))
@@ -665,6 +665,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "Commit or stash these changes first": lambda folder: (folder / "README.md").write_text("…"),
     "The last commit has no .copier-answers.yml": commit_without_answers,
     "is no release": edit_answers("_commit: .*", "_commit: latest"),
+    "a clone without tags, comes from none": edit_answers("_commit: .*", "_commit: 6c64cce"),
+    "from a ZIP": edit_answers("_commit: .*\n", ""),
     "Copier: ValueError: Unknown revision": edit_answers("_commit: .*", "_commit: 0.0.1"),
     "Copier: ValueError: Local template must be a directory": edit_answers(
         "_src_path: .*", "_src_path: /nowhere"

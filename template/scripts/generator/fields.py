@@ -163,7 +163,10 @@ def read_field(text: str, singular: str) -> Field:
         case "decimal":
             own = read_digits(text, name, limit or "12,2")
         case "references":
-            model = find_model(text, limit or f"{name}s")
+            advice = "A feature refers to one that is there before it, and not to itself."
+            if not limit:
+                advice = "Say which, as in customer:references:customers."
+            model = find_model(text, limit or f"{name}s", advice)
             own = {"model": model.__name__}
             name = f"{name}_id"
         case _ if limit:
@@ -202,7 +205,7 @@ def read_digits(text: str, name: str, limit: str) -> dict[str, Any]:
     return {**own, "sample": sample}
 
 
-def find_model(text: str, name: str) -> Any:
+def find_model(text: str, name: str, advice: str) -> Any:
     """Return the model of a table whose rows another can refer to."""
     for mapper in Base.registry.mappers:
         if mapper.local_table is metadata.tables.get(name):
@@ -210,6 +213,4 @@ def find_model(text: str, name: str) -> Any:
             if more or key.name != "id" or not isinstance(key.type, BigIntegerKey):
                 raise RefusedError(f"{text}: the key of {name} is not one BigIntegerKey, id.")
             return mapper.class_
-    raise RefusedError(
-        f"{text}: there is no table {name}; say which, as in customer:references:customers."
-    )
+    raise RefusedError(f"{text}: there is no table {name}. {advice}")
