@@ -12,7 +12,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
-    command = ["git", "-C", str(folder), *identity, *arguments]
+    # Without git's automatic collection, which runs on behind the next command.
+    command = ["git", "-C", str(folder), "-c", "gc.auto=0", *identity, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
