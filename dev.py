@@ -116,7 +116,8 @@ def hold_interrupt(held: bool) -> None:
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
     if os.name == "posix":
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended by itself, just now
+            os.killpg(process.pid, signal.SIGTERM)
     process.terminate()
     process.wait()
 
@@ -185,9 +186,10 @@ def new(database: str, folder: Path, port: int) -> NoReturn:
         packages = "Its packages could not be installed, so the service was removed again"
         run([uv, "run", "python", "-c", ""], folder, f"{packages}: see above; {OFFLINE}")
     print("The service is in", folder)
-    if not (HERE / ".git").exists():
-        print("No release can update it: this template is no git clone, and so has no versions.")
-        print("Generate a service that you keep from a clone.")
+    answers = (folder / ".copier-answers.yml").read_text("utf-8")
+    if not re.search(r"(?m)^_commit: *['\"]?v?\d+\.\d", answers):
+        print("No release can update it: this template is a ZIP, or a clone without tags, and so")
+        print("has no versions. Generate a service that you keep from a clone with its tags.")
     print("Its commands are typed there:", f"cd {shlex.quote(str(folder))}", sep="\n    ")
     say_where_uv_is(uv)
     sys.stdout.flush()

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import Database
+from tests.support.pages import check
 from tests.support.repository import git, replace
-from tests.support.services import Service
+from tests.support.services import FIRST, Service
 
 
 @pytest.fixture
@@ -105,8 +106,8 @@ def test_a_new_model_gets_a_migration_that_passes_the_checks(
     message = ("--autogenerate", "-m", "create notes")
     copied.run("uv", "run", "alembic", "revision", *message, variables=migrated.variables)
 
-    output = copied.run("uv", "run", "poe", "check").stdout
-    assert re.search(r"\d+ passed", output)
+    check(copied)  # and all tests where tests/test_howtos.py writes a feature by hand
+    copied.run(".venv/bin/pytest", "tests/test_migrations.py")
     [revision] = (copied.folder / "migrations/versions").glob("*_create_notes.py")
     assert "database.BigIntegerKey()" in revision.read_text()
 
@@ -122,19 +123,32 @@ def test_a_column_without_a_migration_is_refused(service: Service, tmp_path: Pat
     assert "New upgrade operations detected: [('add_column', None, 'items'" in refused.stdout
 
 
-def test_two_heads_are_refused(service: Service, tmp_path: Path) -> None:
+def test_two_heads_are_refused(service: Service, migrated: Database, tmp_path: Path) -> None:
+    """Once by each command, which names the one that joins them."""
     copy = service.copy(tmp_path / "service")
-    versions = copy.folder / "migrations/versions"
-    [first] = versions.glob("*_create_items.py")
-    revision = first.name.split("_")[3]
     for branch in ("left", "right"):
-        text = f"revision = {branch!r}\ndown_revision = {revision!r}\n"
-        (versions / f"{branch}.py").write_text(text)
+        copy.add_revision(branch, FIRST, [])
+    python = (".venv/bin/python", "-m")
+    commands = {
+        (*python, "app.doctor"): "WRONG schema    ",
+        (*python, "scripts.dev"): "alembic upgrade head: ",
+        (*python, "scripts.generator", "orders", "article:str"): "There are ",
+        (*python, "pytest", "tests/features"): "ERROR: ",
+    }
 
-    refused = copy.run(".venv/bin/pytest", "-k", "there_is_one_head", check=False)
+    told = set()
+    for command, before in commands.items():
+        refused = copy.run(*command, variables=migrated.variables, check=False)
+        assert refused.returncode in (1, 4), command
+        [line] = [line for line in refused.stdout.splitlines() if "merge" in line]
+        assert line.startswith(f"{before}two newest migrations"), line
+        assert not re.search("Traceback|behind|INTERNALERROR", refused.stdout), refused.stdout
+        told |= set(re.findall("uv run alembic merge .* joins", line))
 
-    assert refused.returncode == 1
-    assert re.search(r"alembic merge --message '…' (left right|right left)", refused.stdout)
+    [joins] = told
+    copy.run("sh", "-c", joins.removesuffix(" joins").replace("uv run", "uv run --no-sync"))
+    copy.migrate(migrated)
+    assert "ok    schema" in copy.run(*python, "app.doctor", variables=migrated.variables).stdout
 
 
 def test_a_commit_is_checked_by_the_same_tools(copied: Service, tmp_path: Path) -> None:

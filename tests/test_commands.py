@@ -56,6 +56,13 @@ def test_poe_dev_serves_a_migrated_database_and_leaves_nothing_running(
     wait_until_nothing_runs(service.folder)
 
 
+def test_a_killed_poe_dev_leaves_nothing_that_serves(service: Service) -> None:
+    with service.serve(".venv/bin/python", "-m", "scripts.dev") as server:
+        server.stop(signal.SIGKILL)
+
+        wait_until_nothing_runs(service.folder)
+
+
 def test_alembic_takes_the_database_of_the_environment(
     service: Service, database: Database
 ) -> None:

@@ -257,6 +257,44 @@ def test_every_helper_of_the_tests_is_listed_and_no_test_module_is_one() -> None
         assert f"| `tests/{module.name}` |" in guide, module
 
 
+KINDS = ["Breaking", "Added", "Changed", "Fixed", "Removed"]
+
+
+def wrong_in(changelog: str) -> Iterator[str]:
+    """Yield what has another form than "Releases" says. A fork's are above, and its own affair."""
+    _, found, upstream = changelog.partition("## Unreleased\n")
+    for release in f"{found}{upstream}".split("\n## "):
+        head, *sections = release.split("\n### ")
+        title, *before = filter(None, head.splitlines())
+        kinds = [section.partition("\n")[0] for section in sections]
+        if before and "Unreleased" not in title:
+            yield f"{title}: text ahead of its kinds"
+        if kinds != [kind for kind in KINDS if kind in kinds]:
+            yield f"{title}: {kinds}"
+        for section in sections:
+            for entry in section.split("\n- ")[1:]:
+                if entry.count("\n\n  *Update:* ") != 1:
+                    yield f"{title}: no one update of: {entry}"
+
+
+def test_the_changelog_has_the_form_that_the_contributors_guide_says() -> None:
+    guide = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text()
+    entry = "- One.\n\n  *Update:* nothing to do.\n"
+    release = f"## 0.1.0 - 2027-01-31\n\n### Breaking\n\n{entry}{entry}\n### Fixed\n\n{entry}"
+    wrong = [
+        release.replace("\n\n###", "\n\nUntil then.\n\n###", 1),
+        release.replace("Fixed", "Repaired"),
+        release.replace("Breaking", "Removed"),
+        release.replace("\n\n  *Update:* nothing to do.", "", 1),
+    ]
+
+    assert re.findall(r"`### (\w+)`", guide.partition("\n## Releases\n")[2]) == KINDS
+    assert [*wrong_in(changelog)] == []
+    assert [*wrong_in(f"## Unreleased\n\nUntil then.\n\n{release}")] == []
+    assert [len([*wrong_in(f"## Unreleased\n\n{each}")]) for each in wrong] == [1, 1, 1, 1]
+
+
 def test_the_tables_of_the_benchmark_are_its_figures() -> None:
     page = page_text("explanation/performance.md")
     figures = json.loads((DOCS / "explanation/benchmark.json").read_text())

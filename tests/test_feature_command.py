@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -34,6 +35,21 @@ words = ("name:str:200:unique", "description:str:2000:optional")
 feature = Feature("items", "item", [read_field(word, "item") for word in words])
 print(json.dumps({name: feature.render(name) for name in ("models", "queries", "routes")}))
 """
+NAME_TYPES = """
+import ast, json, sys
+from scripts.generator.feature import Feature
+from scripts.generator.fields import read_field
+
+fields = [read_field(f"{name}:str", "order") for name in sys.argv[1:]]
+tree = ast.parse(Feature("orders", "order", fields).render("schemas"))
+targets = [node.targets[0] for node in tree.body if isinstance(node, ast.Assign)]
+print(json.dumps([target.id for target in targets]))
+"""
+# Names of FastAPI's, pydantic's, Python's and the service's own, which a feature's modules import.
+IMPORTED = """
+body query path header cookie form file depends security request response upload_file literal
+annotated exception base_model secret integer text cursor page router reader
+"""
 LONG = "o" * 60
 REFUSED = {
     # Names.
@@ -48,8 +64,11 @@ REFUSED = {
     "orders order:int": "order is a word of SQL's",
     "categories name:str": "is it --singular category?",
     "matches name:str": "is it --singular match?",
-    "people name:str": "pass it as --singular",
+    "people name:str": "pass it, as in people --singular person",
+    "sheep name:str": "or another word for one, as in sheep --singular one_sheep",
+    "series name:str": "or another word for one",
     "people name:str --singular people": "can't name both the list and an item",
+    "sheep name:str --singular sheep": "as in --singular one_sheep",
     "docs name:str": "/docs is a path of the template's",
     # What is there already.
     "items name:str": "app/features/items is there already",
@@ -83,7 +102,9 @@ REFUSED = {
     "orders price:decimal:2,3": "digits and decimal places",
     "orders price:decimal:12": "digits and decimal places",
     "orders price:decimal:20,4": "this database does not store so many digits",
-    "orders customer:references": "there is no table customers",
+    "orders customer:references": "there is no table customers. Say which, as in customer:ref",
+    "orders customer:references:nothere": "there is no table nothere. A feature refers to one that",
+    "orders parent:references:orders": "that is there before it, and not to itself",
     "orders item:references item_id:int": "Two fields would be called item_id",
     # What becomes too long for a database.
     f"{LONG}s name:str": f"pk_{LONG}s would be longer than 63 characters",
@@ -120,6 +141,16 @@ def test_what_is_no_feature_is_refused_in_a_sentence_and_nothing_is_written(
     assert git(folder, "status", "--porcelain") == ""
 
 
+def test_the_type_of_a_field_takes_no_name_that_a_feature_imports(
+    service_of: Callable[[str], Service],
+) -> None:
+    command = (".venv/bin/python", "-c", NAME_TYPES, "title", *IMPORTED.split())
+    printed = json.loads(service_of("sqlite").run(*command).stdout)
+
+    expected = ["".join(map(str.capitalize, name.split("_"))) for name in IMPORTED.split()]
+    assert printed == ["Title", *(f"Order{name}" for name in expected)]
+
+
 def test_what_fails_half_way_leaves_nothing(sqlite_service: Service) -> None:
     folder = sqlite_service.folder
     command = (".venv/bin/python", "-m", "scripts.generator", "orders", "article:str")
@@ -148,6 +179,52 @@ def test_what_fails_half_way_leaves_nothing(sqlite_service: Service) -> None:
     unknown = sqlite_service.run(*command, check=False)
     assert "registration.py has no function add_features(app)" in unknown.stdout
     assert git(folder, "status", "--porcelain") == ""
+
+
+@pytest.mark.parametrize("imported", ["argparse", "pydantic", "alembic", "migrations.metadata"])
+def test_ctrl_c_before_a_feature_is_written_is_no_traceback(
+    sqlite_service: Service, imported: str
+) -> None:
+    folder = sqlite_service.folder
+    commit(folder)
+    words = ("-X", "importtime", "-m", "scripts.generator", "orders", "article:str")
+
+    with subprocess.Popen(
+        [".venv/bin/python", *words],
+        cwd=folder,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if re.search(rf"\| +{re.escape(imported)}$", line):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+
+    assert process.returncode != 0
+    assert "Traceback" not in rest
+    assert git(folder, "status", "--porcelain") == ""
+
+
+def test_two_features_at_the_same_time_are_both_registered(sqlite_service: Service) -> None:
+    folder = sqlite_service.folder
+    command = (".venv/bin/python", "-m", "scripts.generator")
+    sqlite_service.run(".venv/bin/python", "-m", "scripts.openapi")
+
+    processes = [
+        subprocess.Popen([*command, name, "article:str"], cwd=folder, env=environment())
+        for name in ("orders", "invoices")
+    ]
+    codes = [process.wait(START_TIMEOUT) for process in processes]
+
+    assert codes == [0, 0]
+    registration = (folder / "app/features/registration.py").read_text()
+    assert "app.include_router(orders)" in registration
+    assert "app.include_router(invoices)" in registration
+    heads = sqlite_service.run(".venv/bin/alembic", "heads").stdout
+    assert heads.count("(head)") == 1
 
 
 def test_nothing_else_is_accepted_with_a_feature(sqlite_service: Service) -> None:

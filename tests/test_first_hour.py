@@ -23,7 +23,9 @@ UV = """\
 #!/bin/sh
 case "$*" in
     --version) echo "uv {version}" ;;
-    *copier*) for folder; do :; done; echo service > "$folder/app.txt"; mkdir "$folder/app"; {copier} ;;
+    *copier*)
+        for folder; do :; done
+        echo '{commit}' > "$folder/.copier-answers.yml"; mkdir "$folder/app"; {copier} ;;
     "run python -c ") {install} ;;
     *) echo "served in $PWD"; env | grep ^DATABASE_ ;;
 esac
@@ -41,13 +43,19 @@ class Newcomer:
         self.service = folder / "my-service"
 
     def install_uv(
-        self, step: str = "", also: str = ":", *, own: bool = False, version: str = "0.13.9"
+        self,
+        step: str = "",
+        also: str = ":",
+        *,
+        own: bool = False,
+        version: str = "0.13.9",
+        commit: str = "_commit: 1.2.0",
     ) -> Path:
         """Have a uv on the path, or the one that `dev.py` has installed; `step` does `also`."""
         steps = {"copier": ":", "install": ":"} | ({step: also} if step else {})
         uv = (self.template / ".uv/bin" if own else self.folder / "bin") / "uv"
         uv.parent.mkdir(parents=True)
-        uv.write_text(UV.format(version=version, **steps))
+        uv.write_text(UV.format(version=version, commit=commit, **steps))
         uv.chmod(0o755)
         return uv
 
@@ -142,6 +150,20 @@ def test_an_interrupted_creation_leaves_nothing(newcomer: Newcomer, step: str) -
 
 
 @pytest.mark.fast
+def test_an_interrupted_step_may_have_ended_already() -> None:
+    ended = (
+        "import dev, subprocess\n"
+        "process = subprocess.Popen(['true'], process_group=0)\n"
+        "process.wait()\n"
+        "dev.end_group(process)\n"
+    )
+    command = [sys.executable, "-B", "-c", ended]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.fast
 def test_the_shells_database_is_not_used_and_that_is_reported(newcomer: Newcomer) -> None:
     newcomer.install_uv()
 
@@ -187,17 +209,23 @@ def test_a_clone_that_takes_no_uv_names_another_way(newcomer: Newcomer) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("clone", [True, False])
-def test_a_service_from_a_zip_says_that_no_release_can_update_it(
-    newcomer: Newcomer, clone: bool
+@pytest.mark.parametrize(
+    ("commit", "kept"),
+    [
+        ("_commit: 1.2.0", True),
+        ("_commit: v1.2.0-3-g6c64cce", True),
+        ("_commit: 6c64cce", False),  # of a clone without tags
+        ("", False),  # of a ZIP
+    ],
+)
+def test_a_service_from_a_template_without_versions_says_that_no_release_can_update_it(
+    newcomer: Newcomer, commit: str, kept: bool
 ) -> None:
-    newcomer.install_uv()
-    if not clone:
-        (newcomer.template / ".git").rmdir()
+    newcomer.install_uv(commit=commit)
 
     _, said = newcomer.read()
 
-    assert ("No release can update it" in said) == (not clone)
+    assert ("No release can update it" in said) == (not kept)
     assert "served in" in said
 
 
@@ -243,6 +271,30 @@ def test_an_unreadable_env_file_is_reported_in_one_line(service: Service, tmp_pa
         assert "hunter2" not in done.stdout
     assert not (copy.folder / "app.db").exists()
     assert not (copy.folder / ".postgres").exists()
+
+
+def test_the_doctor_names_what_keeps_the_service_from_starting(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    registration = copy.folder / "app/features/registration.py"
+    routes = copy.folder / "app/features/items/routes.py"
+    models = copy.folder / "app/features/items/models.py"
+
+    for file, text, told in [
+        (registration, "    app.include_router(nothing)\n", "NameError in app/features/regist"),
+        (models, "from app import nothing\n", "ImportError in app/features/items/models.py"),
+        (routes, "def\n", "SyntaxError: .*items/routes.py, line 76"),
+    ]:
+        with file.open("a") as source:
+            source.write(text)
+        command = (".venv/bin/python", "-m", "app.doctor")
+        done = copy.run(*command, variables=migrated.variables, check=False)
+
+        assert done.returncode == 1
+        assert re.search(f"WRONG code      the service can't start: {told}", done.stdout)
+        assert "ok    schema    up to date" in done.stdout
+        assert "Traceback" not in done.stdout
 
 
 def test_the_options_of_poe_dev_are_checked_before_the_database_is_touched(
@@ -307,6 +359,26 @@ def test_a_failing_migration_is_reported_by_its_line(
         assert "versions/wrong.py, line 1" in last
         assert told in last
         assert "Traceback" not in done.stdout
+
+
+def test_a_migration_that_would_drop_values_is_announced(
+    service: Service, migrated: Database, tmp_path: Path
+) -> None:
+    copy = service.copy(tmp_path / "service")
+    models = copy.folder / "app/features/items/models.py"
+    replace(models, "    description: Mapped", "    remark: Mapped")
+
+    def autogenerate(message: str) -> str:
+        words = ("revision", "--autogenerate", "-m", message)
+        return copy.run(".venv/bin/alembic", *words, variables=migrated.variables).stdout
+
+    column = "Dropping items.description loses its values. If it was renamed, alter_column("
+    assert column in autogenerate("rename a column")
+    [renamed] = (copy.folder / "migrations/versions").glob("*_rename_a_column.py")
+    renamed.unlink()
+    models.unlink()
+    table = "Dropping items loses its values. If it was renamed, rename_table("
+    assert table in autogenerate("rename a table")
 
 
 def test_the_readme_takes_the_example_out_of_a_service_that_has_run(

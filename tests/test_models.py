@@ -22,6 +22,15 @@ WAITING = (
     " WHERE wait_event_type = 'Lock' AND datname = current_database()"
 )
 
+NAME_PARAMETERS = """
+import sys
+from app.features.errors import field_of
+from app.problems import FieldError
+
+for name in sys.argv[1:]:
+    print(field_of(FieldError(place="query", name=name, code="", detail="")))
+"""
+
 
 def walk(http: httpx2.Client, **query: Any) -> Iterator[dict[str, Any]]:
     while True:
@@ -149,6 +158,9 @@ def be_refused_in_another_form(service: Service, database: Database) -> None:
     service.run(".venv/bin/ruff", "format", "--check", "tests")
     service.run(".venv/bin/pytest", "-q", "tests/features")
 
+    named = service.run(".venv/bin/python", "-c", NAME_PARAMETERS, "tag.1", "tag", "sort.by")
+    assert named.stdout.split() == ["tag", "tag", "sort.by"]
+
     variables = {**database.variables, "ALLOWED_HOSTS": "127.0.0.1", "MAX_BODY_SIZE": "1000"}
     with service.serve(**variables) as server:
         http = server.client
@@ -166,6 +178,12 @@ def be_refused_in_another_form(service: Service, database: Database) -> None:
             http.patch("/items/1", json={}, headers={"If-Match": '"9-00000000"'}),
         ]
         head = http.head("/items/99")
+        for url, sent, expected in (
+            ("/articles", {"title": "A", "author": "anna", "tags": ["a", ""]}, {"tags"}),
+            ("/people/import", ["anna", ""], {"body"}),
+            ("/articles", {"title": "A", "author": "anna", "a/b": 1, "": 1}, {"a/b", ""}),
+        ):
+            assert http.post(url, json=sent).json()["errors"].keys() == expected
         database.take_away()
         answers.append(http.get("/items"))
         answers.append(http.get("/health/ready"))

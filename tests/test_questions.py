@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,18 @@ def test_no_answers_give_the_default_service(template: Path, tmp_path: Path) -> 
         "project_name": "My Service",
         "project_slug": "my-service",
     }
+
+
+def test_every_answer_that_is_kept_is_checked(template: Path) -> None:
+    found = questions(template)
+    kept = {
+        name
+        for name, question in found.items()
+        if not name.startswith("_") and question.get("when", True) and name != "checksum"
+    }
+
+    [names] = re.findall(r"\[(.*)\]", found["expected_checksum"]["default"])
+    assert set(names.split(", ")) == kept
 
 
 def test_nobody_is_asked_to_trust(template: Path) -> None:

@@ -92,7 +92,7 @@ EDITS = [
         "from app.features.notes.routes import router as notes\n",
     ),
     ("app/features/settings.py", '`PAYMENT_URL`."""\n', '\n    sender: str = "a@example.com"\n'),
-    (".env.example", "#MAX_BODY_SIZE=262144\n", "\n# Who sends mail.\n#SENDER=a@example.com\n"),
+    (".env.example", "# The service's own:\n", "# Who sends mail.\n#SENDER=a@example.com\n"),
     ("README.md", "## Configure\n", "\nAsk the desk for a sender.\n"),
     ("compose.yaml", "    stop_grace_period: 30s\n", "\n  mail:\n    image: axllent/mailpit:v1\n"),
     ("pyproject.toml", "win32'\",\n    # The service's own:\n", '    "packaging>=26",\n'),

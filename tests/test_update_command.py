@@ -43,6 +43,7 @@ from tests.support.repository import (
     git,
     names_of_tests,
     replace,
+    substitute,
     text_files,
 )
 from tests.support.services import render_repository
@@ -51,11 +52,11 @@ Entry = tuple[str, bytes]
 
 
 def everything(folder: Path) -> dict[str, Entry]:
-    """Return all that is in a folder, but for what git keeps: links, empty folders, any bytes."""
+    """Return all that is in a folder, but for git's and Python's: links, empty folders, any bytes."""
     found: dict[str, Entry] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if ".git" in path.relative_to(folder).parts:
+        if {".git", "__pycache__"} & set(path.relative_to(folder).parts):
             continue
         if path.is_symlink():
             found[name] = ("link", os.fsencode(path.readlink()))
@@ -594,6 +595,24 @@ def test_what_is_where_a_release_has_a_new_file_is_named_and_nothing_changes(
     assert git(folder, "diff", "HEAD", "--name-only") == ""
 
 
+@pytest.mark.parametrize("mine", ["of the release\n", "mine\n"])
+def test_a_new_file_of_a_release_conflicts_with_another_text_that_git_holds(
+    merge: Call, rewritten: Update, tmp_path: Path, mine: str
+) -> None:
+    folder = rewritten.service(tmp_path / "service")
+    (folder / NEW).write_text(mine)
+    commit(folder)
+
+    code, said = merge(folder, rewritten)
+
+    if mine == (rewritten.after / NEW).read_text():
+        assert (code, conflicts(folder)) == (0, set()), said
+    else:
+        assert (code, conflicts(folder)) == (3, {NEW})
+        assert f"- {NEW}: CONFLICT (" in said
+        assert mine in (folder / NEW).read_text()
+
+
 @pytest.mark.parametrize("flag", ["--assume-unchanged", "--skip-worktree"])
 def test_an_edit_that_git_was_told_to_overlook_is_not_overwritten(
     merge: Call, next_release: Update, tmp_path: Path, flag: str
@@ -710,6 +729,8 @@ REFUSED: dict[str, Callable[[Path], object]] = {
     "Commit or stash these changes first": lambda folder: (folder / "README.md").write_text("…"),
     "The last commit has no .copier-answers.yml": commit_without_answers,
     "is no release": edit_answers("_commit: .*", "_commit: latest"),
+    "a clone without tags, comes from none": edit_answers("_commit: .*", "_commit: 6c64cce"),
+    "from a ZIP": edit_answers("_commit: .*\n", ""),
     "Copier: ValueError: Unknown revision": edit_answers("_commit: .*", "_commit: 0.0.1"),
     "Copier: ValueError: Local template must be a directory": edit_answers(
         "_src_path: .*", "_src_path: /nowhere"
@@ -741,7 +762,7 @@ def test_an_old_copier_is_refused_by_name(
     templates: Path, next_release: Update, tmp_path: Path
 ) -> None:
     template = Path(shutil.copytree(templates, tmp_path / "template"))
-    replace(template / "copier.yml", 'copier_version: "9.19.0"', 'copier_version: "99.0.0"')
+    substitute(template / "copier.yml", r'copier_version: ".*"', 'copier_version: "99.0.0"')
     commit(template)
     git(template, "tag", "1002.0.0")
     folder = next_release.service(tmp_path / "service")
@@ -1075,8 +1096,8 @@ def test_a_version_that_was_lowered_or_pinned_is_a_conflict_as_before(
     merge: Call, next_release: Update, tmp_path: Path
 ) -> None:
     folder = next_release.service(tmp_path / "service")
-    replace(folder / "Dockerfile", "FROM python:3.14-slim AS", "FROM python:3.13-slim AS")
-    replace(folder / "pyproject.toml", '"alembic>=1.20"', '"alembic==1.20"')
+    substitute(folder / "Dockerfile", "FROM python:.*-slim AS", "FROM python:3.13-slim AS")
+    substitute(folder / "pyproject.toml", '"alembic>=(.*)"', r'"alembic==\1"')
     commit(folder)
 
     code, _ = merge(folder, next_release)

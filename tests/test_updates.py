@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.support.databases import DATABASES, open_database
-from tests.support.pages import Typist, table
+from tests.support.pages import Typist, blocks, table
 from tests.support.processes import environment
 from tests.support.releases import (
     CONFLICTS,
+    HEADING,
     MOVED,
     NAMES,
     NEXT,
@@ -38,6 +39,7 @@ from tests.support.releases import (
     fill_places,
     insert_lines,
     releases,
+    take_steps,
     update,
     write,
 )
@@ -169,7 +171,7 @@ def test_an_update_keeps_the_answers_and_switches_nothing_on(
     before = yaml.safe_load((step.before / ".copier-answers.yml").read_text())
     after = yaml.safe_load((updated / ".copier-answers.yml").read_text())
     assert after.pop("_commit") == step.new
-    del before["_commit"]
+    del before["_commit"], before["checksum"], after["checksum"]
     assert after.items() >= before.items()
     assert not any(after[name] for name in after.keys() - before.keys())
 
@@ -202,6 +204,7 @@ def test_a_service_full_of_edits_is_updated_and_serves_its_old_rows(
             name: (service.folder / name).read_text() for name in names | {".env"}
         } == text_files(expected)
         service.run("uv", "sync", "--quiet")
+        take_steps(service)
         migrated = service.run(
             "uv", "run", "alembic", "upgrade", "head", variables=database.variables
         )
@@ -394,6 +397,17 @@ def test_a_renamed_question_keeps_its_answer(templates: Path, tmp_path: Path) ->
     assert "project_name" not in answers
 
 
+def test_the_answer_to_a_new_question_is_checked_from_its_release_on(living: Path) -> None:
+    update(living, NEXT)
+    commit(living, "Update")
+    edit_answers("metrics: false", "metrics: true")(living)
+
+    done = call_copier(living, "--vcs-ref", REWRITTEN)
+
+    assert done.returncode != 0
+    assert "the answers have been edited by hand" in done.stderr
+
+
 # What Copier refuses -------------------------------------------------------------------------------
 
 
@@ -503,72 +517,107 @@ def test_a_slug_that_a_release_no_longer_accepts_is_not_replaced_by_another(
 # Releases ------------------------------------------------------------------------------------------
 
 
+def heads(repository: Path, commit: str) -> set[str]:
+    """Return the releases whose heading a commit's changelog has, or its parents' have."""
+    return set(HEADING.findall(git(repository, "show", f"{commit}:CHANGELOG.md")))
+
+
 def test_the_changelog_the_history_and_the_tags_name_the_same_releases() -> None:
     found = releases()
 
     tags = git(REPOSITORY, "tag", "--merged").split()  # a fork has later ones of upstream's too
-    assert {tag: git(REPOSITORY, "rev-list", "-1", tag).strip() for tag in tags}.items() <= (
-        found.items()
-    )
+    assert {*tags} <= found.keys()
+    for version, commit_of_it in found.items():
+        assert version in heads(REPOSITORY, commit_of_it) - heads(REPOSITORY, f"{commit_of_it}^")
 
 
-@pytest.fixture
-def history(tmp_path: Path) -> Path:
-    """A repository with two releases, and work between them."""
-    folder = tmp_path / "history"
-    folder.mkdir()
-    git(folder, "init", "--quiet")
-    for changes in (
-        "## Unreleased\n",
-        "## Unreleased\n\n## 0.1.0 - 2027-01-31\n",
-        "## Unreleased\n\nA merge lost the release.\n",
-        "## Unreleased\n\nA change.\n\n## 0.1.0 - 2027-01-31\n",
-        "## 0.2.0 - 2027-02-28\n\nA change.\n\n## 0.1.0 - 2027-01-31\n",
-        "## 0.2.0 - 2027-02-28\n\nA change.\n\n## 0.1.0 - 2027-01-30\n\nIts date was wrong.\n",
-    ):
-        write(folder, "CHANGELOG.md", f"# Changelog\n\n{changes}")
-        commit(folder, changes)
-    return folder
+FIRST, SECOND = "## 0.1.0 - 2027-01-31\n", "## 0.2.0 - 2027-02-28\n"
+# The changelog at each commit, below its title; the one that is 0.1.0 is marked by `*`.
+HISTORIES = {
+    "plain": ["## Unreleased\n", f"*{FIRST}", f"A change.\n{FIRST}"],
+    "its date was wrong": ["", f"*{FIRST}", "## 0.1.0 - 2027-01-30\n\nIts date was wrong.\n"],
+    "it moved below another": ["", f"*{FIRST}", f"{FIRST}{SECOND}", f"{SECOND}{FIRST}"],
+    "it was withdrawn and added again": ["", FIRST, "", f"*{FIRST}", f"{SECOND}{FIRST}"],
+    "it was withdrawn and added again with another date": [
+        "",
+        "## 0.1.0 - 2026-11-28\n",
+        "Withdrawn.\n",
+        f"*{FIRST}",
+    ],
+    "it was withdrawn twice": ["", FIRST, "", FIRST, "", f"*{FIRST}", f"More.\n{FIRST}"],
+    "its number begins another's": ["", f"*{FIRST}", f"## 0.1.00 - 2027-03-01\n{FIRST}"],
+}
 
 
-def test_a_release_is_the_commit_that_added_its_heading(history: Path) -> None:
-    found = releases(history)
+def write_history(folder: Path, changelogs: list[str]) -> str:
+    """Commit one after the other, and return the commit that is marked."""
+    git(folder.parent, "init", "--quiet", "--initial-branch=main", folder.name)
+    for changelog in changelogs:
+        write(folder, "CHANGELOG.md", f"# Changelog\n\n{changelog.removeprefix('*')}")
+        commit(folder, "Release 0.1.0" if changelog.startswith("*") else "Work")
+    return commit_called(folder, "Release 0.1.0")
 
-    commits = git(history, "log", "--reverse", "--format=%H").split()
-    assert found == {"0.1.0": commits[1], "0.2.0": commits[4]}
+
+def commit_called(folder: Path, subject: str) -> str:
+    return git(folder, "log", "--format=%H", f"--grep=^{subject}$").strip()
 
 
-def test_the_tag_of_the_procedure_is_on_the_commit_that_added_the_heading(
-    history: Path, tmp_path: Path
+def steps_of_a_release() -> dict[str, str]:
+    """Return the commands of CONTRIBUTING.md's "Releases" by their titles."""
+    guide = (REPOSITORY / "CONTRIBUTING.md").read_text()
+    _, _, section = guide.partition("\n## Releases\n")
+    text = re.sub("^   ", "", section.partition("\n## ")[0], flags=re.MULTILINE)
+    return {block.title: block.text for block in blocks(text)}
+
+
+@pytest.mark.parametrize("changelogs", HISTORIES.values(), ids=HISTORIES)
+def test_a_release_is_the_commit_that_added_the_heading_that_stands(
+    changelogs: list[str], tmp_path: Path
 ) -> None:
-    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
-    commands = re.findall(r"^   (git .*(?:origin|CHANGELOG).*)$", text, re.MULTILINE)
-    origin = tmp_path / "origin.git"
+    """By the history, by the tag of the procedure, and by both after a rebase."""
+    history, origin = tmp_path / "history", tmp_path / "origin.git"
+    expected = write_history(history, changelogs)
+    assert releases(history)["0.1.0"] == expected
     git(tmp_path, "init", "--quiet", "--bare", str(origin))
     git(history, "remote", "add", "origin", str(origin))
-    git(history, "push", "--quiet", "origin", "HEAD:refs/heads/main")
+    git(history, "push", "--quiet", "origin", "main")
 
-    Typist(history).type("\n".join(commands))
+    typist, steps = Typist(history), steps_of_a_release()
+    assert expected in typist.type(steps["Tag it"])
+    typist.type(steps["Publish it"])
 
-    assert git(origin, "rev-list", "-1", "0.1.0").strip() == releases(history)["0.1.0"]
-
-
-def test_releases_are_found_after_a_rebase(history: Path) -> None:
-    git(
-        history,
-        "rebase",
-        "--quiet",
-        "--root",
-        "--force-rebase",
-        "--exec",
-        "git commit --amend -qm x",
-    )
-
-    commits = git(history, "log", "--reverse", "--format=%H").split()
-    assert releases(history) == {"0.1.0": commits[1], "0.2.0": commits[4]}
+    assert git(origin, "rev-list", "-1", "0.1.0").strip() == expected
+    again = 'git commit --amend --quiet --message "$(git log -1 --format=%s) again"'
+    git(history, "rebase", "--quiet", "--root", "--exec", again)
+    assert releases(history)["0.1.0"] == commit_called(history, "Release 0.1.0 again") != expected
 
 
-def test_a_truncated_history_is_named_with_its_remedy(history: Path, tmp_path: Path) -> None:
+def test_a_release_that_is_tagged_stays_where_its_tag_is(tmp_path: Path) -> None:
+    """Whatever a merge did to its heading afterwards."""
+    folder = tmp_path / "history"
+    expected = write_history(folder, ["", f"*{FIRST}", "A merge lost the release.\n", FIRST])
+    git(folder, "tag", "0.1.0", expected)
+
+    assert releases(folder) == {"0.1.0": expected}
+
+
+def test_a_fix_that_the_tests_asked_for_comes_ahead_of_the_release(tmp_path: Path) -> None:
+    folder = tmp_path / "history"
+    write_history(folder, ["", f"*{FIRST}"])
+    write(folder, "app/fixed.py", "")
+    write(folder, "CHANGELOG.md", f"# Changelog\n\n{FIRST}\nThe fix.\n")
+
+    Typist(folder).type(steps_of_a_release()["Fix it ahead of the release"])
+
+    changed = git(folder, "log", "--reverse", "--name-only", "--format=").split()
+    assert changed == ["CHANGELOG.md", "app/fixed.py", "CHANGELOG.md"]
+    assert git(folder, "status", "--porcelain") == ""
+    assert releases(folder)["0.1.0"] == commit_called(folder, "Release 0.1.0")
+
+
+def test_a_truncated_history_is_named_with_its_remedy(tmp_path: Path) -> None:
+    history = tmp_path / "history"
+    write_history(history, HISTORIES["plain"])
     git(tmp_path, "clone", "--quiet", "--depth", "2", history.as_uri(), "shallow")
 
     with pytest.raises(LookupError, match="git fetch --unshallow"):

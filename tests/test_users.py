@@ -104,6 +104,36 @@ async def test_few_are_hashed_at_once_and_the_loop_goes_on(
     assert held.running == count  # an unknown name costs a hash, too
 
 
+async def test_more_than_the_bound_are_refused_however_many_come_at_once(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    app.state.passwords.hasher = held = Held()
+    count = passwords.AT_ONCE + passwords.MAX_WAITING
+    users = [{"name": f"user{number}", "password": PASSWORD} for number in range(3 * count)]
+    sent = [asyncio.create_task(client.post("/users", json=user)) for user in users]
+    async with asyncio.timeout(30):
+        while sum(task.done() for task in sent) < 2 * count:
+            await asyncio.sleep(0.01)
+        assert {task.result().status_code for task in sent if task.done()} == {503}
+        held.gate.set()
+        answers = await asyncio.gather(*sent)
+    statuses = [answer.status_code for answer in answers]
+    assert sorted(statuses) == [201] * count + [503] * 2 * count
+    assert held.running == count
+
+
+async def test_right_passwords_are_no_failures_however_many_come_at_once(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passwords, "MAX_FAILURES", 2)
+    assert (await post(client, "anna")).status_code == 401
+    count = passwords.AT_ONCE + passwords.MAX_WAITING
+    answers = await asyncio.gather(*(post(client, "anna", PASSWORD) for _ in range(count)))
+    assert {answer.status_code for answer in answers} == {201}
+    # the wrong one before them is forgotten, and so are their turns
+    assert [(await post(client, "anna")).status_code for _ in range(3)] == [401, 401, 429]
+
+
 async def test_no_more_are_tried_at_once_than_one_after_the_other(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,13 +155,13 @@ async def test_a_login_with_the_old_password_leaves_no_token_behind_the_new_one(
     async def verify_and_wait(*given: Any) -> bool:
         app.state.passwords.verify = verify
         right: bool = await verify(*given)
-        assert (await client.put("/users/me/password", json=change)).status_code == 204
+        assert (await client.put("/users/me/password", json=change)).status_code == 200
         return right
 
     app.state.passwords.verify = verify_and_wait
     assert (await post(client, "anna", PASSWORD)).status_code == 401
     async with app.state.sessionmaker() as session:
-        assert (await session.scalars(select(Token.user_id))).all() == []
+        assert len((await session.scalars(select(Token.user_id))).all()) == 1  # of the change
 
 
 async def test_of_two_changes_of_a_password_one_is_made(client: AsyncClient) -> None:
@@ -139,8 +169,8 @@ async def test_of_two_changes_of_a_password_one_is_made(client: AsyncClient) -> 
     answers = await asyncio.gather(
         *(client.put("/users/me/password", json=change) for change in changes)
     )
-    assert sorted(answer.status_code for answer in answers) == [204, 401, 401, 401]
-    [made] = [number for number, answer in enumerate(answers) if answer.status_code == 204]
+    assert sorted(answer.status_code for answer in answers) == [200, 401, 401, 401]
+    [made] = [number for number, answer in enumerate(answers) if answer.status_code == 200]
     for number, change in enumerate(changes):
         login = await post(client, "anna", change["new_password"])
         assert login.status_code == (201 if number == made else 401)
@@ -336,6 +366,24 @@ def be_strangers(service: Service, database: Database) -> None:
         assert "Retry-After" in too_many["headers"]
 
 
+def find_by_slug(service: Service) -> None:
+    """Find a note to change as the page finds one by its slug, which here is its text."""
+    page = blocks(page_text("how-to/rows-of-a-user.md"))
+    code = [block.text for block in page if block.language == "python" and not block.title]
+    query, dependency = (text.replace("slug", "text").replace("Slug", "Text") for text in code)
+    notes = service.folder / "app/features/notes"
+    with (notes / "queries.py").open("a") as queries:
+        queries.write(f"\n\n{query}")
+    text = (notes / "routes.py").read_text()
+    before, after = text.index("async def own_note("), text.index("\n\nOwnNote = ")
+    text = text[:before] + dependency + text[after:]
+    text = text.replace("import NoteCreate, NoteRead,", "import NoteCreate, NoteRead, NoteText,")
+    for method in ("patch(", "delete(\n    "):
+        assert f'@router.{method}"/{{note_id}}"' in text
+        text = text.replace(f'@router.{method}"/{{note_id}}"', f'@router.{method}"/{{text}}"')
+    (notes / "routes.py").write_text(text)
+
+
 def be_one_of_many_pages(service: Service, database: Database) -> None:
     """Type more pages into a service with users: what each of them registers and tests goes on."""
     tests = service.folder / "tests/features"
@@ -346,6 +394,8 @@ def be_one_of_many_pages(service: Service, database: Database) -> None:
         return service.run(".venv/bin/pytest", *tests, check=False).stdout
 
     execute(database, "DELETE FROM tokens")  # also of users who were deleted by other means
+    execute(database, "DELETE FROM users")
+    type_page("profiles", service, database.variables)
     type_page("rows-of-a-user", service, database.variables)
     type_page("shape-the-api", service, database.variables)
     type_page("filter-and-upsert", service, database.variables)
@@ -359,6 +409,8 @@ def be_one_of_many_pages(service: Service, database: Database) -> None:
     assert " passed" in found, found
     assert " failed" not in found, found
 
+    find_by_slug(service)
+
     page = blocks(page_text("how-to/error-format.md"))
     texts = [block.text for block in page if block.language == "diff"]
     for file, text in zip((tests.parents[1] / "app/features/errors.py", registration), texts):
@@ -367,20 +419,31 @@ def be_one_of_many_pages(service: Service, database: Database) -> None:
     check(service)
     with service.serve(**database.variables) as server:
         http = server.client
-        user = {"name": "emil", "password": PASSWORD}
-        assert http.post("/users", json=user).status_code == 201
-        taken = http.post("/users", json=user)
+        login = {"email": "Emil@example.com", "password": PASSWORD}
+        assert http.post("/users", json=login | {"name": "emil"}).status_code == 201
+        taken = http.post("/users", json=login | {"name": "fred"})
         assert taken.status_code == 422
-        assert taken.json() == {"errors": {"name": ["has already been taken"]}}
-        headers = bearer(http.post("/tokens", json=user).json()["token"])
+        assert taken.json() == {"errors": {"email": ["has already been taken"]}}
+        short = http.post("/users", json={"email": "a", "password": "short"})
+        assert short.json()["errors"]["name"] == ["is missing"]
+        assert short.json()["errors"]["password"] == ["is too short"]
+        headers = bearer(http.post("/tokens", json=login).json()["token"])
+        other = {"email": "gerd@example.com", "password": PASSWORD}
+        assert http.post("/users", json=other | {"name": "gerd"}).status_code == 201
+        others = bearer(http.post("/tokens", json=other).json()["token"])
+        assert http.post("/notes", json={"text": "a"}, headers=headers).status_code == 201
+        for path, user, status in (("a", others, 403), ("b", headers, 404), ("a", headers, 200)):
+            changed = http.patch(f"/notes/{path}", json={"text": "c"}, headers=user)
+            assert changed.status_code == status
         nobody = http.put("/people/98/follows/99", headers=headers)
         assert nobody.status_code == 409
         wrong = http.post("/api/posts", json={"post": {}, "more": 1}, headers=headers)
         assert (wrong.status_code, [*wrong.json()["errors"]]) == (422, ["more"])
         document = http.get("/openapi.json").json()
         assert {"409", "422"} <= document["paths"]["/users"]["post"]["responses"].keys()
-        body = document["components"]["schemas"]["Body_create_post"]
-        assert body["additionalProperties"] is False
+        schemas = document["components"]["schemas"]
+        assert schemas["Body_create_post"]["additionalProperties"] is False
+        assert {"PostAnswer", "PostList"} <= schemas.keys()
 
 
 def json_text(text: str) -> str:
@@ -392,8 +455,8 @@ def take_another_scheme(service: Service, database: Database) -> None:
     replace(service.folder / "app/features/users/caller.py", '"bearer"', '"token"')
     with service.serve(**database.variables) as server:
         http = server.client
-        login = {"name": "dora", "password": PASSWORD}
-        assert http.post("/users", json=login).status_code == 201
+        login = {"email": "dora@example.com", "password": PASSWORD}
+        assert http.post("/users", json=login | {"name": "dora"}).status_code == 201
         token = http.post("/tokens", json=login).json()["token"]
         for header, status in ((f"Token {token}", 200), (f"Bearer {token}", 401)):
             assert http.get("/items", headers={"Authorization": header}).status_code == status

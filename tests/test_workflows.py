@@ -134,10 +134,12 @@ def test_every_workflow_has_githubs_form(linted: Path) -> None:
 
 def test_the_note_of_a_workflow_that_has_moved_has_githubs_form(tmp_path: Path) -> None:
     text = (REPOSITORY / "CONTRIBUTING.md").read_text()
-    [note] = re.findall(r"^  ```yaml\n(.*?)^  ```$", text, re.MULTILINE | re.DOTALL)
-    (tmp_path / "moved.yml").write_text(note.replace("\n  ", "\n").removeprefix("  "))
+    [note] = [block.text for block in blocks(text) if block.language == "yaml"]
+    (tmp_path / "moved.yml").write_text(note)
+    (tmp_path / "compose.yaml").write_text("# Moved.\nservices: {}\n")
 
     assert check_schema("github-workflows", tmp_path / "moved.yml") == ""
+    assert check_schema("compose-spec", tmp_path / "compose.yaml") == ""
 
 
 def test_the_compose_file_and_the_dockerfile_are_in_order(linted: Path) -> None:

@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import FastAPI
-from sqlalchemy import Table, literal, select
+from sqlalchemy import Table, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.database.errors import explain
 from app.database.server import SERVER, describe_server
 from app.health import examine as examine_database
+from app.health import revisions
 from app.lifespan import lifespan
 from app.logging import configure_logging
-from app.redaction import reason_of
+from app.redaction import describe, origin, reason_of
 from app.settings import ServiceSettings, Settings, load_settings
 from app.sources import describe_database, source_of, unknown_names
+from migrations.runner import TWO_HEADS
 
 SCHEMA = {
     "behind": "behind: alembic upgrade head brings it up to date",
@@ -54,6 +56,9 @@ async def examine(
     answers = ANSWERS.read_text() if ANSWERS.exists() else ""
     if release := re.search(r"(?m)^_commit: (.+)$", answers):
         findings.append(Finding("template", release[1]))
+    two_heads = len(revisions()[0]) > 1
+    if two_heads:
+        findings.append(Finding("schema", TWO_HEADS, True))
     if not_made:
         return [*findings, Finding("database", not_made, doubtful=True)]
 
@@ -83,14 +88,30 @@ async def examine(
         if read_only and settings.database_writes:
             findings.append(Finding("server", "takes no writes", True))
         text = SCHEMA.get(schema, schema)
-        findings.append(Finding("schema", text, schema == "behind", schema == "ahead"))
+        if not two_heads:
+            findings.append(Finding("schema", text, schema == "behind", schema == "ahead"))
         for table in tables if schema != "behind" else ():
             try:
-                await reader.execute(select(literal(1)).select_from(table).limit(0))
+                await reader.execute(select(table).limit(0))
             except (SQLAlchemyError, TimeoutError) as error:
                 text = f"{table.fullname} can't be read: {reason_of(error)}"
                 findings.append(Finding("table", text, True))
         return findings
+
+
+def import_service(settings: Settings) -> tuple[list[Finding], list[Table]]:
+    """Make the application, which opens nothing, and return the models' tables."""
+    from app.factory import create_app
+
+    try:
+        from app.features.registration import add_features
+        from migrations.metadata import metadata  # which imports all models
+
+        create_app(settings, add_features)
+    except Exception as error:  # noqa: BLE001 - whatever an import raises
+        text = f"the service can't start: {describe(error)}{origin(error)}"
+        return [Finding("code", text, True)], []
+    return [], metadata.sorted_tables
 
 
 def explicit_settings(settings: ServiceSettings, own_server: bool) -> Iterator[str]:
@@ -116,13 +137,11 @@ def main(folder: str | None = None, not_made: str | None = None, prefix: str = "
     )
     processes = parser.parse_args().processes
     settings = load_settings(Settings)
-    configure_logging(settings.model_copy(update={"log_level": "WARNING"}))
-    from migrations.metadata import metadata  # which imports all models
-
+    quiet = settings.model_copy(update={"log_level": "WARNING"})
+    configure_logging(quiet)
+    findings, tables = import_service(quiet)
     # A command of its own may start an event loop (E14).
-    findings = asyncio.run(  # noqa: TID251
-        examine(settings, processes, metadata.sorted_tables, folder, not_made)
-    )
+    findings += asyncio.run(examine(settings, processes, tables, folder, not_made))  # noqa: TID251
     for subject, text, wrong, doubtful in findings:
         text = text.replace("alembic upgrade", f"{prefix}alembic upgrade")
         print("WRONG" if wrong else "look " if doubtful else "ok   ", f"{subject:9}", text)

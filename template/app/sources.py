@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 def names_in(file: Any) -> list[str]:
     """Return the names that `.env` sets, in upper case, or exit and say what is wrong."""
     path = Path(file or "")
+    if file and (path.is_dir() or path.is_symlink() and not path.exists()):
+        sys.exit(f"{file} is a folder, or a link to a file that is not there.")
     if not path.is_file():  # a pipe can be read once
         return []
     try:

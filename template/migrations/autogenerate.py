@@ -1,15 +1,17 @@
 """Autogenerate: what Alembic compares, and how it renders a difference."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from alembic.autogenerate.api import AutogenContext
+from alembic.operations.ops import MigrationScript
 from sqlalchemy import Column, Enum
 from sqlalchemy.types import TypeEngine
 
 from migrations.metadata import metadata
 
-SCHEMAS = {table.schema for table in metadata.tables.values()}
+SCHEMAS = {table.schema for table in metadata.tables.values()} or {None}
 
 
 def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Literal[False]:
@@ -49,9 +51,24 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def name_losses(context: Any, revision: Any, scripts: list[MigrationScript]) -> None:
+    """Say which values would be lost: for Alembic, a rename is a drop and an addition."""
+    for difference in scripts[0].upgrade_ops.as_diffs() if scripts[0].upgrade_ops else ():
+        match difference:
+            case ("remove_column", _, table, column):
+                dropped, kept = f"{table}.{column.name}", "alter_column(…, new_column_name=…)"
+            case ("remove_table", table):
+                dropped, kept = table.fullname, "rename_table(…)"
+            case _:
+                continue
+        text = f"Dropping {dropped} loses its values. If it was renamed, {kept} keeps them."
+        print(text, file=sys.stderr)
+
+
 OPTIONS: dict[str, Any] = {
     "target_metadata": metadata,
     "render_item": render_item,
+    "process_revision_directives": name_losses,
     "include_name": include_name,
     "include_schemas": SCHEMAS - {None} != set(),
     "compare_type": compare_type,

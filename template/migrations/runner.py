@@ -25,6 +25,10 @@ POLL = 0.5  # seconds between attempts to get the migration lock
 
 VERSIONS = Path(__file__).parent / "versions"
 ALLOW_AHEAD = "allow-ahead"
+TWO_HEADS = (
+    "two newest migrations, of branches that were merged:"
+    ' uv run alembic merge heads -m "join the branches" joins them'
+)
 
 # Reasons of `explain`: to try again, and to blame the server rather than a migration.
 CONTENDED = {"lock timeout", "deadlock"}
@@ -60,11 +64,19 @@ class PendingMigrations:
 
     def _run(self, heads: tuple[str, ...], migration: MigrationContext) -> Iterator[Any]:
         if self._remaining is None:
+            check_heads()
             self._remaining = [] if is_ahead(heads) else list(self._wanted(heads, migration))
         while self._remaining:
             yield self._remaining[0]  # Alembic asks for the next one after the commit
             del self._remaining[0]
             self.failures = 0
+
+
+def check_heads() -> None:
+    """Name the command that joins two heads, which Alembic's message does not."""
+    upgrades = context.get_context().opts.get("destination_rev") == "head"
+    if upgrades and len(context.script.get_heads()) > 1:
+        raise CommandError(TWO_HEADS)
 
 
 def is_ahead(heads: tuple[str, ...]) -> bool:

@@ -3,11 +3,25 @@
 Options are uvicorn's: `uv run poe dev --port 8001`.
 """
 
+import os
 import signal
 import sys
+import threading
+import time
 
 # A Ctrl-C during the imports below, here and in the reloader's child, shows no traceback.
 signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def end_with(reloader: int) -> None:
+    """End the reloader's child if the reloader is killed: it would serve on, and keep the port."""
+    while os.getppid() == reloader:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__mp_main__":  # the reloader's child
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
 
 
 def doctor() -> None:

@@ -157,7 +157,8 @@ def release_of(answers: str) -> str:
     if len(found) != 1 or not re.match(r"v?\d+\.\d", found[0]):
         raise Refusal(
             f"_commit in {ANSWERS} is no release. Write the one that the service comes from, as "
-            "its git history tells, and commit."
+            "its git history tells, and commit. A service that was made from a ZIP, or from a "
+            "clone without tags, comes from none: generate it again from a clone with them."
         )
     return str(found[0])
 

@@ -10,7 +10,9 @@ from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 
 from app.factory import create_app
+from app.health import revisions
 from app.settings import ServiceSettings
+from migrations.runner import TWO_HEADS
 from scripts.openapi import make_settings
 from tests.isolation import hide_env_file, hide_variables
 
@@ -25,6 +27,8 @@ def pytest_configure() -> None:
         make_settings()
     except SystemExit as error:  # a setting that is required has no value
         raise pytest.UsageError(error.code) from None
+    if len(revisions()[0]) > 1:
+        raise pytest.UsageError(TWO_HEADS)
 
     from tests.database import start
 

@@ -1,7 +1,8 @@
+import re
 from pathlib import Path
 
 import pytest
-from sqlalchemy import MetaData, Table
+from sqlalchemy import Column, MetaData, Table
 
 from app.doctor import examine
 from app.settings import ServiceSettings, load_settings
@@ -23,11 +24,17 @@ async def test_a_schema_that_is_behind_is_wrong_and_the_command_is_named(
     assert "alembic upgrade head" in schema.text
 
 
-async def test_an_unreadable_table_is_wrong_and_named(settings: ServiceSettings) -> None:
-    *_, table = await examine(settings, 1, [Table("tested_dropped", MetaData())])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("tested_dropped", "tested_dropped"), ("alembic_version", "column.*alembic_version.colour")],
+)
+async def test_a_table_or_a_column_that_is_missing_is_wrong_and_named(
+    settings: ServiceSettings, name: str, reason: str
+) -> None:
+    *_, table = await examine(settings, 1, [Table(name, MetaData(), Column("colour"))])
 
     assert (table.subject, table.wrong) == ("table", True)
-    assert "tested_dropped can't be read" in table.text
+    assert re.search(f"^{name} can't be read: .*{reason}", table.text)
 
 
 async def test_an_unreachable_database_is_wrong(unreachable_settings: ServiceSettings) -> None:

@@ -52,12 +52,6 @@ async def test_every_migration_is_upgraded_and_downgraded_with_rows_in_the_table
             await fill(unmigrated_settings)
 
 
-async def test_there_is_one_head(unmigrated_settings: ServiceSettings) -> None:
-    heads = ScriptDirectory.from_config(alembic(unmigrated_settings)).get_heads()
-
-    assert len(heads) <= 1, f"join them: alembic merge --message '…' {' '.join(heads)}"
-
-
 async def test_replicas_may_migrate_at_the_same_time(unmigrated_settings: ServiceSettings) -> None:
     url = unmigrated_settings.driver_url.render_as_string(hide_password=False)
 

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import pytest
@@ -56,6 +57,18 @@ def test_a_value_that_a_validator_repeats_is_not_shown(
         load_settings(Own)
 
     assert "  KEY: is not valid" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_an_env_file_that_cannot_be_read_is_not_ignored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, link: bool
+) -> None:
+    file = tmp_path / ".env"
+    file.symlink_to("nowhere") if link else file.mkdir()
+    monkeypatch.setitem(ServiceSettings.model_config, "env_file", file)
+
+    with pytest.raises(SystemExit, match="is a folder, or a link to a file that is not there"):
+        load_settings(ServiceSettings)
 
 
 def test_a_wrong_value_ends_the_start_without_a_traceback() -> None:

@@ -13,8 +13,8 @@ import yaml
 from hypothesis import strategies as st
 
 from tests.support.processes import environment
-from tests.support.repository import REPOSITORY, git, replace, text_files
-from tests.support.services import render_repository
+from tests.support.repository import REPOSITORY, git, replace, substitute, text_files
+from tests.support.services import Service, render_repository
 
 WORKING_TREE = "999.0.0"  # the tag of a snapshot
 NEXT = "1000.0.0"  # changes all that a release is likely to change, and works
@@ -29,17 +29,20 @@ Edit = Callable[[Path], object]
 
 
 def releases(repository: Path = REPOSITORY) -> dict[str, str]:
-    """Return the commit of each release, oldest first: the one that added its heading.
+    """Return the commit of each release, oldest first.
+
+    It has the release's tag. Without one, it is the newest that added the heading, since one that
+    was withdrawn, and so never tagged, may have been added before.
 
     Raises:
         LookupError: if the history does not reach back to them.
     """
-    versions = HEADING.findall(git(repository, "show", "HEAD:CHANGELOG.md"))
+    tags = git(repository, "tag", "--merged").split()
     found = {}
-    for version in reversed(versions):
-        search = ("log", "--reverse", "--format=%H", f"-S\n## {version} - ", "--", "CHANGELOG.md")
-        commits = git(repository, *search).split()
-        found[version] = commits[0] if commits else ""
+    for version in reversed(HEADING.findall(git(repository, "show", "HEAD:CHANGELOG.md"))):
+        search = ("log", "-1", "--format=%H", f"-S\n## {version} - ", "--", "CHANGELOG.md")
+        command = ("rev-list", "-1", version) if version in tags else search
+        found[version] = git(repository, *command).strip()
     shallow = git(repository, "rev-parse", "--is-shallow-repository").strip() == "true"
     if "" in found.values() or (found and shallow):
         raise LookupError(
@@ -68,6 +71,7 @@ def insert(file: Path, before: str, after: str, text: str) -> None:
     replace(file, before + after, before + text + after)
 
 
+BODY_SIZE = "max_body_size: PositiveInt"
 MOVED = "tests/test_transactions.py"
 NOTE = '"""Moved to tests/test_sessions.py. Delete this file."""\n'
 
@@ -109,6 +113,7 @@ def write_next_release(repository: Path) -> None:
     new = "metrics:\n  type: bool\n  help: Count requests?\n  default: false\n\n"
     insert(questions, "", "# What the service depends on, directly or not", new)
     replace(questions, "else 'sqlite' }}", "else 'postgresql' }}")
+    replace(questions, "] | join('\\n') | hash", ", metrics] | join('\\n') | hash")
     (template / "app/{% if metrics %}metrics.py{% endif %}").write_text("COUNT = 0\n")
 
 
@@ -120,7 +125,7 @@ def write_next_packages(pyproject: Path) -> None:
     pyproject.write_text(
         text.replace(f"{own}]\n\n[tool.uv]", f'    "pyyaml>=6",\n{own}]\n\n[tool.uv]')
     )
-    replace(pyproject, 'requires-python = ">=3.11"', 'requires-python = ">=3.11.0"')
+    substitute(pyproject, '^requires-python = "(.*)"', r'requires-python = "\1.0"')
     insert(pyproject, "", PYTEST, '    { cmd = "ruff --version" },\n')
     insert(pyproject, "", 'anyio_mode = "auto"\n', 'junit_family = "xunit2"\n')
     insert(pyproject, "", '    "-ra",\n', '    "--tb=short",\n')
@@ -132,12 +137,12 @@ def write_next_packages(pyproject: Path) -> None:
 def write_next_app(app: Path) -> None:
     settings = app / "settings.py"
     insert(settings, "    PositiveInt,\n", "", "    StrictBool,\n")
-    replace(settings, "PositiveInt = 262_144", "PositiveInt = 2_097_152")
+    substitute(settings, f"{BODY_SIZE} = .*  #", f"{BODY_SIZE} = 2_097_152  #")
     insert(settings, "# bytes\n", "", "    log_started: StrictBool = False\n")
     health = app / "health.py"
     insert(health, "", '@router.get("/live")\n', '@router.get("/alive")\n')
     lifespan = app / "lifespan.py"
-    replace(lifespan, "DISPOSE_TIMEOUT = 5.0", "DISPOSE_TIMEOUT = 6.0")
+    substitute(lifespan, r"^DISPOSE_TIMEOUT = [\d.]+", "DISPOSE_TIMEOUT = 6.5")
     insert(lifespan, "import logging\n", "", "import time\n")
     insert(lifespan, "app.state.settings\n", "", "        app.state.started = time.monotonic()\n")
     main = app / "factory.py"
@@ -155,15 +160,15 @@ def write_next_app(app: Path) -> None:
 
 def write_next_container(template: Path) -> None:
     dockerfile = template / "Dockerfile.jinja"
-    text = dockerfile.read_text().replace("python:3.14-slim", "python:3.14.1-slim")
-    dockerfile.write_text(
-        text.replace('"--timeout-graceful-shutdown", "20"', '"--timeout-graceful-shutdown", "21"')
-    )
+    text = re.sub(r"(python:\d+\.\d+)\S*-slim", r"\1.99-slim", dockerfile.read_text())
+    dockerfile.write_text(text)
+    graceful = '"--timeout-graceful-shutdown", "'
+    substitute(dockerfile, rf"{graceful}\d+", f"{graceful}27")
     insert(dockerfile, "    DOCS_ENABLED=false \\\n", "", "    PYTHONUNBUFFERED=1 \\\n")
     for compose in (template / "variants").glob("*/compose.yaml"):
         insert(compose, "  app:\n    build: .\n", "", "    init: true\n")
     example = template / ".env.example.jinja"
-    replace(example, "#MAX_BODY_SIZE=262144\n", "#MAX_BODY_SIZE=2097152\n")
+    substitute(example, "^#MAX_BODY_SIZE=.*$", "#MAX_BODY_SIZE=2097152")
     insert(
         example, "", "\n# The service's own:\n", "\n# Say when it started.\n#LOG_STARTED=false\n"
     )
@@ -336,7 +341,8 @@ def expect(
     templates: Path, old: Path, version: str, folder: Path, database: str | None = None
 ) -> Path:
     """Render a release as a service of an older one should be after its update."""
-    database = database or yaml.safe_load((old / ".copier-answers.yml").read_text())["database"]
+    answers = yaml.safe_load((old / ".copier-answers.yml").read_text())
+    database = database or answers["database"]
     render_repository(templates, folder, release=version, database=database)
     fresh, before = text_files(folder), text_files(old)
     for name in filter(is_copied_once, fresh):
@@ -349,7 +355,24 @@ def expect(
             note = templates / "template" / name
             assert note.exists(), f"{name} is gone; a file that has moved leaves a note"
             (folder / name).write_text(git(templates, "show", f"{version}:template/{name}"))
+    for name in steps_in(templates, version) - steps_in(templates, answers["_commit"]):
+        write(folder, name, git(templates, "show", f"{version}:template/{name}"))
     return folder
+
+
+def steps_in(templates: Path, release: str) -> set[str]:
+    """Return the steps that a release of the template brings, its own and those before it."""
+    found = git(templates, "ls-tree", "--name-only", release, "template/upgrades/")
+    return {name.removeprefix("template/") for name in found.split()}
+
+
+def take_steps(service: Service) -> None:
+    """Do what the releases ask of a service, as its owner does."""
+    steps = (service.folder / "upgrades").glob("*.py")
+    for step in sorted(steps, key=lambda path: [*map(int, path.stem.split("."))]):
+        service.run("uv", "run", "python", str(step))
+        step.unlink()
+    service.run("uv", "run", "poe", "fix")
 
 
 # Edits: each works on a service of any release ------------------------------------------------------
@@ -485,11 +508,11 @@ def add_options(folder: Path) -> None:
     PYTEST_WORDS.put(folder, '    "--durations=3",\n')
     PYTEST_WARNINGS.put(folder, '    "ignore:.*notes:DeprecationWarning",\n')
     PYTEST_OPTIONS.put(folder, 'markers = ["slow: takes its time"]\n')
-    MYPY_FILES.put(folder, '    "scripts",\n')
+    MYPY_FILES.put(folder, '    "reports",\n')
     MYPY_OPTIONS.put(folder, "show_column_numbers = true\n")
     RUFF_RULES.put(folder, '    "DTZ005",\n')
-    RUFF_EXCEPTIONS.put(folder, '"scripts/*.py" = ["DTZ005"]\n')
-    write(folder, "scripts/report.py", "import datetime\n\nNOW = datetime.datetime.now()\n")
+    RUFF_EXCEPTIONS.put(folder, '"reports/*.py" = ["DTZ005"]\n')
+    write(folder, "reports/report.py", "import datetime\n\nNOW = datetime.datetime.now()\n")
 
 
 # The first words are those of docs/reference/files.md.
@@ -501,7 +524,7 @@ SEAMS: dict[str, Edit] = {
     "a table": add_feature,
     "a package": add_packages,
     "a tool's table in `pyproject.toml`, a task of poe": lambda folder: TABLES.put(
-        folder, '[tool.poe.tasks.report]\ncmd = "python scripts/report.py"\n\n[tool.reporter]\n'
+        folder, '[tool.poe.tasks.report]\ncmd = "python reports/report.py"\n\n[tool.reporter]\n'
     ),
     "an option of pytest, mypy or ruff": add_options,
     "a step of `poe check`": lambda folder: STEPS_OF_CHECK.put(
@@ -581,8 +604,8 @@ EDITS: dict[str, Edit] = SEAMS | {
     "a line of the log has another form": lambda folder: replace(
         folder / "app/formatters.py", "{record.levelname:7}", "{record.levelname:8}"
     ),
-    "a setting has another default": lambda folder: replace(
-        folder / "app/settings.py", " = 1  # seconds; 0: never", " = 2  # seconds; 0: never"
+    "a setting has another default": lambda folder: substitute(
+        folder / "app/settings.py", " = .*  # seconds; 0: never", " = 2  # seconds; 0: never"
     ),
     "the README begins with other words": lambda folder: insert(
         folder / "README.md", "", "## Run\n", "Ask the notes' team first.\n\n"
@@ -604,7 +627,7 @@ NAMES = {edit: name for name, edit in EDITS.items()}  # each edit once
 
 @dataclass(frozen=True)
 class Conflict:
-    """An edit of a line that the next release changes as well."""
+    """An edit of a line that the next release changes as well; `old` is a pattern."""
 
     file: str
     old: str
@@ -612,12 +635,12 @@ class Conflict:
     theirs: str
 
     def edit(self, folder: Path) -> None:
-        replace(folder / self.file, self.old, self.mine)
+        substitute(folder / self.file, self.old, self.mine)
 
 
 CONFLICTS = {
     "a package of the template's is removed or has another bound": Conflict(
-        "pyproject.toml", '"uvloop>=0.22;', '"uvloop==0.22.1;', '"uvloop>=0.22.0;'
+        "pyproject.toml", '"uvloop>=.*?;', '"uvloop==0.22.1;', '"uvloop>='
     ),
     "an import is next to one that a release adds or changes": Conflict(
         "app/factory.py",
@@ -626,17 +649,17 @@ CONFLICTS = {
         "GZipMiddleware\n",
     ),
     "a default that a release changes has been changed": Conflict(
-        "app/settings.py", "262_144", "4_194_304", "2_097_152"
+        "app/settings.py", f"{BODY_SIZE} = .*  #", f"{BODY_SIZE} = 4_194_304  #", "2_097_152"
     ),
     "another base image, or another version of it": Conflict(
         "Dockerfile",
-        "FROM python:3.14-slim AS",
+        "FROM python:.*-slim AS",
         "FROM python:3.13-slim AS",
-        "python:3.14.1-slim AS",
+        ".99-slim AS",
     ),
     "an action of the workflow has been raised": Conflict(
         ".github/workflows/ci.yml",
-        'UV_LOCKED: "1"\n    steps:\n      - uses: actions/checkout@3d3c',
+        'UV_LOCKED: "1"\n    steps:\n      - uses: actions/checkout@[0-9a-f]{4}',
         'UV_LOCKED: "1"\n    steps:\n      - uses: actions/checkout@1111',
         "# v99",
     ),

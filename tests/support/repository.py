@@ -12,7 +12,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 def git(folder: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=Test", "-c", "user.email=test@example.com"]
-    command = ["git", "-C", str(folder), *identity, *arguments]
+    # Without git's automatic collection, which runs on behind the next command.
+    command = ["git", "-C", str(folder), "-c", "gc.auto=0", *identity, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -42,6 +43,19 @@ def replace(file: Path, old: str, new: str) -> None:
     text = file.read_text()
     assert text.count(old) == 1, f"{file.name} has {old!r} {text.count(old)} times"
     file.write_text(text.replace(old, new))
+
+
+def substitute(file: Path, pattern: str, new: str) -> None:
+    """Replace the one place that a pattern finds: a value that any release may change."""
+    text, count = re.subn(pattern, new, file.read_text(), flags=re.MULTILINE)
+    assert count == 1, f"{file.name} has {pattern!r} {count} times"
+    file.write_text(text)
+
+
+def value_in(name: str, pattern: str) -> str:
+    """Return a value of the template's from one of its files, where it stands once."""
+    [value] = re.findall(pattern, (REPOSITORY / "template" / name).read_text(), re.MULTILINE)
+    return str(value)
 
 
 def questions(template: Path) -> dict[str, Any]:

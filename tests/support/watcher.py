@@ -36,7 +36,7 @@ EXPLAINED = (
     "silent: ",
     "outbox: ",  # of how-tos: a task that tries again
     "stream ended: ",  # … and clients that come again
-    "the database did not answer; its connections were left to the operating system",
+    "the database did not answer",  # at shutdown
     # uvicorn's: of requests that outlast the graceful timeout, and of bytes that are no request
     "Cancel ",
     "ended at once, as asked",

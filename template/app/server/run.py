@@ -3,6 +3,7 @@
 import socket
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import click
 import uvicorn
@@ -17,6 +18,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     options = {
         "app": "app.main:app",
         "http": "app.server.protocol:Protocol",
+        "loop": "auto" if find_spec("uvloop") is None else "app.server.loop:Loop",
         "limit_concurrency": max_connections(),
         "h11_max_incomplete_event_size": MAX_HEAD_SIZE,
         "timeout_keep_alive": KEEP_ALIVE_TIMEOUT,

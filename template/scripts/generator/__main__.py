@@ -1,20 +1,25 @@
 """The command line of `poe feature`."""
 
-import argparse
 import signal
 import sys
+from pathlib import Path
 
-from alembic.util import CommandError
-
-from scripts.generator.feature import HERE, Feature, check_feature
-from scripts.generator.fields import KINDS, read_field
-from scripts.generator.files import write
-from scripts.generator.names import RefusedError, check_name, guess_singular
+# A Ctrl-C during the imports below shows no traceback: nothing is written before they are done.
+signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 EXAMPLE = "example: poe feature orders article:str:100 quantity:int price:decimal:12,2:optional"
 
 
 def main() -> None:
+    import argparse
+
+    from alembic.util import CommandError
+
+    from scripts.generator.feature import HERE, Feature, check_feature
+    from scripts.generator.fields import KINDS, read_field
+    from scripts.generator.files import write
+    from scripts.generator.names import RefusedError, check_name, guess_singular
+
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     parser = argparse.ArgumentParser("poe feature", description="Write a feature.", epilog=EXAMPLE)
     parser.add_argument("name", help="its name, a plural")
@@ -33,6 +38,7 @@ def main() -> None:
         fields = [read_field(text, singular) for text in words.fields]
         feature = Feature(words.name, singular, fields)
         check_feature(feature)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         files = write(feature)
     except (RefusedError, CommandError) as error:
         sys.exit(f"{error} Nothing is written.")
@@ -44,5 +50,23 @@ def main() -> None:
     print("uv run poe check              checks and tests it")
 
 
+def wait_for_others(file: int) -> None:
+    """Lock a file until the process ends, however it does.
+
+    Two at once would follow the same migration, and one of them would be registered.
+    """
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("Another poe feature is at work: waiting for it.", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+
+
 if __name__ == "__main__":
-    main()
+    with (Path(__file__).parents[2] / "pyproject.toml").open() as file:
+        wait_for_others(file.fileno())
+        main()

@@ -97,7 +97,10 @@ def check_feature(feature: Feature) -> None:
     plural, singular, model = feature.plural, feature.singular, camel(feature.singular)
     check_name(singular, sql=False)
     if plural == singular:
-        raise RefusedError(f"{plural} can't name both the list and an item: pass --singular.")
+        raise RefusedError(
+            f"{plural} can't name both the list and an item: pass another word for one, as in"
+            f" --singular one_{plural}."
+        )
     if plural in PATHS:
         raise RefusedError(f"/{plural} is a path of the template's: take another name.")
     left = [file for file in feature.folder.glob("*") if file.name != "__pycache__"]

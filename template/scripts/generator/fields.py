@@ -1,15 +1,18 @@
 """The fields of a feature: how they are written on the command line, and in each module."""
 
+import builtins
 import re
+import typing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import fastapi
 import pydantic
 from sqlalchemy import Column, MetaData, Numeric, Row, Table
 from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import CreateTable
 
-from app import fields, rest
+from app import dependencies, fields, rest, routing
 from app.database import Base, BigIntegerKey, Timestamps
 from app.database.dialect import Dialect
 from migrations.metadata import metadata
@@ -22,6 +25,8 @@ WORDS = ("optional", "unique")
 TAKEN = {*dir(Base), *dir(Timestamps), *dir(rest.Versioned), *dir(Row), "id", "version", "self"}
 TAKEN -= {"count", "index"}  # a row gives the column
 TAKEN |= {"datetime", "decimal", "uuid"}  # the modules whose types other fields have
+# Whose names the modules of a feature import, or will.
+IMPORTED = (builtins, typing, fastapi, pydantic, dependencies, fields, rest, routing)
 
 
 class Kind(NamedTuple):
@@ -158,13 +163,16 @@ def read_field(text: str, singular: str) -> Field:
         case "decimal":
             own = read_digits(text, name, limit or "12,2")
         case "references":
-            model = find_model(text, limit or f"{name}s")
+            advice = "A feature refers to one that is there before it, and not to itself."
+            if not limit:
+                advice = "Say which, as in customer:references:customers."
+            model = find_model(text, limit or f"{name}s", advice)
             own = {"model": model.__name__}
             name = f"{name}_id"
         case _ if limit:
             raise RefusedError(f"{text}: {kind} has no limit such as {limit}.")
     alias = camel(name)
-    imported = any(hasattr(module, alias) for module in (pydantic, fields, rest))
+    imported = any(hasattr(module, alias) for module in IMPORTED)
     if imported or alias.startswith(camel(singular)):  # the name of another type, or of a schema
         alias = camel(singular) + alias
     own |= {"name": name, "NAME": name.upper(), "alias": alias}
@@ -197,7 +205,7 @@ def read_digits(text: str, name: str, limit: str) -> dict[str, Any]:
     return {**own, "sample": sample}
 
 
-def find_model(text: str, name: str) -> Any:
+def find_model(text: str, name: str, advice: str) -> Any:
     """Return the model of a table whose rows another can refer to."""
     for mapper in Base.registry.mappers:
         if mapper.local_table is metadata.tables.get(name):
@@ -205,6 +213,4 @@ def find_model(text: str, name: str) -> Any:
             if more or key.name != "id" or not isinstance(key.type, BigIntegerKey):
                 raise RefusedError(f"{text}: the key of {name} is not one BigIntegerKey, id.")
             return mapper.class_
-    raise RefusedError(
-        f"{text}: there is no table {name}; say which, as in customer:references:customers."
-    )
+    raise RefusedError(f"{text}: there is no table {name}. {advice}")

@@ -5,6 +5,7 @@ import ast
 import importlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from app.database.columns import PREFIX
 from app.database.dialect import Dialect
 from migrations.autogenerate import OPTIONS, render_item
 from migrations.metadata import metadata
+from migrations.runner import TWO_HEADS
 from scripts.generator.feature import FEATURES, HERE, VERSIONS, Feature
 from scripts.generator.names import RefusedError
 
@@ -40,7 +42,7 @@ def write(feature: Feature) -> list[Path]:
     migrations = ScriptDirectory.from_config(config)
     migrations.hooks = []  # the new one is formatted with the other files
     if len(migrations.get_heads()) > 1:
-        raise RefusedError("There are two newest migrations: join them by alembic merge.")
+        raise RefusedError(f"There are {TWO_HEADS}.")
     if DOCUMENT.exists():  # so that nothing else is accepted with the feature
         run("The service has to be in order first.", "-m", "scripts.openapi", "--check")
     revision = rev_id()
@@ -125,6 +127,8 @@ def all_or_nothing(feature: Feature, revision: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        for number in (signal.SIGINT, signal.SIGTERM):  # again, out of impatience
+            signal.signal(number, signal.SIG_IGN)
         shutil.rmtree(feature.folder, ignore_errors=True)
         for file in (feature.tests, *VERSIONS.glob(f"*{revision}*")):
             file.unlink(missing_ok=True)

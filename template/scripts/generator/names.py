@@ -10,6 +10,7 @@ NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 SINGULARS = {"sses": "ss", "shes": "sh", "xes": "x"}
 # Cases and statuses, categories and movies, matches and caches, heroes and shoes.
+SAME = ("series", "species")
 AMBIGUOUS = {"ses": "se", "zes": "ze", "ies": "y", "ches": "ch", "oes": "o"}
 
 
@@ -30,13 +31,16 @@ def check_name(name: str, *, sql: bool = True) -> None:
 
 def guess_singular(plural: str) -> str:
     for ending, singular in (SINGULARS | AMBIGUOUS).items():
-        if plural.endswith(ending):
+        if plural.endswith(ending) and not plural.endswith(SAME):
             guess = plural.removesuffix(ending) + singular
             if ending in SINGULARS:
                 return guess
             raise RefusedError(f"The singular of {plural} is unclear: is it --singular {guess}?")
-    if not re.search("[^sui]s$", plural):
-        raise RefusedError(f"The singular of {plural} is unclear: pass it as --singular.")
+    if not re.search("[^sui]s$", plural) or plural.endswith(SAME):
+        raise RefusedError(
+            f"The singular of {plural} is unclear: pass it, as in people --singular person, or"
+            " another word for one, as in sheep --singular one_sheep."
+        )
     return plural.removesuffix("s")
 
 

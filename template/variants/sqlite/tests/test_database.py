@@ -1,6 +1,7 @@
 import asyncio
 import datetime
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 
 from app.database import UTCDateTime
 from app.database.connections import set_up
-from app.database.errors import explain
+from app.database.errors import explain, public_message
 from app.dependencies import Reader
 from app.doctor import examine
 from app.factory import create_app
@@ -52,6 +53,27 @@ def test_a_url_is_normalised_to_aiosqlites(given: str, driver_url: str) -> None:
 def test_what_names_no_file_is_refused(wrong: str) -> None:
     with pytest.raises(ValidationError):
         ServiceSettings(database_url=wrong)
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("SELECT tested.colour FROM tested", "no such column: tested.colour"),
+        ("UPDATE tested SET colour = 1", "no such column: colour"),
+        ("INSERT INTO tested (colour) VALUES (1)", "table tested has no column named colour"),
+        ("ALTER TABLE tested ADD COLUMN name TEXT", "duplicate column name: name"),
+        ("SELECT json_extract('{}', 'hunter2')", "SQLITE_ERROR"),
+        ("CREATE INDEX tested_names ON tested ('hunter2''s')", "SQLITE_ERROR"),
+        ("ALTER TABLE tested DROP COLUMN 'hunter2'", "SQLITE_ERROR"),
+    ],
+)
+def test_the_log_names_a_missing_column_and_no_text(statement: str, shown: str) -> None:
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE tested (name TEXT)")
+        with pytest.raises(sqlite3.Error) as raised:
+            connection.execute(statement)
+
+    assert public_message(raised.value) == shown
 
 
 async def test_each_upgrade_gathers_index_statistics(

@@ -26,8 +26,11 @@ CONSTRAINTS = {
     sqlite3.SQLITE_CONSTRAINT_UNIQUE: "unique",
 }
 # Messages of SQLITE_ERROR that repeat only names. Others quote what a function refuses: a path of
-# JSON, a search pattern.
-NAMES_ALONE = re.compile(r'no such table|table |error in |near "[A-Z]+": syntax error$')
+# JSON, a search pattern. A column in quotes may be a text that was quoted as one.
+NAMES_ALONE = re.compile(
+    r'no such table|table |error in |near "[A-Z]+": syntax error$'
+    r"|(no such column|(ambiguous|duplicate) column name): [\w.]+$"
+)
 
 # The file's state: 503, with this reason.
 UNAVAILABLE = {

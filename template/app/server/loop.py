@@ -1,0 +1,42 @@
+"""The event loop: uvloop's, and several new connections in each turn of it."""
+
+import os
+import socket
+from typing import Any
+
+import uvloop
+
+# uvloop accepts one connection for each listener in a turn of the loop. When many are served, a
+# turn takes some 15 ms: clients that come together, and probes, would wait for seconds.
+# More of them would let more clients fill memory at the same time.
+LISTENERS = 4
+
+
+class Loop(uvloop.Loop):
+    """uvloop's, with `LISTENERS` for each socket that a server listens on."""
+
+    async def create_server(self, *args: Any, **options: Any) -> Any:
+        server: Any = await super().create_server(*args, **options)
+        servers = [server]
+        own = {name: options[name] for name in ("ssl", "backlog") if name in options}
+        for listening in server.sockets:
+            for _ in range(LISTENERS - 1):
+                more = socket.socket(fileno=os.dup(listening.fileno()))
+                servers.append(await super().create_server(args[0], sock=more, **own))
+        return Servers(servers)
+
+
+class Servers:
+    """What uvicorn asks of a server, for all that share its sockets."""
+
+    def __init__(self, servers: list[Any]) -> None:
+        self.servers = servers
+        self.sockets = servers[0].sockets
+
+    def close(self) -> None:
+        for server in self.servers:
+            server.close()
+
+    async def wait_closed(self) -> None:
+        for server in self.servers:
+            await server.wait_closed()
