@@ -32,7 +32,8 @@ from tests.support.releases import (
 from tests.support.repository import commit, git, replace, text_files
 from tests.support.services import render_repository
 
-PAGE: list[Block] = [*blocks(page_text("how-to/fork.md"))]
+YEAR = "9127"  # newer than the releases that stand for upstream's here
+PAGE: list[Block] = [*blocks(page_text("how-to/fork.md").replace("2027.", f"{YEAR}."))]
 
 
 def block(title: str) -> str:
@@ -57,18 +58,18 @@ class Company:
 
     @property
     def release(self) -> str:
-        return f"2027.{self.number}.0"
+        return f"{YEAR}.{self.number}.0"
 
     def publish(self) -> None:
         """Write a heading and publish a release, as the page says."""
         self.number += 1
-        heading = block("CHANGELOG.md").replace("2027.1.0", self.release)
+        heading = block("CHANGELOG.md").replace(f"{YEAR}.1.0", self.release)
         changelog = self.fork / "CHANGELOG.md"
         top, unreleased, rest = changelog.read_text().partition("## Unreleased\n")
-        before, found, earlier = top.partition("\n## 2027.")
+        before, found, earlier = top.partition(f"\n## {YEAR}.")
         changelog.write_text(f"{before}\n{heading}{found[1:]}{earlier}{unreleased}{rest}")
         [commands] = [it.text for it in PAGE if it.text.startswith("git add --all\n")]
-        self.typist.type(commands.replace("2027.1.0", self.release))
+        self.typist.type(commands.replace(f"{YEAR}.1.0", self.release))
 
     def take_in(self, version: str) -> None:
         """Merge a release; where the fork has edited a line of upstream's, edit it again."""
@@ -137,7 +138,7 @@ def has_what_is_acmes(service: Path) -> None:
         ".gitignore": "# Acme's, in fork/.gitignore",
         "AGENTS.md": "# Acme's, in fork/AGENTS.md",
         ".github/workflows/acme.yml": "name: Acme",
-        ".copier-answers.yml": "team: platform",
+        ".copier-answers.yml": "acme_team: platform",
     }.items():
         assert text in (service / file).read_text(), file
     assert '    "acme-login>=3",\n' in (service / "pyproject.toml").read_text()
@@ -245,6 +246,13 @@ def test_a_service_moves_to_the_fork_and_back_and_keeps_what_is_its_own(
     for name, text in before.items():
         own = set(text.splitlines()) - set(fresh.get(name, "").splitlines())
         assert own <= set(after[name].splitlines()), name
+
+    leaving = tmp_path / "leaving.git"
+    git(tmp_path, "init", "--quiet", "--bare", str(leaving))
+    company.typist.instead["https://github.com/acme/leaving.git"] = str(leaving)
+    company.typist.type(block("For one service alone"))
+    assert f"{YEAR}.9.0" in git(leaving, "tag")
+    assert f"{YEAR}.9.0" not in git(company.fork, "tag")
 
 
 # What a service is generated from, and offered after the fork's second release and upstream's next.

@@ -32,9 +32,8 @@ DESCRIPTION = LINE.map(lambda text: text[:200].strip()).filter(bool)
 @pytest.fixture(scope="module")
 def unversioned(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The template without its history, of which Copier makes no clone before it renders."""
-    folder = tmp_path_factory.mktemp("unversioned")
-    shutil.copy(template / "copier.yml", folder)
-    shutil.copytree(template / "template", folder / "template")
+    folder = tmp_path_factory.mktemp("unversioned") / "template"
+    shutil.copytree(template, folder, ignore=shutil.ignore_patterns(".git"))
     return folder
 
 
@@ -55,7 +54,7 @@ def test_no_answers_give_the_default_service(template: Path, tmp_path: Path) -> 
     assert "uv run poe dev" in done.stderr
     answers = yaml.safe_load((tmp_path / "service/.copier-answers.yml").read_text())
     assert answers == {
-        "_commit": "999.0.0",
+        "_commit": "9000.0.0",
         "_src_path": str(template),
         "checksum": answers["checksum"],
         "database": "sqlite",

@@ -384,11 +384,11 @@ def test_a_renamed_question_keeps_its_answer(templates: Path, tmp_path: Path) ->
         "  default: \"{{ project_name | default('My Service') }}\"\n",
     )
     commit(template, "project_name is called service_name")
-    git(template, "tag", "1002.0.0")
+    git(template, "tag", "9003.0.0")
     replace(service / ".copier-answers.yml", str(templates), str(template))
     commit(service, "The template has moved")
 
-    update(service, "1002.0.0")
+    update(service, "9003.0.0")
 
     changed = git(service, "diff", "--name-only").split()
     assert changed == [".copier-answers.yml"]
@@ -427,7 +427,7 @@ REFUSED: dict[str, Edit] = {
     "Updating is only supported in git-tracked subprojects": lambda folder: shutil.rmtree(
         folder / ".git"
     ),
-    "Downgrades are not supported": lambda folder: edit_answers("_commit: .*", "_commit: 1001.0.0")(
+    "Downgrades are not supported": lambda folder: edit_answers("_commit: .*", "_commit: 9002.0.0")(
         folder
     ),
     "Unknown revision": edit_answers("_commit: .*", "_commit: deadbee"),
@@ -485,10 +485,10 @@ def test_an_answer_that_a_release_no_longer_accepts_is_not_replaced_by_its_defau
     questions = template / "copier.yml"
     replace(questions, "    SQLite, a file beside the service: sqlite\n", "")
     commit(template, "No SQLite any more")
-    git(template, "tag", "1002.0.0")
+    git(template, "tag", "9003.0.0")
     before = snapshot_of(service)
 
-    done = call_copier(service, "--vcs-ref", "1002.0.0")
+    done = call_copier(service, "--vcs-ref", "9003.0.0")
 
     assert done.returncode != 0
     assert 'Question "database" is required' in done.stderr
@@ -504,10 +504,10 @@ def test_a_slug_that_a_release_no_longer_accepts_is_not_replaced_by_another(
     )
     replace(template / "copier.yml", "uvloop, wcwidth,", "uvloop, valkey, wcwidth,")
     commit(template, "A new dependency")
-    git(template, "tag", "1002.0.0")
+    git(template, "tag", "9003.0.0")
 
-    refused = call_copier(service, "--vcs-ref", "1002.0.0")
-    done = call_copier(service, "--vcs-ref", "1002.0.0", "--data", "project_slug=valkey-service")
+    refused = call_copier(service, "--vcs-ref", "9003.0.0")
+    done = call_copier(service, "--vcs-ref", "9003.0.0", "--data", "project_slug=valkey-service")
 
     assert "project_slug" in refused.stderr
     assert done.returncode == 0, done.stderr

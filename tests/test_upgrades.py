@@ -17,7 +17,7 @@ from tests.support.releases import WORKING_TREE, call, expect, insert, write
 from tests.support.repository import REPOSITORY, commit, git, replace, text_files
 from tests.support.services import Service, render_repository
 
-STEPS = REPOSITORY / "tests/support/upgrades/1002.0.0.py"
+STEPS = REPOSITORY / "tests/support/upgrades/9003.0.0.py"
 RENAMED = {
     "app.dependencies": "app.sessions",
     "ReaderDep": "QueryDep",
@@ -101,10 +101,10 @@ def breaking(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "template/upgrades").mkdir()
     shutil.copy(STEPS, folder / "template/upgrades")
     commit(folder)
-    git(folder, "tag", "1002.0.0")
-    write(folder, "template/upgrades/1010.0.0.py", '"""What 1010.0.0 asks."""\n')
+    git(folder, "tag", "9003.0.0")
+    write(folder, "template/upgrades/9010.0.0.py", '"""What 9010.0.0 asks."""\n')
     commit(folder)
-    git(folder, "tag", "1010.0.0")
+    git(folder, "tag", "9010.0.0")
     return folder
 
 
@@ -156,18 +156,18 @@ def test_a_breaking_release_is_survived_by_the_steps_that_its_owner_runs(
             check=False,
         )
 
-    updated = call(folder, "--vcs-ref", "1002.0.0")
+    updated = call(folder, "--vcs-ref", "9003.0.0")
 
     assert updated.returncode == 3, updated.stderr
-    assert named(updated.stdout) == ["1002.0.0.py"]
-    assert steps(folder) == ["1002.0.0.py"]
+    assert named(updated.stdout) == ["9003.0.0.py"]
+    assert steps(folder) == ["9003.0.0.py"]
     assert {name: (folder / name).read_bytes() for name in own} == own  # nothing has run them
     assert "No module named 'app.dependencies'" in run("-c", "import app.main").stderr or (
         "cannot import name 'ReaderDep'" in run("-c", "import app.main").stderr
     )
     before = held(folder)
 
-    done = run("upgrades/1002.0.0.py")
+    done = run("upgrades/9003.0.0.py")
 
     assert done.returncode == 0, done.stderr
     changed = {name for name, text in held(folder).items() if text != before[name]}
@@ -192,10 +192,10 @@ def test_a_breaking_release_is_survived_by_the_steps_that_its_owner_runs(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/features", "tests/test_openapi.py"
     )
     assert tests.returncode == 0, tests.stdout
-    assert run("upgrades/1002.0.0.py").stdout == ""  # a second time there is nothing to do
+    assert run("upgrades/9003.0.0.py").stdout == ""  # a second time there is nothing to do
     git(folder, "add", "deploy/latin-1.txt")  # which would be shown otherwise
     typed = block_text(page_text("how-to/update.md"), "Steps of a release").replace(
-        "2.0.0", "1002.0.0"
+        "2.0.0", "9003.0.0"
     )
     fix = f"{python} -m ruff check --quiet --fix-only --exit-zero app/features"
     instead = {r"\buv run python\b": python, "^uv run poe fix$": fix}
@@ -304,20 +304,20 @@ def test_steps_come_once_and_in_order_and_never_to_a_service_that_began_later(
 ) -> None:
     late = render_repository(breaking, tmp_path / "late", release=WORKING_TREE)
     step_by_step = Path(shutil.copytree(late, tmp_path / "step by step"))
-    fresh = render_repository(breaking, tmp_path / "fresh", release="1002.0.0")
+    fresh = render_repository(breaking, tmp_path / "fresh", release="9003.0.0")
     assert steps(fresh) == []
 
-    expected = expect(breaking, late, "1010.0.0", tmp_path / "expected")
+    expected = expect(breaking, late, "9010.0.0", tmp_path / "expected")
 
     done = call(late)
-    assert (done.returncode, named(done.stdout)) == (3, ["1002.0.0.py", "1010.0.0.py"])
+    assert (done.returncode, named(done.stdout)) == (3, ["9003.0.0.py", "9010.0.0.py"])
     updated = {name: text.decode() for name, text in held(late).items()}
     assert updated == text_files(expected)
 
-    call(step_by_step, "--vcs-ref", "1002.0.0")
-    (step_by_step / "upgrades/1002.0.0.py").unlink()
+    call(step_by_step, "--vcs-ref", "9003.0.0")
+    (step_by_step / "upgrades/9003.0.0.py").unlink()
     commit(step_by_step, "Update, and run the steps")
     for folder in (step_by_step, fresh):
         done = call(folder)
-        assert (done.returncode, named(done.stdout)) == (3, ["1010.0.0.py"])
-        assert steps(folder) == ["1010.0.0.py"]
+        assert (done.returncode, named(done.stdout)) == (3, ["9010.0.0.py"])
+        assert steps(folder) == ["9010.0.0.py"]

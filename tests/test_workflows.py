@@ -30,15 +30,15 @@ CHANGELOG = """\
 
 - Not yet.
 
-## [1001.0.0] - 2026-12-02
+## [9002.0.0] - 2026-12-02
 
 - Second.
 
-## [1000.0.0] - 2026-12-01
+## [9001.0.0] - 2026-12-01
 
 - First.
 
-## [999.0.0] - 2026-11-01
+## [9000.0.0] - 2026-11-01
 
 - Before.
 """
@@ -296,7 +296,7 @@ def released(template: Path, tmp_path: Path) -> Path:
     """The template, with two releases after the working tree's."""
     folder = tmp_path / "template.git"
     git(tmp_path, "clone", "--quiet", str(template), str(folder))
-    for version in ("1000.0.0", "1001.0.0"):
+    for version in ("9001.0.0", "9002.0.0"):
         (folder / "CHANGELOG.md").write_text(CHANGELOG)
         health = folder / "template/app/health.py"
         health.write_text(health.read_text() + f"\n\n# As of {version}.\n")
@@ -322,7 +322,7 @@ def make_origin(folder: Path, source: str, release: str) -> Path:
 @pytest.fixture
 def origin(released: Path, tmp_path: Path) -> Path:
     """A service's repository, at the first release."""
-    return make_origin(tmp_path / "service", f"file://{released}", "999.0.0")
+    return make_origin(tmp_path / "service", f"file://{released}", "9000.0.0")
 
 
 @pytest.fixture
@@ -336,18 +336,18 @@ def test_a_newer_release_becomes_a_pull_request_with_its_notes(
     runner: Runner, origin: Path
 ) -> None:
     runner.run("ask")
-    assert runner.context["needs.ask.outputs.new"] == "1001.0.0"
+    assert runner.context["needs.ask.outputs.new"] == "9002.0.0"
     runner.run("update")
     runner.run("propose")
 
-    branch = git(origin, "show", "--stat", "--format=%s", "template-1001.0.0")
-    assert branch.startswith("Update to 1001.0.0 of the template")
+    branch = git(origin, "show", "--stat", "--format=%s", "template-9002.0.0")
+    assert branch.startswith("Update to 9002.0.0 of the template")
     changed = set(re.findall(r"^ (\S+) +\|", branch, re.MULTILINE))
     assert changed == {".copier-answers.yml", "app/health.py", "openapi.json"}
     calls = runner.calls.read_text()
-    assert "pr create --head template-1001.0.0 --title" in calls
+    assert "pr create --head template-9002.0.0 --title" in calls
     body = [line.removeprefix("body: ") for line in calls.splitlines() if line.startswith("body:")]
-    assert "From 999.0.0 to 1001.0.0" in body[0]
+    assert "From 9000.0.0 to 9002.0.0" in body[0]
     assert [line for line in body if line.startswith("- ")] == ["- Second.", "- First."]
     assert "token" not in calls
 
@@ -423,7 +423,7 @@ def test_a_private_template_is_read_with_a_token_that_its_code_never_sees(
         said = runner.run("ask") + runner.run("update")
 
     notes = (tmp_path / "runner/artifact-update/notes.md").read_text()
-    assert f"From 999.0.0 to 1001.0.0 of {server}/template.git." in notes
+    assert f"From 9000.0.0 to 9002.0.0 of {server}/template.git." in notes
     assert "\n- Second.\n" in notes
     assert "\nhttps://github.com/acme/a.git\n" in said  # an SSH address too
     assert "GIT_CONFIG_VALUE_0=" in said
@@ -431,7 +431,7 @@ def test_a_private_template_is_read_with_a_token_that_its_code_never_sees(
 
 
 def test_the_newest_release_is_left_alone(released: Path, runner: Runner, tmp_path: Path) -> None:
-    runner.origin = make_origin(tmp_path / "newest", f"file://{released}", "1001.0.0")
+    runner.origin = make_origin(tmp_path / "newest", f"file://{released}", "9002.0.0")
 
     assert "There is no newer release." in runner.run("ask")
     assert runner.context["needs.ask.outputs.new"] == ""
@@ -441,7 +441,7 @@ def test_the_newest_release_is_left_alone(released: Path, runner: Runner, tmp_pa
 def test_a_release_is_proposed_once(runner: Runner) -> None:
     runner.variables["PROPOSED"] = "1"
 
-    assert "1001.0.0 has been proposed before." in runner.run("ask")
+    assert "9002.0.0 has been proposed before." in runner.run("ask")
     assert runner.context["needs.ask.outputs.new"] == ""
 
 
@@ -476,7 +476,7 @@ def test_what_may_write_runs_nothing_of_the_release(
     workflow = released / "template/.github/workflows/open.yml"
     workflow.write_text(OPEN_WORKFLOW)
     commit(released)
-    git(released, "tag", "--force", "1001.0.0")
+    git(released, "tag", "--force", "9002.0.0")
 
     def attack(step: dict[str, Any], clone: Path) -> None:
         """Do what the code of a release can do while it is checked."""
@@ -498,7 +498,7 @@ def test_what_may_write_runs_nothing_of_the_release(
     runner.run("propose")
 
     assert not leak.exists()
-    pushed = git(origin, "ls-tree", "-r", "--name-only", "template-1001.0.0").split()
+    pushed = git(origin, "ls-tree", "-r", "--name-only", "template-9002.0.0").split()
     assert {"app/health.py", "conftest.py"} <= {*pushed}
     assert ".github/workflows/ci.yml" in pushed
     assert ".github/workflows/open.yml" not in pushed
@@ -506,7 +506,7 @@ def test_what_may_write_runs_nothing_of_the_release(
     fetch, add = re.findall(r"^    (\w.*)$", body, re.MULTILINE)
     assert fetch == "gh run download 1 --name update --dir ../update"
     shutil.copytree(tmp_path / "runner/artifact-update", tmp_path / "update")
-    git(origin, "switch", "--quiet", "template-1001.0.0")
+    git(origin, "switch", "--quiet", "template-9002.0.0")
     Typist(origin).type(add)
     assert (origin / ".github/workflows/open.yml").read_text() == OPEN_WORKFLOW
 
@@ -581,12 +581,12 @@ def propose_not_ready(
     runner: Runner, before: Callable[[dict[str, Any], Path], None] | None = None
 ) -> list[str]:
     """Propose an update that is not ready, and return how `gh` was called."""
-    runner.context |= {"needs.ask.outputs.old": "999.0.0", "needs.ask.outputs.new": "1001.0.0"}
+    runner.context |= {"needs.ask.outputs.old": "9000.0.0", "needs.ask.outputs.new": "9002.0.0"}
     runner.run("update", before)
     runner.run("propose")
     calls = runner.calls.read_text().splitlines()
     titles = [re.findall("--title (.*) --body", call) for call in calls if "create" in call]
-    assert all(title == ["Not ready: update to 1001.0.0 of the template"] for title in titles)
+    assert all(title == ["Not ready: update to 9002.0.0 of the template"] for title in titles)
     assert "body: - Second." in calls
     return calls
 
@@ -595,9 +595,9 @@ def test_an_update_with_conflicts_is_proposed_as_a_draft_that_names_them(
     runner: Runner, released: Path, origin: Path
 ) -> None:
     with (released / "template/scripts/dev.py").open("a") as file:
-        file.write("\n# As of 1001.0.0.\n")
+        file.write("\n# As of 9002.0.0.\n")
     commit(released)
-    git(released, "tag", "--force", "1001.0.0")
+    git(released, "tag", "--force", "9002.0.0")
     (origin / "scripts/dev.py").unlink()
     with (origin / "app/health.py").open("a") as file:
         file.write("\n\n# Ours.\n")
@@ -608,7 +608,7 @@ def test_an_update_with_conflicts_is_proposed_as_a_draft_that_names_them(
     assert next(call for call in calls if "create" in call).endswith("--draft")
     assert "body: - app/health.py: CONFLICT (contents)" in calls
     assert "body: - scripts/dev.py" in calls  # below "Not delivered"
-    pushed = git(origin, "show", "template-1001.0.0:app/health.py")
+    pushed = git(origin, "show", "template-9002.0.0:app/health.py")
     assert "\n<<<<<<< service\n" in pushed
 
 
@@ -664,7 +664,7 @@ def test_a_proposal_that_failed_anywhere_is_made_by_the_next_run(
             (folder / "artifact-update/notes.md").write_text("Notes.\n")
             runner = Runner(workflow, origin, folder)
             runner.context |= {
-                "needs.ask.outputs.new": "1001.0.0",
+                "needs.ask.outputs.new": "9002.0.0",
                 "needs.update.outputs.draft": "false",
             }
             (folder / "count").write_text("0")
@@ -683,15 +683,15 @@ def test_a_proposal_that_failed_anywhere_is_made_by_the_next_run(
                     break
             else:
                 runner.run("propose")
-                assert "pr create --head template-1001.0.0" in runner.calls.read_text(), fails
-                assert git(origin, "show", "template-1001.0.0:new") == "next\n"
-                git(origin, "branch", "--quiet", "-D", "template-1001.0.0")
+                assert "pr create --head template-9002.0.0" in runner.calls.read_text(), fails
+                assert git(origin, "show", "template-9002.0.0:new") == "next\n"
+                git(origin, "branch", "--quiet", "-D", "template-9002.0.0")
     assert fails > 10
     assert git(origin, "rev-parse", "main") == main
 
 
 def test_a_commit_of_a_person_on_the_proposed_branch_stays(origin: Path, tmp_path: Path) -> None:
-    git(origin, "switch", "--quiet", "--create", "template-1001.0.0")
+    git(origin, "switch", "--quiet", "--create", "template-9002.0.0")
     (origin / "fixed.txt").write_text("By hand.\n")
     commit(origin)
     git(origin, "switch", "--quiet", "main")
@@ -700,27 +700,27 @@ def test_a_commit_of_a_person_on_the_proposed_branch_stays(origin: Path, tmp_pat
     (folder / "artifact-update/patch").write_text(NEW_FILE)
     (folder / "artifact-update/notes.md").write_text("Notes.\n")
     runner = Runner(origin / ".github/workflows/update.yml", origin, folder)
-    runner.context["needs.ask.outputs.new"] = "1001.0.0"
+    runner.context["needs.ask.outputs.new"] = "9002.0.0"
 
     runner.run("propose")
 
-    assert git(origin, "show", "template-1001.0.0:fixed.txt") == "By hand.\n"
-    assert "pr create --head template-1001.0.0" in runner.calls.read_text()
+    assert git(origin, "show", "template-9002.0.0:fixed.txt") == "By hand.\n"
+    assert "pr create --head template-9002.0.0" in runner.calls.read_text()
 
 
 def test_a_service_that_deleted_the_workflow_does_not_get_it_back(
     released: Path, origin: Path
 ) -> None:
     workflow = released / "template/.github/workflows/update.yml"
-    workflow.write_text(workflow.read_text() + "\n# As of 1002.0.0.\n")
-    git(released, "commit", "--quiet", "--all", "--message", "1002.0.0")
-    git(released, "tag", "1002.0.0")
+    workflow.write_text(workflow.read_text() + "\n# As of 9003.0.0.\n")
+    git(released, "commit", "--quiet", "--all", "--message", "9003.0.0")
+    git(released, "tag", "9003.0.0")
     (origin / ".github/workflows/update.yml").unlink()
     commit(origin)
 
     Service(origin, "sqlite").run("copier", "update", "--defaults", "--skip-answered")
 
-    assert "1002.0.0" in (origin / ".copier-answers.yml").read_text()
+    assert "9003.0.0" in (origin / ".copier-answers.yml").read_text()
     assert not (origin / ".github/workflows/update.yml").exists()
 
 
@@ -823,7 +823,7 @@ def test_gitlabs_jobs_pass_in_a_fresh_service(
 
 
 def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path) -> None:
-    origin = make_origin(tmp_path / "service", str(released), "999.0.0")
+    origin = make_origin(tmp_path / "service", str(released), "9000.0.0")
     page, _, rest = page_text("how-to/update.md").partition("### Conflicts")
     printed = [""]
 
@@ -834,7 +834,7 @@ def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path)
             assert shows(printed[-1], block.text)
 
     assert git(origin, "status", "--porcelain") == ""
-    assert (origin / "app/health.py").read_text().endswith("# As of 1001.0.0.\n")
+    assert (origin / "app/health.py").read_text().endswith("# As of 9002.0.0.\n")
     renamed = re.search(r"`(uv run poe update --vcs-ref=.*)`", page_text("reference/updates.md"))
     assert renamed
     Typist(origin).type(renamed[1].replace("NAME=ANSWER", "'project_name=Order Desk'"))
@@ -850,8 +850,8 @@ def test_services_below_the_root_are_checked_and_updated_as_the_page_says(
 ) -> None:
     workflow = released / "template/.github/workflows/ci.yml"
     workflow.write_text(workflow.read_text() + "# Newer.\n")
-    commit(released, "1002.0.0")
-    git(released, "tag", "1002.0.0")
+    commit(released, "9003.0.0")
+    git(released, "tag", "9003.0.0")
     root = tmp_path / "root"
     git(tmp_path, "init", "--quiet", "--initial-branch", "main", str(root))
     typist = Typist(
@@ -864,7 +864,7 @@ def test_services_below_the_root_are_checked_and_updated_as_the_page_says(
             "GIT_COMMITTER_EMAIL": "test@example.com",
         },
         {
-            "copier copy": "copier copy --quiet --defaults --vcs-ref 999.0.0",
+            "copier copy": "copier copy --quiet --defaults --vcs-ref 9000.0.0",
             "uvx pre-commit": "pre-commit",
             "TEMPLATE": str(released),
         },
@@ -931,10 +931,10 @@ def test_an_update_says_what_it_did_and_how_to_take_it_back(origin: Path) -> Non
     backs_out, *next_steps = re.findall(r"^  (\S.*)", said, re.MULTILINE)
     names, check, sync, poe = [re.split("  +", step)[0] for step in next_steps]
 
-    assert "My Service follows release 1001.0.0 now." in said
+    assert "My Service follows release 9002.0.0 now." in said
     assert "CHANGELOG.md of file://" in said
     printed = Typist(origin).type(names)
-    assert "-_commit: 999.0.0\n+_commit: 1001.0.0" in printed
+    assert "-_commit: 9000.0.0\n+_commit: 9002.0.0" in printed
     with pytest.raises(AssertionError, match="app/health.py:.*: leftover conflict marker"):
         Typist(origin).type(check)
     assert "UU app/health.py" in git(origin, "status", "--short")

@@ -376,12 +376,12 @@ def update(options: list[str]) -> int:
         write(store, head, prefix, merged, stages)
     changed = {path for path in mine | merged if mine.get(path) != merged.get(path)}
     followed = changed - stages.keys() - old.keys() - new.keys()
-    print(f"{release} to {newer}: {len(changed)} files have changed, and are in git's index.")
+    print(f"{release} to {newer}: {len(changed)} changed files are in git's index.")
     left = [path for path in changed & notes.keys() if merged.get(path) == notes[path]]
     steps = [path for path in arrived if path.startswith(STEPS)]
     conflicts = [f"{path}: {kinds.get(path, 'CONFLICT')}" for path in stages]
     for said, paths in (
-        ("To be resolved; git add each when it is right:", conflicts),
+        ("To be resolved; git add each when it is right, or git rm:", conflicts),
         ("Not delivered, since your last commit no longer has it:", deleted),
         ("Delivered to where you seem to have moved it:", followed),
         ("Kept where you have moved it; the release has moved or removed its own:", moved),

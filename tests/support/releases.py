@@ -16,9 +16,9 @@ from tests.support.processes import environment
 from tests.support.repository import REPOSITORY, git, replace, substitute, text_files
 from tests.support.services import Service, render_repository
 
-WORKING_TREE = "999.0.0"  # the tag of a snapshot
-NEXT = "1000.0.0"  # changes all that a release is likely to change, and works
-REWRITTEN = "1001.0.0"  # changes every line but those of the places that are promised
+WORKING_TREE = "9000.0.0"  # the tag of a snapshot
+NEXT = "9001.0.0"  # changes all that a release is likely to change, and works
+REWRITTEN = "9002.0.0"  # changes every line but those of the places that are promised
 
 HEADING = re.compile(r"^## (\d+\.\d+\.\d+) - \d{4}-\d{2}-\d{2}$", re.MULTILINE)
 

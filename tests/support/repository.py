@@ -18,7 +18,10 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def snapshot(folder: Path) -> Path:
-    """Clone the repository with its uncommitted changes, as a release that is newer than all."""
+    """Clone the repository with its uncommitted changes, as a release that is newer than all.
+
+    A fork numbers its releases by the year.
+    """
     git(REPOSITORY, "clone", "--quiet", str(REPOSITORY), str(folder))
     git(folder, "rm", "-r", "--quiet", ".")
     listed = git(REPOSITORY, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
@@ -30,7 +33,7 @@ def snapshot(folder: Path) -> Path:
             (folder / name).chmod(source.stat().st_mode)
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--allow-empty", "--message", "The working tree")
-    git(folder, "tag", "999.0.0")
+    git(folder, "tag", "9000.0.0")
     return folder
 
 
@@ -75,9 +78,9 @@ def names_of_tests() -> set[str]:
 
 
 def text_files(folder: Path) -> dict[str, str]:
-    """Return the text of each file that a service holds, by its path; not git's."""
+    """Return the text of each file that a service holds, by its path; not git's and Python's."""
     return {
         str(path.relative_to(folder)): path.read_text(encoding="utf-8")
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and ".git" not in path.relative_to(folder).parts
+        if path.is_file() and not {".git", "__pycache__"} & {*path.relative_to(folder).parts}
     }

@@ -1,6 +1,6 @@
-"""What 1002.0.0 asks of a service. Read it, and then run it once, after the update:
+"""What 9003.0.0 asks of a service. Read it, and then run it once, after the update:
 
-    uv run python upgrades/1002.0.0.py
+    uv run python upgrades/9003.0.0.py
 
 - `app/dependencies.py` is called `app/sessions.py`, and its `ReaderDep` is called `QueryDep`.
 - The setting `DOCS_ENABLED` is called `SHOW_DOCS`.
