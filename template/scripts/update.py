@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 FOLDER = Path(__file__).resolve().parents[1]
 ANSWERS = ".copier-answers.yml"
 STEPS = "upgrades/"  # what a release asks of a service: scripts that the owner reads, and then runs
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = [kind for kind in signal.Signals if kind.name in ("SIGINT", "SIGTERM", "SIGHUP")]
 TAKE_BACK = "git restore --source=HEAD --staged --worktree -- ."
 
 Tree = dict[str, str]  # by path: mode, type and id, as `git ls-tree` says them
@@ -42,8 +42,13 @@ class Refusal(Exception):
 
 
 def interrupt(*_: object) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # a second one would end the cleaning up
+    ignore_signals()  # a second one would end the cleaning up
     raise KeyboardInterrupt("Interrupted.")
+
+
+def ignore_signals() -> None:
+    for kind in SIGNALS:
+        signal.signal(kind, signal.SIG_IGN)
 
 
 def run(
@@ -334,7 +339,7 @@ def write(store: Store, head: str, prefix: str, merged: Tree, stages: Stages) ->
     lines = [f"0 {'0' * 40}\t{prefix}{path}\0" for path in stages]
     for path, entries in stages.items():
         lines += [f"{entry}\t{prefix}{path}\0" for entry in entries]
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until all is written and said
+    ignore_signals()  # until all is written and said
     try:
         git("read-tree", "-m", "-u", head, store.write(whole))
         git("update-index", "-z", "--index-info", text="".join(lines))
