@@ -690,6 +690,55 @@ def test_new_clients_are_answered_while_the_loop_is_busy(server: Server) -> None
         assert blocked - before < 50
 
 
+TURNS = """
+import asyncio
+import socket
+import sys
+
+from app.server.loop import LISTENERS, Loop
+
+accepted = []
+
+
+class Client(asyncio.Protocol):
+    def connection_made(self, transport):
+        accepted.append(transport)
+
+
+async def main(path):
+    loop = asyncio.get_running_loop()
+    listen = loop.create_unix_server(Client, path) if path else loop.create_server(Client, "127.0.0.1", 0)
+    server = await listen
+    listening = server.sockets[0]
+    clients = [socket.socket(listening.family) for _ in range(41)]
+    for client in clients[1:]:
+        client.connect(listening.getsockname())
+    turns = 0
+    while len(accepted) < 40:
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns < 2 + 40 / LISTENERS, turns
+    address = listening.getsockname()
+    server.close()
+    await server.wait_closed()
+    try:
+        clients[0].connect(address)
+    except ConnectionRefusedError:
+        print("closed")
+
+
+loop = Loop()
+loop.run_until_complete(main(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("path", ["", "accepting.sock"])
+def test_several_clients_are_accepted_in_a_turn_however_the_server_listens(
+    extended: Service, path: str
+) -> None:
+    assert extended.run(".venv/bin/python", "-c", TURNS, path).stdout == "closed\n"
+
+
 def test_a_client_whose_text_is_no_text_is_closed_without_a_traceback(server: Server) -> None:
     with connect(server) as client:
         client.sendall(head(*WEBSOCKET, start="GET /open HTTP/1.1"))

@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import uvloop
@@ -16,14 +17,20 @@ class Loop(uvloop.Loop):
     """uvloop's, with `LISTENERS` for each socket that a server listens on."""
 
     async def create_server(self, *args: Any, **options: Any) -> Any:
-        server: Any = await super().create_server(*args, **options)
-        servers = [server]
-        own = {name: options[name] for name in ("ssl", "backlog") if name in options}
-        for listening in server.sockets:
-            for _ in range(LISTENERS - 1):
-                more = socket.socket(fileno=os.dup(listening.fileno()))
-                servers.append(await super().create_server(args[0], sock=more, **own))
-        return Servers(servers)
+        return await share(super().create_server, *args, **options)
+
+    async def create_unix_server(self, *args: Any, **options: Any) -> Any:
+        return await share(super().create_unix_server, *args, **options)
+
+
+async def share(listen: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    servers = [await listen(*args, **options)]
+    own = {name: options[name] for name in ("ssl", "backlog") if name in options}
+    for listening in servers[0].sockets:
+        for _ in range(LISTENERS - 1):
+            more = socket.socket(fileno=os.dup(listening.fileno()))
+            servers.append(await listen(args[0], sock=more, **own))
+    return Servers(servers)
 
 
 class Servers:
