@@ -2,7 +2,9 @@
 
 import atexit
 import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -91,6 +93,29 @@ def wait_until_served(client: httpx2.Client, process: subprocess.Popen[bytes], l
             return
     process.kill()
     raise AssertionError(f"the service did not start:\n{log.read_text(encoding='utf-8')}")
+
+
+def interrupt_import(folder: Path, imported: str, *words: str, **variables: str) -> str:
+    """Run Python with these words, press Ctrl-C when it has imported a module, and return the rest.
+
+    That is of what it says on stderr, where it also names what it imports.
+    """
+    with subprocess.Popen(
+        [".venv/bin/python", "-X", "importtime", *words],
+        cwd=folder,
+        env=environment(**variables),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr
+        for line in process.stderr:
+            if re.search(rf"\| +{re.escape(imported)}$", line):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stderr.read()
+    assert process.returncode != 0
+    return rest
 
 
 def wait_for(happened: Callable[[], bool], seconds: float = 10) -> None:
