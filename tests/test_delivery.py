@@ -132,8 +132,14 @@ def is_empty(database: Database, table: str) -> bool:
     return rows(database, f"SELECT count(*) FROM {table}") == ["0"]
 
 
-def make_due(database: Database) -> None:
-    execute(database, "UPDATE outbox SET due_at = '2026-01-01 00:00:00.000000'")
+def make_due(database: Database, attempts: int | None = None) -> None:
+    """Make what is stored due, as after so many attempts.
+
+    With the number it stays due: who postpones an attempt looks for its own.
+    """
+    counted = "attempts" if attempts is None else attempts
+    past = "'2026-01-01 00:00:00.000000'"
+    execute(database, f"UPDATE outbox SET attempts = {counted}, due_at = {past}")
 
 
 def order(server: Server, article: str) -> int:
@@ -196,14 +202,13 @@ def check_sharing(service: Service, database: Database) -> None:
 
             assert order(first, "refused") == 201
             wait_for(lambda: rows(database, "SELECT attempts FROM outbox") == ["1"])
-            execute(database, "UPDATE outbox SET attempts = 14")
-            make_due(database)
+            make_due(database, attempts=14)
             wait_for(lambda: "attempt 15, set aside: " in first.log() + second.log())
-            make_due(database)
+            make_due(database, attempts=16)
             assert order(first, "good") == 201
             wait_for(lambda: warehouse.articles["good"] == 1)  # which passes it
             assert warehouse.articles["refused"] == 2
-            execute(database, "UPDATE outbox SET attempts = 0")
+            make_due(database, attempts=0)
             wait_for(lambda: warehouse.articles["refused"] == 3)
             if isinstance(database, PostgreSQLDatabase):
                 check_that_a_lock_is_passed(database, first, warehouse)
