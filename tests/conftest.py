@@ -19,6 +19,9 @@ from tests.support.services import Service, render
 
 settings.register_profile("fast", phases=[Phase.explicit])  # nothing random
 
+MEMORY = Path("/dev/shm")  # Linux's file system in memory
+ROOM = 4 * 2**30  # bytes; the temporary files of a run take less than half
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="run what gives an answer in a minute")
@@ -35,8 +38,25 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["COPIER_CACHE_DIR"] = str(folder / "cache")
     (folder / "git").mkdir()  # of what git copies into each new repository: nothing
     os.environ["GIT_TEMPLATE_DIR"] = str(folder / "git")
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
+        keep_temporary_files_in_memory(config)
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         os.environ |= {f"{name}_NAME": "Test", f"{name}_EMAIL": "test@example.com"}
+
+
+def keep_temporary_files_in_memory(config: pytest.Config) -> None:
+    """Let databases and Copier's clones begin and end in memory, where there is room.
+
+    They are thousands of files each, and a disk takes most of the time that they cost. What the
+    tests themselves write stays on the disk, where environments are links to uv's cache.
+    """
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ROOM:
+        return
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+    folder = Path(tempfile.mkdtemp(prefix="tests-", dir=MEMORY))
+    folder.chmod(0o1777)  # as /tmp is: a PostgreSQL that root starts runs as another user
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 @pytest.hookimpl(trylast=True)
