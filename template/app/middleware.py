@@ -85,7 +85,7 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
                 raise  # too late for a response: the server closes the connection
             await problem(status.HTTP_500_INTERNAL_SERVER_ERROR)(scope, receive, send_with_id)
         finally:
-            if not is_probe(scope):
+            if access_logger.isEnabledFor(logging.INFO) and not is_probe(scope):
                 seconds = time.perf_counter() - start
                 client = (scope.get("client") or ("-",))[0]
                 # The address may be the client's own text, if a proxy passes its header on.

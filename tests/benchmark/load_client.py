@@ -3,11 +3,13 @@
     python load_client.py PORT CLIENTS SECONDS CORES < request
 
 Each sends the request again and again; `%020d` in it becomes another number each time. What is
-measured begins after a fifth more, to warm up, and has an answer for each at the least.
+measured begins after a fifth more, when each has had an answer, and has another for each at the
+least: they keep their connections, so how these are accepted is not part of it.
 """
 
 import itertools
 import json
+import math
 import os
 import re
 import selectors
@@ -40,8 +42,9 @@ def send(clients: list[socket.socket], request: bytes, seconds: float) -> dict[s
     sent: dict[socket.socket, float] = {}
     parts: dict[socket.socket, bytes] = {}
     taken = []
-    begin = time.perf_counter() + seconds / 5
-    end = begin + seconds
+    warm = time.perf_counter() + seconds / 5
+    begin = end = math.inf
+    new = set(clients)  # without an answer
     done = False
     cpu = time.process_time()
     for client in clients:
@@ -61,7 +64,11 @@ def send(clients: list[socket.socket], request: bytes, seconds: float) -> dict[s
                 continue
             now = time.perf_counter()
             start = sent.pop(client)
-            if begin <= now and not done:
+            if begin == math.inf:
+                new.discard(client)
+                if not new and now >= warm:
+                    begin, end = now, now + seconds
+            elif not done:
                 taken.append(now - start)
                 if now >= end and len(taken) >= len(clients):
                     done, end = True, now
