@@ -111,7 +111,7 @@ def test_a_connection_is_discarded_when_the_server_announces_its_end(
         assert unavailable(http.post("/items", json={"name": "unsent"}))
         assert http.post("/items", json={"name": "sent"}).status_code == 201
 
-        idle = pool.submit(http.post, "/idle", params={"seconds": 0.3})
+        idle = pool.submit(http.post, "/idle", params={"seconds": 1.5})
         wait_for(lambda: "idle in transaction" in proxied.query(STATES))
         proxied.proxy.say(fatal(sqlstate))
         assert unavailable(idle.result())
@@ -530,7 +530,7 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
     extended = service.copy(tmp_path_factory.mktemp("extended") / "service")
     extended.extend(routes=ROUTES)
     settings = extended.folder / "app" / "database" / "settings.py"
-    replace(settings, '_session_timeout": 60_000', '_session_timeout": 500')
+    replace(settings, '_session_timeout": 60_000', '_session_timeout": 2_000')
     migrations = extended.folder / "migrations"
     replace(migrations / "dialect.py", 'LOCK_TIMEOUT = "1s"', 'LOCK_TIMEOUT = "300ms"')
     replace(migrations / "runner.py", "ATTEMPTS = 30", "ATTEMPTS = 2")
@@ -575,7 +575,7 @@ def test_an_idle_transaction_is_ended_and_rolled_back(
     limits = {"DATABASE_POOL_SIZE": "1", "DATABASE_MAX_OVERFLOW": "0"}
     with serve_proxied(extended, proxied, **limits) as server:
         http = server.client
-        assert unavailable(http.post("/idle", params={"seconds": 1}))
+        assert unavailable(http.post("/idle", params={"seconds": 3}))
         assert http.get("/items").json()["items"] == []
         assert http.post("/idle", params={"seconds": 0}).status_code == 200
         assert proxied.connections() == 1

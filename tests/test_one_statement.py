@@ -58,7 +58,7 @@ async def fail(data: VoteCreate, db: NoRollbackDep) -> Any:
 @router.post("/votes/slow")
 async def hold_the_transaction(data: VoteCreate, session: SessionDep) -> None:
     await session.execute(CREATE, data.model_dump())
-    await asyncio.sleep(1)
+    await asyncio.sleep(3)
 
 
 @router.post("/links/{item_id}")

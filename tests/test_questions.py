@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -207,10 +208,15 @@ def check_whole(folder: Path, answers: dict[str, Any]) -> None:
     assert unescape(title.removeprefix("# ")) == answers["project_name"]
     assert unescape(description) == answers["description"]
     for name, text in files.items():
-        if name.endswith(".py"):
-            ast.parse(text)
-        elif name.endswith((".yml", ".yaml")):
-            yaml.safe_load(text)
+        check_syntax(Path(name).suffix, text)
+
+
+@cache  # most files are the same whatever the answers are
+def check_syntax(suffix: str, text: str) -> None:
+    if suffix == ".py":
+        ast.parse(text)
+    elif suffix in (".yml", ".yaml"):
+        yaml.safe_load(text)
 
 
 def unescape(markdown: str) -> str:
