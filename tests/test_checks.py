@@ -141,7 +141,7 @@ def test_two_heads_are_refused(service: Service, migrated: Database, tmp_path: P
         refused = copy.run(*command, variables=migrated.variables, check=False)
         assert refused.returncode in (1, 4), command
         [line] = [line for line in refused.stdout.splitlines() if "merge" in line]
-        assert line.startswith(f"{before}two newest migrations"), line
+        assert line.startswith(f"{before}two heads"), line
         assert not re.search("Traceback|behind|INTERNALERROR", refused.stdout), refused.stdout
         told |= set(re.findall("uv run alembic merge .* joins", line))
 

@@ -598,3 +598,39 @@ def test_a_role_that_may_not_read_the_revision_is_told_so(
     assert refused.returncode == 1
     assert denied in refused.stdout
     assert "not available" not in refused.stdout
+
+
+@postgresql
+def test_a_commit_that_gets_no_answer_is_not_called_a_rollback(
+    living: Service, proxied: ProxiedDatabase
+) -> None:
+    proxied.query(
+        "ALTER TABLE items DROP CONSTRAINT uq_items_name,"
+        " ADD UNIQUE (name) DEFERRABLE INITIALLY DEFERRED"
+    )
+    insert = (
+        "INSERT INTO items (name, created_at, updated_at, version) VALUES ('b', now(), now(), 1)"
+    )
+    living.add_revision("more", FIRST, [f'op.execute("{insert}")'])
+    with proxied.holding(insert):  # of the same name: only the commit will wait for it
+        migrating = start_alembic(living, proxied.url)
+        committing = f"{MIGRATING} AND query ~ '^COMMIT' AND wait_event_type = 'Lock'"
+        wait_for(lambda: proxied.number(committing) == 1, 60)
+        proxied.proxy.cut()
+        said, _ = migrating.communicate(timeout=120)
+    assert migrating.returncode != 0
+    assert "did not confirm a migration: `alembic current` says whether it is committed" in said
+    assert "rolled back" not in said
+
+
+@pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
+def test_the_models_of_a_feature_that_can_not_be_imported_are_not_taken_for_deleted(
+    living: Service, migrated: Database
+) -> None:
+    package = living.folder / "app" / "features" / "broken"
+    package.mkdir()
+    (package / "__init__.py").write_text("import nowhere\n")
+    (package / "models.py").touch()
+    checked = living.run(".venv/bin/alembic", "check", variables=migrated.variables, check=False)
+    assert checked.returncode != 0
+    assert "No module named 'nowhere'" in checked.stdout

@@ -64,7 +64,7 @@ def watch_statements(engine: AsyncEngine, slow: float) -> None:
                 if slow and seconds >= slow:
                     text, extra = " ".join(statement.split())[:1000], {"seconds": round(seconds, 3)}
                     statement_logger.warning("slow: %.3f s: %s", seconds, text, extra=extra)
-            return True  # executed
+            return True  # or SQLAlchemy would execute it again
 
     watch("do_execute")
     watch("do_executemany")

@@ -26,7 +26,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Own the engine for as long as the service runs.
 
     Nothing connects here: while the database is unreachable, the service starts all the same, says
-    so at `/health/ready`, and recovers by itself. Another resource joins the same stack and is
+    so at `/health/ready`, and recovers by itself. Push another resource on the same stack: they are
     released in reverse order.
     """
     async with AsyncExitStack() as stack:
@@ -39,6 +39,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
             await stack.enter_async_context(telemetry(engine, settings.database_capacity))
         app.state.engine = engine
+        # An object can be read after the commit; a session that was closed can't be used again.
         app.state.sessionmaker = Sessionmaker(
             engine, expire_on_commit=False, close_resets_only=False
         )

@@ -147,7 +147,7 @@ def check_hosts(app: ASGIApp, allowed_hosts: Collection[str]) -> ASGIApp:
 
 
 def refuse_encoded_slashes(app: ASGIApp) -> ASGIApp:
-    """Answer 404: it is decoded before routing, and a proxy that does not would see another path."""
+    """Answer 404: the slash is decoded before routing, and a proxy may see another path."""
 
     async def checked(scope: Scope, receive: Receive, send: Send) -> None:
         if b"%2f" in (scope.get("raw_path") or b"").lower():

@@ -1,4 +1,4 @@
-"""Which route a request matches."""
+"""Routes: which one a request matches, and the names of their operations."""
 
 import re
 from typing import Any
@@ -15,7 +15,7 @@ from app.redaction import PlainError
 
 
 class Router(APIRouter):
-    """FastAPI's, whose routes are tried only for a path that contains their prefix.
+    """FastAPI's router, whose routes are tried only for a path that contains their prefix.
 
     FastAPI tries every route of every router, at some 2 µs each: twenty features would cost every
     request 180 µs. If FastAPI no longer calls `matches`, only that is lost.
@@ -40,11 +40,11 @@ class Router(APIRouter):
 
 
 class NameClashError(PlainError, ValueError):
-    """Two operations have one id."""
+    """Two operations share an operation id."""
 
 
 def check_names(app: FastAPI) -> None:
-    """Raise an error if two operations have one id: clients name their functions by it."""
+    """Raise an error if two operations share an id: clients name their functions after it."""
     taken: dict[str | None, str] = {}
     for route in iter_route_contexts(app.routes):
         for method in route.methods or () if getattr(route, "include_in_schema", False) else ():

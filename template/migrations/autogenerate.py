@@ -25,7 +25,7 @@ def render_item(kind: str, item: object, autogen: AutogenContext) -> str | Liter
 def include_name(name: str | None, kind: str, parents: Mapping[str, Any]) -> bool:
     """Compare only the models' schemas, and CHECK constraints named by the naming convention.
 
-    Unnamed ones belong to their column's type, and some databases name them.
+    Others belong to their column's type; a database may have given them a name.
     """
     if kind == "schema":
         return name in SCHEMAS
@@ -47,7 +47,7 @@ def compare_type(
 
 
 def quoted(text: str) -> str:
-    """Quote a text as the database does in a server default."""
+    """Quote text as the database does in a server default."""
     return "'" + text.replace("'", "''") + "'"
 
 

@@ -6,7 +6,12 @@ import pkgutil
 import app
 from app.database import Base
 
-for module in pkgutil.walk_packages(app.__path__, "app."):
+
+def fail(name: str) -> None:
+    raise  # noqa: PLE0704 - what importing the package has raised; its models would be missing
+
+
+for module in pkgutil.walk_packages(app.__path__, "app.", onerror=fail):
     if module.name.endswith(".models"):
         importlib.import_module(module.name)
 

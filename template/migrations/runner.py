@@ -15,7 +15,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from app.database.errors import explain
+from app.database.errors import OUTCOME_UNKNOWN, explain
 from app.redaction import describe, reason_of
 from app.settings import ServiceSettings
 
@@ -26,7 +26,7 @@ POLL = 0.5  # seconds between attempts to get the migration lock
 VERSIONS = Path(__file__).parent / "versions"
 ALLOW_AHEAD = "allow-ahead"
 TWO_HEADS = (
-    "two newest migrations, of branches that were merged:"
+    "two heads, of branches that were merged:"
     ' uv run alembic merge heads -m "join the branches" joins them'
 )
 
@@ -104,10 +104,11 @@ def is_ahead(heads: tuple[str, ...]) -> bool:
 def run(connection: Connection, /, **options: Any) -> None:
     """Run the command's migrations, each in its own transaction.
 
-    One that times out waiting for a lock, or ends in a deadlock, is rolled back alone and retried.
+    One that times out waiting for a lock, or ends in a deadlock, is rolled back alone and retried;
+    what it ran in an `autocommit_block` is committed, and runs again.
 
     Raises:
-        LocksNotFreeError: the previous migrations are committed.
+        LocksNotFreeError: a migration never got its locks; those before it are committed.
     """
     context.configure(connection=connection, transaction_per_migration=True, **options)
     migration = context.get_context()
@@ -152,7 +153,11 @@ def exits(settings: ServiceSettings) -> Iterator[None]:
             if failed := place_of(error):
                 raise CommandError(failed) from error
             raise
-        what = "is not available" if reason in AWAY else "refused a migration, which is rolled back"
+        what = "refused a migration, which is rolled back"
+        if reason == OUTCOME_UNKNOWN:
+            what = "did not confirm a migration: `alembic current` says whether it is committed"
+        elif reason in AWAY:
+            what = "is not available"
         sys.exit(f"{settings.driver_url} {what}: {reason_of(error)}")
     except Exception as error:
         if failed := place_of(error):

@@ -1,4 +1,4 @@
-"""Columns of any database: JSON, bounded numbers, and a CHECK constraint for each type."""
+"""Column types: JSON, bounded numbers, and a CHECK constraint for each type."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from pydantic_core import from_json, to_json
-from sqlalchemy import Column, Dialect, TypeDecorator
+from sqlalchemy import Column, Dialect, Float, TypeDecorator
 from sqlalchemy.engine.interfaces import ReflectedCheckConstraint
 from sqlalchemy.sql.compiler import DDLCompiler as Compiler
 
@@ -15,11 +15,11 @@ PREFIX = "type_of_"
 
 
 def dump(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)  # NaN is no JSON
+    return json.dumps(value, allow_nan=False)  # NaN is not JSON
 
 
 def load(text: str) -> Any:
-    """Deserialize JSON; return text that is not valid JSON unchanged."""
+    """Deserialize JSON; return the text itself if its value can't be represented."""
     try:
         return from_json(text, allow_inf_nan=False)
     except ValueError:  # a lone surrogate, or nesting deeper than pydantic accepts
@@ -39,18 +39,23 @@ class Bounded:
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         process = super().bind_processor(dialect)  # type: ignore[misc]
+        scale = self.scale
+        if scale is None and self.precision and not isinstance(self, Float):
+            scale = 0  # as in SQL; a Float's precision is another one
 
         def bind(value: Any) -> Any:
             if value is None:
                 return None
             if not math.isfinite(value):
                 raise ValueError("a number must be finite")
-            if self.scale is not None:
-                _, digits, exponent = Decimal(str(value)).normalize().as_tuple()
-                if -int(exponent) > self.scale:
-                    raise ValueError(f"a number must have at most {self.scale} decimal places")
-                if self.precision and len(digits) + int(exponent) > self.precision - self.scale:
-                    raise ValueError(f"a number must have at most {self.precision} digits")
+            if scale is not None and value:
+                number = Decimal(str(value))
+                _, digits, exponent = number.as_tuple()
+                zeros = len(digits) - len(bytes(digits).rstrip(b"\0"))
+                if -int(exponent) - zeros > scale:
+                    raise ValueError(f"a number must have at most {scale} decimal places")
+                if self.precision and number.adjusted() >= (whole := self.precision - scale):
+                    raise ValueError(f"a number must have at most {whole} digits before the point")
             return process(value) if process else value
 
         return bind

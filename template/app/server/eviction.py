@@ -22,10 +22,11 @@ UNFINISHED = (h11.IDLE, h11.SEND_BODY)  # states of a client that may send more 
 
 
 class EvictableProtocol(H11Protocol):
-    """uvicorn's, with limits on connections, on their memory, and on the client's time."""
+    """uvicorn's protocol, with limits on connections, on their memory, and on the client's time."""
 
     conn: Connection
-    shared = SimpleNamespace(held=0, warned=-WARN_AFTER)  # a changed class would lose its caches
+    # No class attributes: Python forgets what it has sped up of a class that changes.
+    shared = SimpleNamespace(held=0, warned=-WARN_AFTER)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -8,7 +8,8 @@ from h11._readers import ChunkedReader
 from h11._receivebuffer import ReceiveBuffer
 
 MAX_HEADERS = 100
-# A chunk costs some 10 µs, however small: so many chunks of a request may be smaller than that.
+# A chunk costs some 10 µs, however small. At most SMALL_CHUNKS of a request, beyond its larger
+# ones, may have fewer bytes than SMALL_CHUNK_SIZE.
 SMALL_CHUNKS, SMALL_CHUNK_SIZE = 1_000, 128
 
 
@@ -27,7 +28,7 @@ def check_lines(data: bytes, end: bytes) -> None:
 
 
 class Chunks(ChunkedReader):
-    """h11's, which checks the lines of chunks and trailers as strictly as those of a head."""
+    """h11's reader, which checks the lines of chunks and trailers as strictly as those of a head."""
 
     def __call__(self, buffer: ReceiveBuffer) -> h11.Data | h11.EndOfMessage | None:
         if self._reading_trailer:
@@ -38,7 +39,7 @@ class Chunks(ChunkedReader):
 
 
 class Connection(h11.Connection):
-    """h11's, without the leniency that lets a proxy see other requests in the same bytes."""
+    """h11's connection, without the leniency that lets a proxy see other requests in the same bytes."""
 
     paused = False
     spare = 0
@@ -53,7 +54,7 @@ class Connection(h11.Connection):
             names = {name for name, _ in event.headers}
             is_1_1 = event.http_version == b"1.1"
             if b"transfer-encoding" in names and (b"content-length" in names or not is_1_1):
-                raise h11.RemoteProtocolError("two lengths")
+                raise h11.RemoteProtocolError("an ambiguous length")
             if not event.target.startswith((b"/", b"*")):  # it may contain a password
                 raise h11.RemoteProtocolError("an absolute target")
             if len(event.headers) > MAX_HEADERS or event.http_version not in (b"1.0", b"1.1"):

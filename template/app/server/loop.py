@@ -1,4 +1,4 @@
-"""The event loop: uvloop's, and several new connections in each turn of it."""
+"""The event loop: uvloop's, which accepts several connections in a turn."""
 
 import os
 import socket
@@ -9,12 +9,12 @@ import uvloop
 
 # uvloop accepts one connection for each listener in a turn of the loop. When many are served, a
 # turn takes some 15 ms: clients that come together, and probes, would wait for seconds.
-# More of them would let more clients fill memory at the same time.
+# More listeners would let more clients fill memory at the same time.
 LISTENERS = 4
 
 
 class Loop(uvloop.Loop):
-    """uvloop's, with `LISTENERS` for each socket that a server listens on."""
+    """uvloop's loop, with `LISTENERS` for each socket that a server listens on."""
 
     async def create_server(self, *args: Any, **options: Any) -> Any:
         return await share(super().create_server, *args, **options)

@@ -16,8 +16,8 @@ ready: "deque[PacedTransport]" = deque()
 class PacedTransport(asyncio.BufferedProtocol):
     """A transport that hands its protocol a slice at a time, each when its turn comes.
 
-    uvloop would read megabytes from one connection, and hand them all over in one turn: a second
-    of the loop if they are small chunks, or the frames of a WebSocket.
+    uvloop would read megabytes from one connection, and hand them all over in one turn: small
+    chunks, or the frames of a WebSocket, would block the loop for a second.
     """
 
     def __init__(self, transport: Any, protocol: Any) -> None:

@@ -59,7 +59,7 @@ def max_connections() -> int:
         return MAX_CONNECTIONS
     import resource
 
-    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] % sys.maxsize  # infinity: -1
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] % sys.maxsize  # RLIM_INFINITY is -1
     return min(MAX_CONNECTIONS, descriptors // 2)
 
 

@@ -32,7 +32,7 @@ def get_settings() -> ServiceSettings:
 
         folder = find_database(make=False)
     settings = given or load_settings(ServiceSettings)
-    if settings.database_pooler:  # it would keep the lock below forever
+    if settings.database_pooler:  # the lock would stay with the pooler's connection
         sys.exit("Migrate on PostgreSQL itself: set its own URL, and DATABASE_POOLER=false.")
     if given is None:  # called from the command line
         configure_logging(settings)

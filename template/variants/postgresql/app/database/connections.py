@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -53,7 +54,7 @@ class Connection(asyncpg.Connection):  # type: ignore[misc]
     address: tuple[Any, Any] = (None, None)  # host and port
 
     def is_read_only(self) -> bool:
-        """Return what PostgreSQL 14 and later report by themselves."""
+        """Return whether the server reports itself as read-only (PostgreSQL 14 and later)."""
         reported = self.get_settings()
         names = ("in_hot_standby", "default_transaction_read_only")
         return any(getattr(reported, name, "off") == "on" for name in names)
@@ -88,7 +89,7 @@ class Hosts:
         return sorted(pairs, key=self._is_silent)
 
     def _is_silent(self, address: tuple[Any, Any]) -> bool:
-        return self._silent_at.get(address, 0.0) > time.monotonic() - SILENT_FOR
+        return self._silent_at.get(address, -math.inf) > time.monotonic() - SILENT_FOR
 
     def note(self, address: tuple[Any, Any], error: BaseException | None) -> None:
         if isinstance(error, TimeoutError):

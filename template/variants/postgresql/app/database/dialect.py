@@ -27,9 +27,9 @@ CLOSE_TIMEOUT = 2.0  # seconds for the server to cancel the statement and close 
 
 
 class Dialect(CheckedDialect):
-    """asyncpg's dialect with bounded waits: connecting, pinging and closing never outlast a request.
+    """asyncpg's dialect with bounded waits: connecting, pinging and closing have their timeouts.
 
-    A terminated connection also ends on the server, with its statement or commit.
+    A terminated connection is closed on the server too, which cancels its statement.
     """
 
     supports_statement_cache = True
@@ -46,7 +46,7 @@ class Dialect(CheckedDialect):
         """Connect to the first suitable host; `timeout`, in seconds, applies to each of them.
 
         Raises:
-            OperationalError: the DBAPI's, whatever failed: no request caused it.
+            OperationalError: the DBAPI's, whatever failed: it is not the request's fault.
         """
         limits = options.pop("limits", None)
         timeout = options.setdefault("timeout", 60)  # asyncpg's own

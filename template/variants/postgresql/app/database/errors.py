@@ -1,4 +1,4 @@
-"""What PostgreSQL's errors mean: the status of the response, and the reason of a 503."""
+"""What PostgreSQL's errors mean: the status of the response, and the reason for a 503."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from app.database.connections import NoAnswer, OutcomeUnknown
 REFUSED = {
     "22000",  # one that the driver can't send
     "22021",  # an invalid character, such as NUL
-    "22P05",  # … or none in the database's encoding
+    "22P05",  # … or one that the database's encoding lacks
     "22025",  # a pattern of LIKE
     "2201B",  # a regular expression
     "2201W",  # LIMIT
@@ -48,7 +48,7 @@ CONSTRAINTS = {
     "23P01": "exclusion",
 }
 WRITES = ("INSERT", "UPDATE")
-NOT_ACCEPTING = "not accepting connections"  # it starts, recovers, or accepts none by order
+NOT_ACCEPTING = "not accepting connections"  # it starts, recovers, or is set to accept none
 # The server's state: 503, with this reason.
 UNAVAILABLE = {
     "08": "connection lost",

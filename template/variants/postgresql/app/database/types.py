@@ -1,4 +1,4 @@
-"""Column types that migrations name."""
+"""Column types that migrations refer to."""
 
 import datetime
 
@@ -6,7 +6,7 @@ from sqlalchemy import BigInteger, DateTime, Dialect, TypeDecorator
 
 
 class BigIntegerKey(BigInteger):
-    """A 64-bit auto-incrementing primary key."""
+    """The type of a 64-bit primary key."""
 
 
 class UTCDateTime(TypeDecorator[datetime.datetime]):

@@ -32,7 +32,7 @@ TLS_FILES = {
     "PGSSLCERT": ("postgresql.crt", "certificate"),
     "PGSSLKEY": ("postgresql.key", "key without a password that fits PGSSLCERT"),
 }
-READING = ("standby", "prefer-standby", "read-only")  # those that need no writes
+READING = ("standby", "prefer-standby", "read-only")  # those that ask for no writes
 # libpq's form of several hosts, which SQLAlchemy accepts as parameters only.
 SEVERAL_HOSTS = re.compile(r"([^:/]+://(?:[^/?#]*@)?)([^/?#@]*,[^/?#@]*)(/?[^?#]*)\??(.*)")
 # The folder of a Unix socket, an IPv6 address with or without brackets, or a name.
