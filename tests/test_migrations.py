@@ -634,3 +634,24 @@ def test_the_models_of_a_feature_that_can_not_be_imported_are_not_taken_for_dele
     checked = living.run(".venv/bin/alembic", "check", variables=migrated.variables, check=False)
     assert checked.returncode != 0
     assert "No module named 'nowhere'" in checked.stdout
+
+
+def test_an_index_of_an_expression_is_made_and_then_known(
+    living: Service, migrated: Database
+) -> None:
+    models = living.folder / "app" / "features" / "items" / "models.py"
+    index = 'Index("uq_items_lower_name", func.lower(Item.name), unique=True)'
+    models.write_text(f"{models.read_text()}\n\nfrom sqlalchemy import Index, func\n\n{index}\n")
+
+    def alembic(*words: str) -> str:
+        return living.run(".venv/bin/alembic", *words, variables=migrated.variables).stdout
+
+    made = alembic("revision", "--autogenerate", "-m", "names without case")
+    assert "add_index" in made or "Detected added index" in made
+    alembic("upgrade", "head")
+    assert "No new upgrade operations detected" in alembic("check")
+    with living.serve(**migrated.variables) as server:
+        statuses = [
+            server.client.post("/items", json={"name": name}).status_code for name in ("a", "A")
+        ]
+    assert statuses == [201, 409]

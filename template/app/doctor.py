@@ -73,7 +73,7 @@ async def examine(
             # The driver's thread may still be shutting down, and needs the loop for it.
             for thread in threading.enumerate():
                 if thread.daemon:
-                    thread.join(1)
+                    await asyncio.to_thread(thread.join, 1)
             text = f"{url} does not answer: {reason_of(error)}"
             return [*findings, Finding("database", text, True)]
         findings.append(Finding("database", url))

@@ -122,7 +122,7 @@ def field_error(found: Any, body: Any) -> FieldError:
     detail = found["msg"]
     if found["type"] == "union_tag_invalid":  # whose message has the tag that was sent
         detail = f"Input tag should be one of {found['ctx']['expected_tags']}"
-    elif found["type"] == "json_invalid":
+    elif found["type"] == "json_invalid" and path and isinstance(body, str):  # FastAPI's
         detail = f"{detail} at character {path.pop()}"
     elif found["type"] == "value_error":
         detail = detail.removeprefix("Value error, ")  # pydantic's, before a validator's own words

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyQuery
 from httpx2 import ASGITransport, AsyncClient, Response
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import Json as JsonText
 from pydantic_core import PydanticCustomError
 from sqlalchemy import literal, select
 from starlette.requests import ClientDisconnect
@@ -61,6 +62,12 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
 
     @app.post("/json")
     async def keep(data: Annotated[Json, Body()]) -> None: ...
+
+    @app.post("/text")
+    async def parse(data: Annotated[JsonText[Any], Body()]) -> None: ...
+
+    @app.post("/texts")
+    async def parse_each(data: Annotated[dict[str, JsonText[Any]], Body()]) -> None: ...
 
     @app.post("/pets")
     async def buy(pet: Annotated[Cat | Dog, Body(discriminator="kind")]) -> None: ...
@@ -429,6 +436,20 @@ async def test_a_body_that_is_not_json_is_the_clients_error(
     response = await client.post("/login", content=content, headers={"Content-Type": content_type})
 
     check_problem(response, status)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "pointer"),
+    [("/text", "{", ""), ("/texts", {"a": "{"}, "/a")],
+)
+async def test_a_text_that_is_not_json_is_named(
+    client: AsyncClient, path: str, body: Any, pointer: str
+) -> None:
+    response = await client.post(path, json=body)
+
+    check_problem(response, 422)
+    [error] = response.json()["errors"]
+    assert (error["code"], error["pointer"]) == ("json_invalid", pointer)
 
 
 @pytest.mark.parametrize(

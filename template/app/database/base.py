@@ -41,5 +41,6 @@ class Timestamps:
 
     created_at: Mapped[datetime.datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime.datetime] = mapped_column(
-        default=lambda context: context.get_current_parameters()["created_at"], onupdate=utc_now
+        default=lambda context: context.get_current_parameters().get("created_at") or utc_now(),
+        onupdate=utc_now,
     )

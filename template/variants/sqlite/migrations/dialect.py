@@ -43,6 +43,16 @@ class SQLite(SQLiteImpl):
             return False
         return super().compare_server_default(inspector_column, metadata_column, wanted, found)
 
+    def correct_for_autogen_constraints(
+        self, found_uniques: Any, found: Any, uniques: Any, indexes: Any
+    ) -> None:
+        """Compare by their names the indexes that SQLAlchemy does not reflect, of expressions."""
+        assert self.connection is not None
+        names = "SELECT name FROM sqlite_master WHERE type = 'index'"
+        made = {*self.connection.exec_driver_sql(names).scalars()}
+        unreflected = made - {index.name for index in found}
+        indexes -= {index for index in indexes if index.name in unreflected}
+
     def prep_table_for_batch(self, batch_impl: ApplyBatchImpl, table: Table) -> None:
         if self.connection is not None:  # it is None for `--sql`
             self._table_copy = TableCopy(self.connection, batch_impl, table)

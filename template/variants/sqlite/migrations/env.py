@@ -76,7 +76,7 @@ def run_offline(settings: ServiceSettings) -> None:
     context.run_migrations()
 
 
-# What Alembic skips is kept and compared nevertheless: see dialect.py.
+# What Alembic skips is kept and compared nevertheless, in dialect.py.
 warnings.filterwarnings(
     "ignore", ".*(Unnamed CHECK|Skipped unsupported reflection|autogenerate skipping)"
 )

@@ -53,7 +53,7 @@ class Dialect(CheckedDialect):
             file = await_(self._connections.close_others(path))
             with self._connections.opening(path, file):
                 connection = self._open(path, file, **options)
-        except BaseException as error:
+        except Exception as error:
             self.unreachable = True
             if isinstance(error, FileNotFoundError):  # it has vanished since the check
                 raise unavailable(f"{path} is missing") from error
