@@ -279,7 +279,7 @@ CHANGES = [
     ("it's", "its", True),
     ('    glad = "glad"', '    glad = "glad"\n    sad = "sad"', False),
     ("func.lower", "func.upper", False),
-    ('text("price DESC")', '"price"', True),
+    ('text("price DESC")', '"price"', False),
     ("    thing_id", "    more: Mapped[int]\n    thing_id", False),
 ]
 
@@ -655,3 +655,32 @@ def test_an_index_of_an_expression_is_made_and_then_known(
             server.client.post("/items", json={"name": name}).status_code for name in ("a", "A")
         ]
     assert statuses == [201, 409]
+
+
+LAST = [
+    'columns = sa.Column("a", sa.Integer), sa.Column("b", sa.Integer, sa.Computed("a * (1 + 1)"))',
+    'op.create_table("twice", *columns)',
+    'op.execute("INSERT INTO twice (a) VALUES (2)")',
+    'with op.batch_alter_table("twice") as batch:',
+    '    batch.add_column(sa.Column("c", sa.Integer, server_default="0", nullable=False))',
+    '    batch.alter_column("a", nullable=False)',
+    'assert [*op.get_bind().exec_driver_sql("SELECT a, b, c FROM twice")] == [(2, 4, 0)]',
+]
+STRICT = [
+    'op.execute("CREATE TABLE typed (a INTEGER NOT NULL) STRICT")',
+    'with op.batch_alter_table("typed") as batch:',
+    '    batch.alter_column("a", type_=sa.Text)',
+]
+
+
+@pytest.mark.parametrize("database_name", ["sqlite"], indirect=True)
+def test_the_last_column_of_a_table_is_copied_like_any_other(
+    living: Service, migrated: Database
+) -> None:
+    assert isinstance(migrated, SQLiteDatabase)
+    living.add_revision("last", FIRST, [*LAST, *STRICT])
+    living.migrate(migrated)
+    with closing(sqlite3.connect(migrated.path)) as connection:
+        made = "SELECT sql FROM sqlite_master WHERE name = 'typed'"
+        [(sql,)] = connection.execute(made)
+    assert re.search(r"a TEXT NOT NULL.*\)\s+STRICT\s*$", sql, re.DOTALL)

@@ -13,7 +13,7 @@ from alembic.ddl.sqlite import SQLiteImpl
 from alembic.operations.batch import ApplyBatchImpl
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import CheckConstraint, Connection, Table, text
+from sqlalchemy import CheckConstraint, Column, Connection, Index, Table, UnaryExpression, text
 from sqlalchemy.exc import OperationalError
 
 from migrations.autogenerate import quoted
@@ -46,12 +46,13 @@ class SQLite(SQLiteImpl):
     def correct_for_autogen_constraints(
         self, found_uniques: Any, found: Any, uniques: Any, indexes: Any
     ) -> None:
-        """Compare by their names the indexes that SQLAlchemy does not reflect, of expressions."""
+        """Compare indexes of expressions by their names: SQLAlchemy does not reflect them here."""
         assert self.connection is not None
         names = "SELECT name FROM sqlite_master WHERE type = 'index'"
         made = {*self.connection.exec_driver_sql(names).scalars()}
-        unreflected = made - {index.name for index in found}
-        indexes -= {index for index in indexes if index.name in unreflected}
+        known = {index for index in indexes if index.name in made and has_expressions(index)}
+        indexes -= known
+        found -= {index for index in found if index.name in {other.name for other in known}}
 
     def prep_table_for_batch(self, batch_impl: ApplyBatchImpl, table: Table) -> None:
         if self.connection is not None:  # it is None for `--sql`
@@ -67,6 +68,12 @@ class SQLite(SQLiteImpl):
         self._exec("PRAGMA legacy_alter_table = OFF")
         self._table_copy.complete()
         self._table_copy = None
+
+
+def has_expressions(index: Index) -> bool:
+    """Return whether an index has more than columns, in whatever order."""
+    parts = [p.element if isinstance(p, UnaryExpression) else p for p in index.expressions]
+    return not all(isinstance(part, Column) for part in parts)
 
 
 class TableCopy:
@@ -149,11 +156,12 @@ class TableCopy:
 
 
 def definitions(sql: str) -> dict[str, str]:
-    """Return the text of each column, or kind of constraint, of a CREATE TABLE statement."""
+    """Return each column, kind of constraint and option of a CREATE TABLE statement, as it is."""
     parts, depth = [""], 0
     for token in re.findall(r"""'(?:[^']|'')*'|"[^"]*"|.""", sql, re.DOTALL):
         depth += {"(": 1, ")": -1}.get(token, 0)
-        if token == "," and depth == 1 or token == "(" and depth == 1 and len(parts) == 1:
+        begins, ends = token == "(" and depth == 1 and len(parts) == 1, token == ")" and depth == 0
+        if token == "," and depth == 1 or begins or ends:
             parts.append("")
         else:
             parts[-1] += token

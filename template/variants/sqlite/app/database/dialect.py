@@ -1,6 +1,7 @@
 """Connections to the SQLite file: opening, checking and terminating them; how a transaction begins."""
 
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -112,7 +113,8 @@ class Dialect(CheckedDialect):
             if not self.do_ping(dbapi_connection):
                 raise OutcomeUnknown("the file was replaced during the commit")
         except sqlite3.Error as error:
-            self.do_rollback(dbapi_connection)
+            with suppress(sqlite3.Error):  # the pool will discard what can't be rolled back
+                self.do_rollback(dbapi_connection)
             code = getattr(error, "sqlite_errorcode", 0)
             if code & 0xFF == sqlite3.SQLITE_IOERR:
                 raise OutcomeUnknown(*error.args) from error
