@@ -666,6 +666,13 @@ LAST = [
     '    batch.alter_column("a", nullable=False)',
     'assert [*op.get_bind().exec_driver_sql("SELECT a, b, c FROM twice")] == [(2, 4, 0)]',
 ]
+CODED = [
+    'columns = [sa.Column("key", sa.Uuid), sa.Column("code", sa.CHAR(32)), sa.Column("n", sa.Integer)]',
+    'op.create_table("coded", *columns)',
+    "op.execute(f\"INSERT INTO coded VALUES ('{32 * 'a'}', '{32 * 'A'}', 1)\")",
+    'with op.batch_alter_table("coded") as batch:',
+    '    batch.alter_column("n", nullable=False)',
+]
 STRICT = [
     'op.execute("CREATE TABLE typed (a INTEGER NOT NULL) STRICT")',
     'with op.batch_alter_table("typed") as batch:',
@@ -678,9 +685,11 @@ def test_the_last_column_of_a_table_is_copied_like_any_other(
     living: Service, migrated: Database
 ) -> None:
     assert isinstance(migrated, SQLiteDatabase)
-    living.add_revision("last", FIRST, [*LAST, *STRICT])
+    living.add_revision("last", FIRST, [*LAST, *STRICT, *CODED])
     living.migrate(migrated)
     with closing(sqlite3.connect(migrated.path)) as connection:
-        made = "SELECT sql FROM sqlite_master WHERE name = 'typed'"
-        [(sql,)] = connection.execute(made)
+        made = "SELECT sql FROM sqlite_master WHERE name IN ('typed', 'coded') ORDER BY name"
+        (coded,), (sql,) = connection.execute(made)
+    [checked] = [line for line in coded.splitlines() if "GLOB" in line]
+    assert "type_of_key" in checked  # and no CHAR(32) that is none
     assert re.search(r"a TEXT NOT NULL.*\)\s+STRICT\s*$", sql, re.DOTALL)

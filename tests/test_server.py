@@ -690,7 +690,7 @@ def test_new_clients_are_answered_while_the_loop_is_busy(server: Server) -> None
             client.sendall(head(start="GET /health/live HTTP/1.1"))
         for client in clients:
             assert client.recv(4096).startswith(b"HTTP/1.1 200 ")
-        assert blocked - before < 50
+        assert blocked - before < len(clients) / 2  # turns; one by one, as many as clients
 
 
 TURNS = """

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import traceback
 from datetime import UTC, datetime
 from typing import Any
@@ -73,14 +74,18 @@ class JSONFormatter(logging.Formatter):
         if exception := "\n".join(details(record)):
             fields["exception"] = exception
         try:
-            line = json.dumps(fields, default=shown)
+            line = json.dumps(fields, default=shown, allow_nan=False)
         except Exception:  # noqa: BLE001 - whatever `extra` has: a cycle, keys that are no strings
             line = ""
         if not line or len(line) > LONGEST_LINE:
             texts = {name: cut(text, SHORT) for name, text in fields.items() if type(text) is str}
-            numbers = {name: value for name, value in fields.items() if type(value) in (int, float)}
+            numbers = {name: value for name, value in fields.items() if is_number(value)}
             line = json.dumps(texts | numbers)
         return line
+
+
+def is_number(value: object) -> bool:
+    return type(value) is int or type(value) is float and math.isfinite(value)  # JSON has no NaN
 
 
 def one_line(record: logging.LogRecord, values: bool = False) -> str:

@@ -178,6 +178,17 @@ async def test_a_message_stays_on_one_line_and_is_cut(
     assert 1_000 < len(long) < 16_384
 
 
+async def test_a_number_that_json_lacks_leaves_the_line_valid(
+    settings: ServiceSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(settings.model_copy(update={"log_format": "json"}))
+
+    logger.warning("odd", extra={"ratio": float("nan"), "count": 1})
+
+    line = json.loads(capsys.readouterr().err, parse_constant=int)  # which refuses NaN
+    assert (line["message"], line["count"]) == ("odd", 1)
+
+
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])
 async def test_the_level_is_the_services_and_libraries_log_from_warning_up(
     settings: ServiceSettings, level: str

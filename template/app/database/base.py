@@ -10,7 +10,7 @@ from app.database.types import UTCDateTime
 
 
 class Base(DeclarativeBase):
-    """Models are mapped here; Alembic compares their tables with the database."""
+    """The base of all models, whose tables Alembic compares with the database."""
 
     # A migration can alter or drop a constraint only by its name.
     metadata = MetaData(
@@ -25,7 +25,7 @@ class Base(DeclarativeBase):
 
     type_annotation_map = {datetime.datetime: UTCDateTime}
 
-    # Server defaults are loaded by the flush, for an UPDATE as well as for an INSERT.
+    # The flush loads what the server generates, for an UPDATE as well as for an INSERT.
     __mapper_args__ = {"eager_defaults": True}
 
     if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from sqlalchemy import AsyncAdaptedQueuePool
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-# The only undocumented names of SQLAlchemy; everything else imports them from here.
+# The only undocumented functions of SQLAlchemy; everything else imports them from here.
 # `greenlet_spawn` runs a whole read in one greenlet: 206 µs of CPU, against 403 by the documented
-# calls, which spawn one for each step. `await_` awaits where there is no connection yet to call
-# `run_async` on, as documented.
+# calls, which spawn one for each step. `await_` is for places without a connection, whose
+# documented `run_async` does the same.
 from sqlalchemy.util import await_, greenlet_spawn
 
 from app import NAME

@@ -13,9 +13,19 @@ from alembic.ddl.sqlite import SQLiteImpl
 from alembic.operations.batch import ApplyBatchImpl
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
-from sqlalchemy import CheckConstraint, Column, Connection, Index, Table, UnaryExpression, text
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Connection,
+    Index,
+    Table,
+    UnaryExpression,
+    Uuid,
+    text,
+)
 from sqlalchemy.exc import OperationalError
 
+from app.database.checks import HEX_DIGITS
 from migrations.autogenerate import quoted
 from migrations.runner import POLL
 
@@ -119,6 +129,8 @@ class TableCopy:
             batch.new_table.append_constraint(CheckConstraint(check.sqltext))
         made_of = definitions(self.sql)
         for column in table.columns:
+            if HEX_DIGITS in made_of[column.name] and column.name not in changed:
+                batch.columns[column.name].type = Uuid()  # reflected as a CHAR(32)
             if column.computed is not None:
                 batch.column_transfers[column.name].pop("expr", None)  # it accepts no value
                 # The reflected expression contains the text that follows the column.

@@ -3,7 +3,6 @@
 from typing import Any
 
 from sqlalchemy import (
-    CHAR,
     JSON,
     BigInteger,
     Boolean,
@@ -30,10 +29,11 @@ NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 MAX_DIGITS = 15  # that a REAL returns unchanged
 
 TEXT = "typeof(@) = 'text' AND instr(@, char(0)) = 0"
-HEX = "typeof(@) = 'text' AND length(@) = 32 AND @ NOT GLOB '*[^0-9a-f]*'"
+HEX_DIGITS = "NOT GLOB '*[^0-9a-f]*'"
+HEX = f"typeof(@) = 'text' AND length(@) = 32 AND @ {HEX_DIGITS}"
 NUMBER = "typeof(@) IN ('integer', 'real')"
 # In SQLAlchemy's format. SQLite's functions accept other formats, and roll February 30 over; a
-# column of type DATE has numeric affinity, and `substr` returns a text.
+# column of type DATE has numeric affinity, and `substr` makes a text of it.
 DAY = "{0} IS date({0}, '+0 days') AND substr({0}, 1) BETWEEN '0001-01-02' AND '9999-12-30'"
 TIME = (
     "{0} GLOB '{1}??:??:??." + "[0-9]" * 6 + "'"
@@ -79,8 +79,6 @@ class DDLCompiler(TypeCheckCompiler, SQLiteDDLCompiler):
         return specification + self.check(column)
 
     def condition(self, column: Column[Any], kind: Any) -> str | None:
-        if isinstance(kind, CHAR) and kind.length == 32:  # a reflected Uuid
-            return HEX
         if isinstance(kind, String):
             return TEXT + (f" AND length(@) <= {kind.length}" if kind.length else "")
         if isinstance(kind, Integer):

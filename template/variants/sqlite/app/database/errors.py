@@ -9,7 +9,7 @@ from app.database.connections import OutcomeUnknown
 
 # Result codes, https://sqlite.org/rescode.html
 #
-# Only a value to be stored can cause these: 422.
+# Values cause these, in a write: 422.
 REFUSED_WHEN_WRITTEN = {
     sqlite3.SQLITE_CONSTRAINT_NOTNULL,
     sqlite3.SQLITE_CONSTRAINT_CHECK,
