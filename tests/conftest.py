@@ -52,6 +52,8 @@ def keep_temporary_files_in_memory(config: pytest.Config) -> None:
     """
     if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < ROOM:
         return
+    if os.statvfs(MEMORY).f_flag & os.ST_NOEXEC:  # in some containers
+        return
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
     folder = Path(tempfile.mkdtemp(prefix="tests-", dir=MEMORY))
     folder.chmod(0o1777)  # as /tmp is: a PostgreSQL that root starts runs as another user
