@@ -34,9 +34,9 @@ was never stored. Never call `commit()`; `flush()` loads keys and server default
 class Reader:
     """Executes a `select` of columns outside a transaction: one round trip, once it is prepared.
 
-    Two calls may see different states: for a consistent result use one statement, or a session. A
-    statement is retried once after a lost connection: a function that writes belongs in a session.
-    Build the statement once, as a constant, and pass what varies as
+    Two calls may see different states: for a consistent result use one statement, or a session that
+    locks the rows. A statement is retried once after a lost connection: a function that writes
+    belongs in a session. Build the statement once, as a constant, and pass what varies as
     parameters.
     """
 

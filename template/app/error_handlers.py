@@ -93,7 +93,7 @@ async def database_error(request: Request, error: Exception) -> Response:
 
 
 def diagnose(error: Exception) -> tuple[int, str]:
-    """Return the status of the response, and the reason of a 503: one of a fixed set."""
+    """Return the status of the response, and the reason for a 503: one of a fixed set."""
     if isinstance(error, StaleDataError):
         return 409, ""
     if isinstance(error, DBAPIError):

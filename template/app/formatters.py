@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import traceback
 from datetime import UTC, datetime
 from typing import Any
@@ -22,6 +21,7 @@ from app.redaction import (
 LONGEST = 7500
 LONGEST_LINE = 16_000
 SHORT = 800
+LARGEST = 2**63
 
 IDS = ("request_id", "trace_id", "span_id")
 RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {
@@ -79,13 +79,14 @@ class JSONFormatter(logging.Formatter):
             line = ""
         if not line or len(line) > LONGEST_LINE:
             texts = {name: cut(text, SHORT) for name, text in fields.items() if type(text) is str}
-            numbers = {name: value for name, value in fields.items() if is_number(value)}
+            # Not NaN, infinity, or an integer of more digits than Python writes.
+            numbers = {
+                name: value
+                for name, value in fields.items()
+                if type(value) in (int, float) and abs(value) < LARGEST
+            }
             line = json.dumps(texts | numbers)
         return line
-
-
-def is_number(value: object) -> bool:
-    return type(value) is int or type(value) is float and math.isfinite(value)  # JSON has no NaN
 
 
 def one_line(record: logging.LogRecord, values: bool = False) -> str:

@@ -183,10 +183,11 @@ async def test_a_number_that_json_lacks_leaves_the_line_valid(
 ) -> None:
     configure_logging(settings.model_copy(update={"log_format": "json"}))
 
-    logger.warning("odd", extra={"ratio": float("nan"), "count": 1})
+    for number in (float("nan"), float("inf"), 10**5_000):
+        logger.warning("odd", extra={"ratio": number, "count": 1})
 
-    line = json.loads(capsys.readouterr().err, parse_constant=int)  # which refuses NaN
-    assert (line["message"], line["count"]) == ("odd", 1)
+        line = json.loads(capsys.readouterr().err, parse_constant=int)  # which refuses NaN
+        assert (line["message"], line["count"]) == ("odd", 1)
 
 
 @pytest.mark.parametrize("level", ["DEBUG", "INFO", "WARNING"])

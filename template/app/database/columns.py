@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable
-from decimal import Decimal
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -12,6 +12,7 @@ from sqlalchemy.engine.interfaces import ReflectedCheckConstraint
 from sqlalchemy.sql.compiler import DDLCompiler as Compiler
 
 PREFIX = "type_of_"
+EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)  # rounds nothing
 
 
 def dump(value: Any) -> str:
@@ -49,10 +50,8 @@ class Bounded:
             if not math.isfinite(value):
                 raise ValueError("a number must be finite")
             if scale is not None and value:
-                number = Decimal(str(value))
-                _, digits, exponent = number.as_tuple()
-                zeros = len(digits) - len(bytes(digits).rstrip(b"\0"))
-                if -int(exponent) - zeros > scale:
+                number = EXACT.normalize(Decimal(str(value)))
+                if -int(number.as_tuple().exponent) > scale:
                     raise ValueError(f"a number must have at most {scale} decimal places")
                 if self.precision and number.adjusted() >= (whole := self.precision - scale):
                     raise ValueError(f"a number must have at most {whole} digits before the point")

@@ -97,6 +97,6 @@ def qualified(impl: PostgresqlImpl, table: str, schema: str | None) -> str:
 
 
 def limit_locks(connection: Connection) -> None:
-    # Outside a transaction run those that block no others, and would be left half done.
+    # CREATE INDEX CONCURRENTLY, outside a transaction, blocks no others and would be left half done.
     autocommit = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
     connection.exec_driver_sql(f"SET lock_timeout = '{0 if autocommit else LOCK_TIMEOUT}'")

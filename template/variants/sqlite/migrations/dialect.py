@@ -179,8 +179,8 @@ def definitions(sql: str) -> dict[str, str]:
             parts[-1] += token
     found: dict[str, str] = {}
     for part in parts:
-        first = re.match(r"""\s*["`\[]?(\w+)""", part)
-        name = first[1] if first else ""
+        first = re.match(r"""\s*(?:"([^"]+)"|`([^`]+)`|\[([^]]+)]|(\w+))""", part)
+        name = first[first.lastindex or 0] if first else ""
         found[name] = found.get(name, "") + part
     return found
 

@@ -1,4 +1,4 @@
-"""What SQLite's errors mean: the status of the response, and the reason of a 503."""
+"""What SQLite's errors mean: the status of the response, and the reason for a 503."""
 
 import re
 import sqlite3

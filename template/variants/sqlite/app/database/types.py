@@ -1,4 +1,4 @@
-"""Column types that migrations name."""
+"""Column types that migrations refer to."""
 
 import datetime
 from collections.abc import Callable
