@@ -458,3 +458,28 @@ def test_a_number_is_refused_where_its_column_would_round_it_and_nowhere_else(
     service: Service,
 ) -> None:
     assert service.run(".venv/bin/python", "-c", BOUNDED).stdout == "checked\n"
+
+
+MOMENT = """
+import asyncio
+
+from app.features.items.models import Item
+from app.main import app
+from sqlalchemy import func, insert
+
+ROW = insert(Item.__table__).values(name="a", created_at=func.now()).returning(Item.updated_at)
+
+
+async def main():
+    async with app.router.lifespan_context(app), app.state.sessionmaker.begin() as session:
+        assert (await session.execute(ROW)).scalar_one().tzinfo
+
+
+asyncio.run(main())
+"""
+
+
+def test_a_row_whose_first_moment_is_the_databases_is_stored(
+    service: Service, migrated: Database
+) -> None:
+    service.run(".venv/bin/python", "-c", MOMENT, variables=migrated.variables)

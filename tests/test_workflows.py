@@ -824,6 +824,9 @@ def test_gitlabs_jobs_pass_in_a_fresh_service(
 
 def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path) -> None:
     origin = make_origin(tmp_path / "service", str(released), "9000.0.0")
+    Typist(origin).type("uv run poe openapi")
+    commit(origin)
+    (origin / "notes.txt").write_text("Mine.\n")
     page, _, rest = page_text("how-to/update.md").partition("### Conflicts")
     printed = [""]
 
@@ -833,7 +836,8 @@ def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path)
         else:
             assert shows(printed[-1], block.text)
 
-    assert git(origin, "status", "--porcelain") == ""
+    assert git(origin, "status", "--porcelain") == "?? notes.txt\n"
+    (origin / "notes.txt").unlink()
     assert (origin / "app/health.py").read_text().endswith("# As of 9002.0.0.\n")
     renamed = re.search(r"`(uv run poe update --vcs-ref=.*)`", page_text("reference/updates.md"))
     assert renamed
