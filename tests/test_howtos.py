@@ -396,7 +396,8 @@ from fastapi import APIRouter
 from sqlalchemy import String, bindparam, or_
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.dependencies import Reader, ReaderDep
+from app.database.reader import Reader
+from app.dependencies import ReaderDep
 from app.features.items.models import Item
 from app.features.items.queries import PAGE, ItemRow
 from app.features.items.schemas import Description

@@ -105,8 +105,8 @@ FILL = """
 import asyncio, datetime, sys
 from sqlalchemy import insert, null, text
 from app.features.items.models import Item
-from app.main import app
 from app.features.notes.models import Note, Tag
+from app.main import app
 
 BERLIN = datetime.timezone(datetime.timedelta(hours=1))
 

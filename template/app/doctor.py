@@ -14,14 +14,13 @@ from sqlalchemy import Table, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.database.errors import explain
-from app.database.server import SERVER, describe_server
-from app.health import examine as examine_database
-from app.health import revisions
+from app.database.revisions import compare_revisions, revisions
+from app.database.server_info import SERVER, describe_server
 from app.lifespan import lifespan
 from app.logging import configure_logging
 from app.redaction import describe, origin, reason_of
 from app.settings import ServiceSettings, Settings, load_settings
-from app.sources import describe_database, source_of, unknown_names
+from app.settings_sources import describe_database, source_of, unknown_names
 from migrations.runner import TWO_HEADS
 
 SCHEMA = {
@@ -80,7 +79,7 @@ async def examine(
         text, complaint = describe_server(server, processes * settings.database_capacity)
         findings.append(Finding("server", complaint or text, bool(complaint)))
         try:
-            schema, read_only = await examine_database(reader)
+            schema, read_only = await compare_revisions(reader)
         except (SQLAlchemyError, TimeoutError) as error:
             if not isinstance(error, DBAPIError) or explain(error)[1]:
                 return [*findings, Finding("schema", f"can't be read: {reason_of(error)}", True)]

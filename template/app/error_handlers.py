@@ -13,8 +13,8 @@ from sqlalchemy.orm.exc import StaleDataError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.database.constraints import violated_columns
 from app.database.errors import constraint, explain
+from app.database.violations import violated_columns
 from app.problems import FieldError, problem, unavailable
 from app.redaction import reason_of
 from app.validation import refuse

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from fastapi import Depends, FastAPI
+from fastapi.telemetry import TelemetryConfig
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
@@ -11,7 +12,6 @@ from app.caching import answer_not_modified
 from app.error_handlers import add_error_handlers
 from app.health import is_probe
 from app.health import router as health
-from app.instrumentation import request_telemetry
 from app.lifespan import lifespan
 from app.limits import limit_bodies, limit_requests
 from app.logging import configure_logging
@@ -28,6 +28,15 @@ def create_app(
     """Build the service from its settings, and with its features, if any. Opens nothing."""
     configure_logging(settings)
 
+    request_telemetry: TelemetryConfig = {
+        "tracing": settings.telemetry_enabled,
+        "metrics": settings.telemetry_enabled,
+        "logs": False,  # they would contain the messages of exceptions
+        "operation_spans": False,  # each costs as much as the span of a request
+        "auto_configure": False,  # the lifespan configures it, and shuts it down in bounded time
+        "exclude": is_probe,
+    }
+
     # With its own copy of Swagger UI: the documentation's pages load nothing from other hosts.
     create: Callable[..., FastAPI] = FastAPIOffline if settings.docs_enabled else FastAPI
     app = create(
@@ -40,7 +49,7 @@ def create_app(
         redirect_slashes=False,  # it would redirect to the host in the client's Host header
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         redoc_url=None,
-        telemetry=request_telemetry(settings.telemetry_enabled, exclude=is_probe),
+        telemetry=request_telemetry,
     )
     app.state.settings = settings
 

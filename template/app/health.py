@@ -2,31 +2,22 @@
 
 import asyncio
 import logging
-from functools import cache
-from pathlib import Path
-from typing import Literal
 
 from fastapi import HTTPException, Request, status
-from sqlalchemy import String, column, select, table
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import State
 from starlette.types import Scope
 
-from app.database.server import READ_ONLY
-from app.dependencies import Reader, ReaderDep
+from app.database.reader import Reader
+from app.database.revisions import compare_revisions
+from app.dependencies import ReaderDep
 from app.redaction import reason_of
 from app.routing import Router
 
 router = Router(prefix="/health", include_in_schema=False)
 logger = logging.getLogger(__name__)
 
-Schema = Literal["up to date", "behind", "ahead"]
-
 READY_TIMEOUT = 4.0  # seconds; a first connection takes a dozen round trips
-MIGRATIONS = Path(__file__).parent.parent / "migrations"
-VERSIONS = select(column("version_num", String), READ_ONLY.label("read_only")).select_from(
-    table("alembic_version")
-)
 
 
 @router.get("/live")
@@ -73,31 +64,7 @@ def is_busy(state: State) -> bool:
 
 
 async def find_obstacle(reader: Reader, writes: bool) -> str | None:
-    schema, read_only = await examine(reader)
+    schema, read_only = await compare_revisions(reader)
     if read_only and writes:
         return "The database takes no writes."
     return "The schema is behind." if schema == "behind" else None
-
-
-async def examine(reader: Reader) -> tuple[Schema, bool]:
-    """Compare the database with the migrations; return also whether it is read-only.
-
-    A revision that the migrations don't have is a newer release's.
-    """
-    rows = (await reader.execute(VERSIONS)).all()
-    current = {row.version_num for row in rows}
-    heads, known = await asyncio.to_thread(revisions)
-    read_only = any(row.read_only for row in rows)
-    if current == heads:
-        return "up to date", read_only
-    return ("behind" if current <= known else "ahead"), read_only
-
-
-@cache
-def revisions() -> tuple[set[str], set[str]]:
-    """Read the heads, and all revisions, from the migrations' files."""
-    # Importing Alembic takes a tenth of the startup, and it is needed once: import it then.
-    from alembic.script import ScriptDirectory
-
-    scripts = ScriptDirectory(str(MIGRATIONS))
-    return set(scripts.get_heads()), {script.revision for script in scripts.walk_revisions()}

@@ -10,9 +10,9 @@ from fastapi import FastAPI
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from app.database.dialect import Dialect
-from app.database.sessions import Sessionmaker
-from app.dependencies import Reader
-from app.instrumentation import watch_statements
+from app.database.reader import Reader
+from app.database.sessionmaker import Sessionmaker
+from app.database.statements import watch_statements
 from app.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)

@@ -15,11 +15,11 @@ from pydantic import (
 )
 from pydantic_settings import NoDecode, SettingsConfigDict, SettingsError
 
-from app.database.columns import dump, load
+from app.database.json_serializer import dump, load
 from app.database.pool import FairPool
 from app.database.settings import DatabaseSettings, Seconds
 from app.features.settings import FeatureSettings
-from app.sources import names_in
+from app.settings_sources import names_in
 
 
 def split(value: str | tuple[str, ...]) -> tuple[str, ...]:

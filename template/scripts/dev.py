@@ -41,7 +41,7 @@ def main(options: list[str]) -> None:
     from app.logging import configure_logging
     from app.server.run import check_options, serve
     from app.settings import Settings, load_settings
-    from app.sources import describe_database
+    from app.settings_sources import describe_database
     from scripts.database import find_database
 
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,8 +9,8 @@ import pytest
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 
+from app.database.revisions import revisions
 from app.factory import create_app
-from app.health import revisions
 from app.settings import ServiceSettings
 from migrations.runner import TWO_HEADS
 from scripts.openapi import make_settings

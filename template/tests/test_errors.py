@@ -19,13 +19,14 @@ from starlette.requests import ClientDisconnect
 
 from app import VERSION
 from app.database import BigIntegerKey, UTCDateTime
+from app.database.revisions import VERSIONS
 from app.dependencies import ReaderDep
+from app.etags import IfMatch
 from app.factory import create_app
 from app.fields import Id, Integer, Json, Time
-from app.health import VERSIONS
 from app.openapi.responses import describe_error
+from app.pagination import MAX_LIMIT, Cursor, Limit
 from app.problems import PHRASES, Problem
-from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit
 from app.settings import ServiceSettings, load_settings
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -10,9 +10,10 @@ from httpx2 import AsyncClient
 from pydantic import BaseModel
 
 from app import VERSION
+from app.etags import IfMatch, Versioned, etag
 from app.factory import create_app
 from app.fields import BigInteger, Id, Integer
-from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit, Page, Versioned, etag
+from app.pagination import MAX_LIMIT, Cursor, Limit, Page
 from app.routing import check_names
 from app.settings import ServiceSettings
 

@@ -22,7 +22,7 @@ from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.database import Base
-from app.database.constraints import violated_columns
+from app.database.violations import violated_columns
 from app.dependencies import ReaderDep, SessionDep
 
 PARENTS = table("tested_parents", column("id"))

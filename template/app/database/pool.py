@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_, greenlet_spawn
 
 from app import NAME
-from app.instrumentation import SECONDS
+from app.database.statements import SECONDS
 
 __all__ = ["FairPool", "await_", "greenlet_spawn"]
 

@@ -12,7 +12,7 @@ from sqlalchemy import Column, MetaData, Numeric, Row, Table
 from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import CreateTable
 
-from app import dependencies, fields, rest, routing
+from app import dependencies, etags, fields, pagination, routing
 from app.database import Base, BigIntegerKey, Timestamps
 from app.database.dialect import Dialect
 from migrations.metadata import metadata
@@ -22,11 +22,21 @@ MAX_LENGTH = 10_000_000  # of a text
 MAX_UNIQUE_LENGTH = 676  # of a text that fits into an index, whatever its characters
 WORDS = ("optional", "unique")
 # What a model, a schema or a row has already.
-TAKEN = {*dir(Base), *dir(Timestamps), *dir(rest.Versioned), *dir(Row), "id", "version", "self"}
+TAKEN = {*dir(Base), *dir(Timestamps), *dir(etags.Versioned), *dir(Row), "id", "version", "self"}
 TAKEN -= {"count", "index"}  # a row gives the column
 TAKEN |= {"datetime", "decimal", "uuid"}  # the modules whose types other fields have
 # Whose names the modules of a feature import, or will.
-IMPORTED = (builtins, typing, fastapi, pydantic, dependencies, fields, rest, routing)
+IMPORTED = (
+    builtins,
+    typing,
+    fastapi,
+    pydantic,
+    dependencies,
+    etags,
+    fields,
+    pagination,
+    routing,
+)
 
 
 class Kind(NamedTuple):

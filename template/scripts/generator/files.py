@@ -19,8 +19,8 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import rev_id
 
-from app.database.columns import PREFIX
 from app.database.dialect import Dialect
+from app.database.type_checks import PREFIX
 from migrations.autogenerate import OPTIONS, render_item
 from migrations.metadata import metadata
 from migrations.runner import TWO_HEADS

@@ -8,7 +8,7 @@ from typing import Any
 
 import asyncpg
 from app.features.items.schemas import ItemCreate, ItemRead
-from app.rest import Page
+from app.pagination import Page
 from fastapi import APIRouter, FastAPI, HTTPException, Request, Response
 
 COLUMNS = "id, name, description, created_at, updated_at, version"

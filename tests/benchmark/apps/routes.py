@@ -1,9 +1,9 @@
 """What the benchmark adds to the service."""
 
+from app.etags import etag
 from app.features.items import queries
 from app.features.items.schemas import ItemCreate, ItemRead
 from app.features.no_rollback import NoRollbackDep
-from app.rest import etag
 from app.routing import Router
 from fastapi import Response, status
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from app.features.items.models import Item
 from app.features.items.schemas import ItemCreate, ItemRead
-from app.rest import Page
+from app.pagination import Page
 from app.settings import ServiceSettings, load_settings
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from sqlalchemy import select

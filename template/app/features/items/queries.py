@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import ColumnElement, Integer, Row, bindparam, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from app.dependencies import Reader
+from app.database.reader import Reader
 from app.features.items.models import Item
 
 ItemRow: TypeAlias = Row[int, str, str | None, datetime.datetime, datetime.datetime, int]

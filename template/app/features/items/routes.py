@@ -5,11 +5,12 @@ from typing import Any
 from fastapi import HTTPException, Request, Response, status
 
 from app.dependencies import ReaderDep, SessionDep
+from app.etags import IfMatch, etag, matches
 from app.features.items import queries
 from app.features.items.models import Item
 from app.features.items.schemas import ItemCreate, ItemRead, ItemUpdate
 from app.fields import Id
-from app.rest import MAX_LIMIT, Cursor, IfMatch, Limit, Page, encode_cursor, etag, matches
+from app.pagination import MAX_LIMIT, Cursor, Limit, Page, encode_cursor
 from app.routing import Router
 
 router = Router(prefix="/items", tags=["items"])

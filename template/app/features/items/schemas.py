@@ -5,9 +5,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.etags import Versioned
 from app.features.items.models import MAX_DESCRIPTION_LENGTH, MAX_NAME_LENGTH
 from app.fields import Id, Normalized, Text
-from app.rest import Versioned
 
 Name = Annotated[
     Text, Field(min_length=1, max_length=MAX_NAME_LENGTH, examples=["Spanner"]), Normalized

@@ -9,7 +9,7 @@ from sqlalchemy import Column, Connection, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
 
 from app import NAME
-from app.database.columns import PREFIX
+from app.database.type_checks import PREFIX
 from migrations.autogenerate import quoted
 
 # Requests for a table queue behind a migration that waits for its lock.

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from app.database.dialect import Dialect
 from app.logging import configure_logging
 from app.settings import ServiceSettings, load_settings
-from app.sources import describe_database
+from app.settings_sources import describe_database
 from migrations.autogenerate import OPTIONS
 from migrations.dialect import NO_LIMITS, PARAMETERS, limit_locks
 from migrations.runner import POLL, exits, run

@@ -49,7 +49,7 @@ def database_is_missing() -> bool:
     from pydantic import ValidationError  # the keeper needs neither
 
     from app.settings import ServiceSettings
-    from app.sources import names_in
+    from app.settings_sources import names_in
 
     names_in(ServiceSettings.model_config.get("env_file"))
     try:

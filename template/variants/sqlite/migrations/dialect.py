@@ -25,7 +25,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import OperationalError
 
-from app.database.checks import HEX_DIGITS
+from app.database.check_constraints import HEX_DIGITS
 from migrations.autogenerate import quoted
 from migrations.runner import POLL
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from app.database.dialect import Dialect
 from app.logging import configure_logging
 from app.settings import ServiceSettings, load_settings
-from app.sources import describe_database
+from app.settings_sources import describe_database
 from migrations.autogenerate import OPTIONS
 from migrations.dialect import analyze, check_rows, create, migration_lock
 from migrations.runner import exits, run

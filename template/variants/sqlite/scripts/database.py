@@ -11,7 +11,7 @@ def find_database(*, make: bool = True) -> str | None:
 def missing_database() -> str | None:
     """Say that `poe dev` has not made its file yet: that of the default, and no other."""
     from app.settings import Settings, load_settings
-    from app.sources import describe_database
+    from app.settings_sources import describe_database
 
     settings = load_settings(Settings)
     path = Path(settings.driver_url.database or "")

@@ -16,10 +16,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
 from app.database import UTCDateTime
 from app.database.connections import set_up
 from app.database.errors import explain, public_message
-from app.dependencies import Reader
+from app.database.reader import Reader
+from app.database.revisions import VERSIONS
 from app.doctor import examine
 from app.factory import create_app
-from app.health import VERSIONS
 from app.settings import ServiceSettings
 from tests.database import alembic
 

@@ -8,7 +8,7 @@ from sqlalchemy import event
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from app.database.checks import CheckedDialect
+from app.database.check_constraints import CheckedDialect
 from app.database.connections import (
     DRIVER_ERRORS,
     Connection,

@@ -11,7 +11,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.engine.interfaces import DBAPIConnection, ExceptionContext
 from sqlalchemy.exc import StatementError
 
-from app.database.checks import CheckedDialect
+from app.database.check_constraints import CheckedDialect
 from app.database.connections import (
     Connections,
     OutcomeUnknown,

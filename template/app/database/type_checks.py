@@ -1,35 +1,16 @@
-"""Column types: JSON, bounded numbers, and a CHECK constraint for each type."""
+"""Values that fit the type of their column: bounded numbers, and a CHECK constraint."""
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, Decimal
 from typing import Any
 
-from pydantic_core import from_json, to_json
 from sqlalchemy import Column, Dialect, Float, TypeDecorator
 from sqlalchemy.engine.interfaces import ReflectedCheckConstraint
 from sqlalchemy.sql.compiler import DDLCompiler as Compiler
 
 PREFIX = "type_of_"
 EXACT = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN)  # rounds nothing
-
-
-def dump(value: Any) -> str:
-    return json.dumps(value, allow_nan=False)  # NaN is not JSON
-
-
-def load(text: str) -> Any:
-    """Deserialize JSON; return the text itself if its value can't be represented."""
-    try:
-        return from_json(text, allow_inf_nan=False)
-    except ValueError:  # a lone surrogate, or nesting deeper than pydantic accepts
-        try:
-            value = json.loads(text)
-            to_json(value)
-        except (ValueError, RecursionError):
-            return text
-        return value
 
 
 class Bounded:

@@ -6,7 +6,7 @@ from sqlalchemy import Column, Date, DateTime, Float, Numeric, Time
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncpgFloat, AsyncpgNumeric, PGDialect_asyncpg
 from sqlalchemy.dialects.postgresql.base import PGDDLCompiler
 
-from app.database.columns import Bounded, TypeCheckCompiler, without_types
+from app.database.type_checks import Bounded, TypeCheckCompiler, without_types
 
 # The driver sends Python's first and last datetime as -infinity and infinity, and fails on years
 # beyond 9999.

@@ -23,7 +23,7 @@ from sqlalchemy.dialects.sqlite.base import SQLiteCompiler, SQLiteDDLCompiler
 from sqlalchemy.exc import CompileError
 from sqlalchemy.schema import CreateTable
 
-from app.database.columns import Bounded, TypeCheckCompiler, without_types
+from app.database.type_checks import Bounded, TypeCheckCompiler, without_types
 
 NOW = "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 MAX_DIGITS = 15  # that a REAL returns unchanged

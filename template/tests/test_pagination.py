@@ -7,8 +7,8 @@ from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import literal, select
 
-from app.dependencies import Reader
-from app.rest import Page
+from app.database.reader import Reader
+from app.pagination import Page
 
 
 class Thing(BaseModel):

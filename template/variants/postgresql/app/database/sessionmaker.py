@@ -1,4 +1,4 @@
-"""The session factory."""
+"""The `sessionmaker`."""
 
 from sqlalchemy.ext.asyncio import async_sessionmaker
 

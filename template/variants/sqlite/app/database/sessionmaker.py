@@ -1,4 +1,4 @@
-"""The session factory: its sessions share a write lock, since the file has one writer at a time."""
+"""The `sessionmaker`: its sessions share a write lock, since the file has one writer at a time."""
 
 import asyncio
 import sqlite3

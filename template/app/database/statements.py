@@ -1,33 +1,18 @@
-"""Instrumentation of requests and statements: spans, durations, a warning for slow statements."""
+"""Statements: a span and a duration for each, and a warning for a slow one."""
 
 import logging
 import time
-from collections.abc import Callable
 from typing import Any
 
-from fastapi.telemetry import TelemetryConfig
 from opentelemetry import metrics, trace
 from opentelemetry.trace import INVALID_SPAN, SpanKind, StatusCode
 from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
-from starlette.types import Scope
 
 from app import NAME
 
 statement_logger = logging.getLogger("app.statements")
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)  # buckets of OpenTelemetry's conventions
-
-
-def request_telemetry(enabled: bool, exclude: Callable[[Scope], bool]) -> TelemetryConfig:
-    """Return what FastAPI records of requests, except those that `exclude` returns true for."""
-    return {
-        "tracing": enabled,
-        "metrics": enabled,
-        "logs": False,  # they would contain the messages of exceptions
-        "operation_spans": False,  # each costs as much as the span of a request
-        "auto_configure": False,  # the lifespan configures it, and shuts it down in bounded time
-        "exclude": exclude,
-    }
 
 
 def watch_statements(engine: AsyncEngine, slow: float) -> None:

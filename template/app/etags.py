@@ -1,0 +1,72 @@
+"""Entity tags: the versions of what is stored, and preconditions on them (RFC 9110, 13.1.1)."""
+
+import json
+import re
+from collections.abc import Iterable
+from functools import cache
+from hashlib import sha256
+from typing import Annotated
+
+from fastapi import Header
+from pydantic import BaseModel, Field, computed_field
+from pydantic.json_schema import SkipJsonSchema
+from sqlalchemy import BigInteger, ColumnElement, bindparam, true
+from sqlalchemy.orm import InstrumentedAttribute
+
+from app.fields import MAX_ID
+
+STRONG_TAG = re.compile(r'"([0-9]{1,19})-[0-9a-f]{8}"')  # as `etag` makes them
+
+IfMatch = Annotated[
+    str | SkipJsonSchema[None],
+    Header(
+        alias="If-Match",
+        max_length=1_000,
+        description="The entity tag of the version to change.",
+        examples=['"1-3f786850"'],
+    ),
+]
+"""With `= None` it may be absent; without a default, a missing header is answered with 428."""
+
+
+class Versioned(BaseModel):
+    """The base of a representation whose row has a version: each item has its entity tag."""
+
+    version: int = Field(exclude=True)
+
+    @computed_field(examples=['"1-3f786850"'])
+    def etag(self) -> str:
+        """The entity tag of this version, as `If-Match` takes it."""
+        return etag(type(self), self.version)
+
+
+def etag(model: type[BaseModel], version: int) -> str:
+    """Return the strong entity tag of a version in this representation."""
+    return f'"{version}-{fingerprint(model)}"'
+
+
+@cache
+def fingerprint(model: type[BaseModel]) -> str:
+    """Return a hash of the schema: a release that adds a field sends other bytes."""
+    schema = json.dumps(model.model_json_schema(mode="serialization"), sort_keys=True)
+    return sha256(schema.encode()).hexdigest()[:8]
+
+
+def matches(version: InstrumentedAttribute[int], if_match: str | None) -> ColumnElement[bool]:
+    """Return the condition of `If-Match` (RFC 9110, 13.1.1); without it the last write wins.
+
+    The version alone is compared: a tag of an older release still identifies the same state.
+    """
+    tags = [tag.strip() for tag in ("*" if if_match is None else if_match).split(",")]
+    if tags == ["*"]:
+        return true()
+    # 64 bits, whatever the column has: a version too large for the column is a mismatch, not an
+    # error.
+    known = bindparam(None, list(versions(tags)), BigInteger, unique=True, expanding=True)
+    return version.in_(known)
+
+
+def versions(tags: Iterable[str]) -> Iterable[int]:
+    for tag in tags:
+        if (match := STRONG_TAG.fullmatch(tag)) and int(match[1]) <= MAX_ID:
+            yield int(match[1])
