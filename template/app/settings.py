@@ -33,7 +33,7 @@ def each(pattern: str, wanted: str) -> AfterValidator:
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(map(str.lower, names))
         if not all(re.fullmatch(pattern, name) for name in names):
-            raise ValueError(f"wants {wanted}")
+            raise ValueError(f"wants {wanted}, separated by commas")
         return names
 
     return AfterValidator(check)

@@ -16,6 +16,9 @@ URLENCODED = "application/x-www-form-urlencoded"
 FORMS = {URLENCODED, "multipart/form-data"}
 PLACES = ("body", "query", "path", "header", "cookie")
 MAX_VALUES = 4_000  # of a JSON body: each may cause some errors, at 3 µs each
+# As pydantic says it.
+MISSING = {"type": "missing", "msg": "Field required"}
+EXTRA = {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}
 ACCEPT = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}  # of a 415; RFC 9110, 15.5.16: Accept
 
 
@@ -67,13 +70,18 @@ def check_query(operation: Operation, connection: HTTPConnection) -> None:
 
 
 def check_fields(operation: Operation, connection: HTTPConnection) -> None:
-    """Refuse an unknown field of a body that is made of parameters; a model refuses its own."""
+    """Refuse an unknown field of a body that is made of parameters; a model refuses its own.
+
+    Name what is missing as well: whoever forgot the member that a body is embedded in has sent its
+    fields without it.
+    """
     sent = getattr(connection, "_json", None) or getattr(connection, "_form", None)
     if operation.fields is None or not isinstance(sent, Mapping):
         return
     if unknown := [name for name in sent if name not in operation.fields]:
-        extra = {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}  # pydantic's
-        errors = [extra | {"loc": ("body", name)} for name in unknown]
+        missing = [name for name, due in operation.fields.items() if due and name not in sent]
+        errors = [MISSING | {"loc": ("body", name)} for name in missing]
+        errors += [EXTRA | {"loc": ("body", name)} for name in unknown]
         raise RequestValidationError(errors, body=sent)
 
 

@@ -204,6 +204,14 @@ async def test_a_body_of_parameters_has_no_other_fields(app: FastAPI, client: As
     assert {"Body_embed", "Body_combine"} <= closed
 
 
+async def test_a_body_without_the_member_that_it_belongs_in_is_told_so(client: AsyncClient) -> None:
+    for path in ("/embedded", "/several"):
+        response = await client.post(path, json={"password": 1})
+
+        errors = {(error["pointer"], error["code"]) for error in response.json()["errors"]}
+        assert errors == {("/login", "missing"), ("/password", "extra_forbidden")}
+
+
 async def test_a_list_may_be_repeated(client: AsyncClient) -> None:
     response = await client.get("/found/1?tags=a&tags=b&limit=1&key=c")
 

@@ -16,7 +16,8 @@ class Operation(NamedTuple):
 
     query: dict[str, bool]  # its parameters, and whether they may be repeated
     media_types: frozenset[str]
-    fields: frozenset[str] | None  # of a body that is made of parameters
+    # Of a body that is made of parameters: its fields, and whether they must be sent.
+    fields: dict[str, bool] | None
 
 
 def find_operation(scope: Scope) -> Operation | None:
@@ -40,7 +41,8 @@ def read_operation(route: RouteContext, method: str) -> Operation | None:
             query = query_parameters(operation, components.get("securitySchemes", {}))
             content = operation.get("requestBody", {}).get("content", ())
             body = made_body(operation, components.get("schemas", {}))
-            fields = frozenset(body["properties"]) if body else None
+            required = body.get("required", ())
+            fields = {name: name in required for name in body["properties"]} if body else None
             return Operation(dict(query), frozenset(content), fields)
     return None
 

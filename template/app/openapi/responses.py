@@ -21,7 +21,7 @@ HEADERS = {
     "X-Request-ID": "The request's id, also found in the log.",
     "Cache-Control": "`private, no-cache` with an entity tag, else `no-store`, unless changed.",
     "ETag": "The entity tag of this version.",
-    "Location": "URL of the created resource.",
+    "Location": "URL of the created resource, if it has one.",
     "Retry-After": "Seconds. Absent if the outcome is unknown and a retry could duplicate the write.",
     "WWW-Authenticate": "The scheme to authenticate by.",
     "Accept-Post": "The media types that this POST takes.",
