@@ -17,10 +17,10 @@ async def get_session(connection: HTTPConnection) -> AsyncGenerator[AsyncSession
 
 
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
-"""One transaction: committed when the handler returns, rolled back when it raises.
+"""A session in one transaction: committed before the response is sent, rolled back by any error.
 
-`scope="function"` commits before the response is sent, so that no client gets a 2xx for a row that
-was never stored. Never call `commit()`; `flush()` loads keys and server defaults.
+`scope="function"` is what commits before, so that no client gets a 2xx for a row that was never
+stored. Never call `commit()`; `flush()` loads keys and server defaults.
 """
 
 
@@ -29,3 +29,4 @@ async def get_reader(connection: HTTPConnection) -> Reader:
 
 
 ReaderDep = Annotated[Reader, Depends(get_reader)]
+"""A reader in autocommit: each statement sees its own snapshot."""

@@ -1,4 +1,4 @@
-"""Entity tags: the versions of what is stored, and preconditions on them (RFC 9110, 13.1.1)."""
+"""Strong entity tags, made from the version of a row, and `If-Match` (RFC 9110, 8.8.3, 13.1.1)."""
 
 import json
 import re
@@ -26,11 +26,11 @@ IfMatch = Annotated[
         examples=['"1-3f786850"'],
     ),
 ]
-"""With `= None` it may be absent; without a default, a missing header is answered with 428."""
+"""With `= None` the header is optional; without a default, its absence is a 428."""
 
 
 class Versioned(BaseModel):
-    """The base of a representation whose row has a version: each item has its entity tag."""
+    """The base of a response model whose row has a `version`: adds `etag`, and hides the version."""
 
     version: int = Field(exclude=True)
 
@@ -47,7 +47,7 @@ def etag(model: type[BaseModel], version: int) -> str:
 
 @cache
 def fingerprint(model: type[BaseModel]) -> str:
-    """Return a hash of the schema: a release that adds a field sends other bytes."""
+    """Return a hash of the schema, so that tags change when a release changes the representation."""
     schema = json.dumps(model.model_json_schema(mode="serialization"), sort_keys=True)
     return sha256(schema.encode()).hexdigest()[:8]
 
@@ -55,13 +55,13 @@ def fingerprint(model: type[BaseModel]) -> str:
 def matches(version: InstrumentedAttribute[int], if_match: str | None) -> ColumnElement[bool]:
     """Return the condition of `If-Match` (RFC 9110, 13.1.1); without it the last write wins.
 
-    The version alone is compared: a tag of an older release still identifies the same state.
+    The version alone is compared: a tag of another release still identifies the same state.
     """
     tags = [tag.strip() for tag in ("*" if if_match is None else if_match).split(",")]
     if tags == ["*"]:
         return true()
-    # 64 bits, whatever the column has: a version too large for the column is a mismatch, not an
-    # error.
+    # Bound as 64 bits, whatever the column has: a version that is too large for it does not match,
+    # and is no error.
     known = bindparam(None, list(versions(tags)), BigInteger, unique=True, expanding=True)
     return version.in_(known)
 

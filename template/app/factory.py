@@ -25,7 +25,10 @@ from app.websockets import close_websockets
 def create_app(
     settings: ServiceSettings, add_features: Callable[[FastAPI], None] | None = None
 ) -> FastAPI:
-    """Build the service from its settings, and with its features, if any. Opens nothing."""
+    """Create the application from its settings, and with its features, if any.
+
+    Configures logging for the process; opens no connection.
+    """
     configure_logging(settings)
 
     request_telemetry: TelemetryConfig = {
@@ -37,7 +40,7 @@ def create_app(
         "exclude": is_probe,
     }
 
-    # With its own copy of Swagger UI: the documentation's pages load nothing from other hosts.
+    # FastAPIOffline bundles Swagger UI: the documentation's pages load nothing from other hosts.
     create: Callable[..., FastAPI] = FastAPIOffline if settings.docs_enabled else FastAPI
     app = create(
         title=TITLE,
@@ -45,7 +48,7 @@ def create_app(
         version=VERSION,
         lifespan=lifespan,
         dependencies=[Depends(check_request)],
-        generate_unique_id_function=lambda route: route.name,  # what clients call their function
+        generate_unique_id_function=lambda route: route.name,  # which names clients' functions
         redirect_slashes=False,  # it would redirect to the host in the client's Host header
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         redoc_url=None,
@@ -61,7 +64,8 @@ def create_app(
     app.include_router(health)
 
     # The last one added is the outermost. The features' own, added above, is inside all of these,
-    # so its responses have an id, a line in the log and CORS headers.
+    # so its responses have an id, a line in the log and CORS headers. CORS answers preflight
+    # requests itself, without an id or a line.
     app.add_middleware(answer_not_modified)
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):

@@ -17,16 +17,16 @@ from app.settings import ServiceSettings
 
 logger = logging.getLogger(__name__)
 
-ROLLBACK_TIMEOUT = 1.0  # seconds
+CHECKIN_TIMEOUT = 1.0  # seconds
 DISPOSE_TIMEOUT = 5.0  # seconds
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
-    """Own the engine for as long as the service runs.
+    """Create the engine at startup, and dispose of it at shutdown.
 
-    Nothing connects here: while the database is unreachable, the service starts all the same, says
-    so at `/health/ready`, and recovers by itself. Push another resource on the same stack: they are
+    Nothing connects here, so the service starts without its database, answers 503 at
+    `/health/ready`, and recovers by itself. Enter another resource on the same stack: they are
     released in reverse order.
     """
     async with AsyncExitStack() as stack:
@@ -39,7 +39,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
             await stack.enter_async_context(telemetry(engine, settings.database_capacity))
         app.state.engine = engine
-        # An object can be read after the commit; a session that was closed can't be used again.
+        # Attributes stay loaded after the commit; a closed session refuses to be used again.
         app.state.sessionmaker = Sessionmaker(
             engine, expire_on_commit=False, close_resets_only=False
         )
@@ -49,14 +49,14 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
 
 
 async def dispose(engine: AsyncEngine) -> None:
-    """Close the pooled connections; requests have ended by now, or have been cancelled."""
+    """Close the pooled connections; the server has completed or cancelled all requests."""
     try:
         # On a silent network each idle connection would wait for a timeout of its own.
         async with asyncio.timeout(DISPOSE_TIMEOUT):
-            await roll_back(engine)
+            await wait_for_checkins(engine)
             await engine.dispose()
             assert isinstance(engine.dialect, Dialect)
-            await asyncio.gather(*engine.dialect.closing)  # connections terminated just now
+            await asyncio.gather(*engine.dialect.closing)  # those that are closed in the background
         logger.info("engine disposed of")
     except TimeoutError:
         logger.warning(
@@ -64,10 +64,10 @@ async def dispose(engine: AsyncEngine) -> None:
         )
 
 
-async def roll_back(engine: AsyncEngine) -> None:
-    """Let cancelled requests roll back and be answered before the process exits."""
+async def wait_for_checkins(engine: AsyncEngine) -> None:
+    """Let cancelled requests return their connections, rolled back, and be answered."""
     pool: Any = engine.pool
     with suppress(TimeoutError):
-        async with asyncio.timeout(ROLLBACK_TIMEOUT):
+        async with asyncio.timeout(CHECKIN_TIMEOUT):
             while pool.checkedout():
                 await asyncio.sleep(0.01)

@@ -6,7 +6,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.health import is_probe
 from app.problems import report, unavailable
 
-REFUSED = "the rest of the request is not valid"  # why a handler is cancelled
 MAX_REQUESTS = 1_000  # in flight; a handler runs on when its client has gone
 # Bytes of all their bodies. Each counts for LARGE at most: a feature that takes longer ones writes
 # them to a file. A body of at most SMALL is always read.

@@ -1,4 +1,4 @@
-"""What `app.server` runs: the service with the environment's settings and its features."""
+"""The ASGI application: settings from the environment, and all features."""
 
 import gc
 
@@ -8,5 +8,6 @@ from app.settings import Settings, load_settings
 
 app = create_app(load_settings(Settings), add_features)
 
-# What exists by now stays: a full collection that visits it blocks the loop for 60 ms.
+# Leave what the start allocated out of garbage collection: scanning it would block the event loop
+# for some 60 ms.
 gc.freeze()

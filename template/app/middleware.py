@@ -16,7 +16,6 @@ from starlette.websockets import WebSocketDisconnect
 from app.database.errors import OUTCOME_UNKNOWN
 from app.headers import complete
 from app.health import is_probe
-from app.limits import REFUSED
 from app.logging import request_id, request_id_of
 from app.problems import SAFE, problem, unavailable
 from app.routing import find_route
@@ -28,6 +27,7 @@ error_logger = logging.getLogger("app.errors")
 METHOD = "http.request.method"
 STATUS = "http.response.status_code"
 
+REFUSED = "the rest of the request is not valid"  # why `app.server` cancels a handler
 HOST = re.compile(r"[a-z0-9._:-]+")  # a name or an address, in lower case
 STARTS = {"http.response.start", "websocket.http.response.start", "websocket.accept"}
 

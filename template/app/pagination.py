@@ -1,4 +1,4 @@
-"""Pagination: the pages of a list, and the cursors that lead from one to the next."""
+"""Keyset pagination: the pages of a list, and opaque cursors that lead from one to the next."""
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import namedtuple
@@ -22,7 +22,7 @@ Limit = Annotated[
 
 
 class Page(BaseModel, Generic[T]):
-    """A part of a list."""
+    """One page of a list."""
 
     items: list[T]
     next_cursor: str | None = Field(description="The cursor of the next page, if there is one.")
@@ -42,7 +42,7 @@ def named(items: Iterable[Any]) -> Iterator[Any]:
     result, make = None, tuple_maker(())
     for item in items:
         if isinstance(item, Row):
-            # Undocumented: what the rows of one result share. `_fields` costs more than the tuple.
+            # Undocumented: what all rows of a result share. Their `_fields` cost more than the tuple.
             if (shared := getattr(item, "_parent", item)) is not result:
                 result, make = shared, tuple_maker(item._fields)
             item = make(item)
@@ -54,12 +54,12 @@ def tuple_maker(names: tuple[str, ...]) -> Any:
     make_type: Any = namedtuple
     try:
         return make_type("NamedRow", names)._make
-    except ValueError:  # two names are equal, or one is no identifier
+    except ValueError:  # duplicate names, or one that is no identifier
         return lambda row: row
 
 
 def encode_cursor(key: int) -> str:
-    """Return the cursor of the page that follows `key`: opaque, so that it may change."""
+    """Return the opaque cursor of the page that follows `key`."""
     return urlsafe_b64encode(key.to_bytes(8)).rstrip(b"=").decode()
 
 
@@ -78,4 +78,4 @@ Cursor = Annotated[
     Query(description="The `next_cursor` of the page before.", examples=["AAAAAAAAAGQ"]),
     BeforeValidator(decode_cursor, json_schema_input_type=str),
 ]
-"""The key to start after; `= None`: without it, a list starts with its first page."""
+"""The key to start after, decoded; with `= None` a list starts with its first page."""

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.requests import HTTPConnection
 
 from app.health import is_probe
-from app.openapi.operations import Operation, find_operation
+from app.openapi.requests import Operation, find_operation
 from app.problems import FieldError, problem
 
 URLENCODED = "application/x-www-form-urlencoded"

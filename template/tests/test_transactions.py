@@ -9,6 +9,7 @@ from sqlalchemy import (
     Column,
     Integer,
     MetaData,
+    Select,
     String,
     Table,
     UniqueConstraint,
@@ -20,6 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, aliased, mapped_column
 
 from app.database import Base
 from app.database.violations import violated_columns
@@ -27,6 +29,16 @@ from app.dependencies import ReaderDep, SessionDep
 
 PARENTS = table("tested_parents", column("id"))
 CHILDREN = table("tested_children", column("parent_id"))
+
+
+class OtherBase(DeclarativeBase):
+    """A base whose tables are none of the service's."""
+
+
+class Parent(OtherBase):
+    __tablename__ = "tested_parents"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
 
 
 @pytest.fixture
@@ -217,3 +229,19 @@ async def test_a_reader_reads_and_refuses_to_write(app: FastAPI, client: AsyncCl
 
     assert (await client.post("/reading")).json() == 1
     assert len(errors) == 2
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        select(PARENTS.c.id).with_for_update(),
+        select(select(PARENTS.c.id).with_for_update().subquery()),
+        select(Parent),
+        select(aliased(Parent), PARENTS.c.id),
+    ],
+)
+async def test_a_reader_refuses_a_lock_that_would_end_at_once_and_objects_that_it_does_not_load(
+    app: FastAPI, statement: Select[*tuple[Any, ...]]
+) -> None:
+    with pytest.raises(TypeError):
+        await app.state.reader.execute(statement)

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from app.fields import MAX_ID
-from app.openapi.operations import made_body
+from app.openapi.requests import made_body
 from app.openapi.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
 from app.problems import error_model
 from app.routing import check_names

@@ -5,7 +5,7 @@ from typing import Any
 
 import h11
 
-from app.limits import REFUSED
+from app.middleware import REFUSED
 from app.server.eviction import UNFINISHED, EvictableProtocol
 from app.server.framing import Connection
 

@@ -17,5 +17,6 @@ class Item(Timestamps, Base):
     description: Mapped[str | None] = mapped_column(String(MAX_DESCRIPTION_LENGTH))
     version: Mapped[int] = mapped_column(default=1)
 
-    # The ORM increments it, and refuses to overwrite a row that has changed since it was read.
+    # A flush of the ORM increments it, and refuses to overwrite a row that has changed since it was
+    # read. A statement increments it itself, as in `queries.update_item`.
     __mapper_args__ = Base.__mapper_args__ | {"version_id_col": version}

@@ -12,16 +12,16 @@ from app.features.items.models import Item
 
 ItemRow: TypeAlias = Row[int, str, str | None, datetime.datetime, datetime.datetime, int]
 
-# Statements are built once, so that SQLAlchemy compiles them once; only a change is built on each
-# call, from the columns and conditions of its request. Writes name the table and not the model:
-# they return the row that they made, and the session has nothing to track.
+# Statements are built once: SQLAlchemy's cache finds a compiled one by a key, which it computes
+# once for each statement. Only changes and deletions are built on each call, from the conditions
+# of their request. A write returns its row, and changes no object that the session has loaded.
 COLUMNS = (Item.id, Item.name, Item.description, Item.created_at, Item.updated_at, Item.version)
 ITEM = select(*COLUMNS).where(Item.id == bindparam("id"))
 PAGE = (
     select(*COLUMNS)
     .where(Item.id > bindparam("after"))
     .order_by(Item.id)
-    .limit(bindparam("limit", None, Integer))  # no column gives it a type
+    .limit(bindparam("limit", None, Integer))  # LIMIT has no column to take its type from
 )
 CREATE = insert(Item.__table__).returning(*COLUMNS)
 
@@ -43,9 +43,9 @@ async def update_item(
     session: AsyncSession, item_id: int, values: Mapping[str, Any], *conditions: ColumnElement[bool]
 ) -> ItemRow | None:
     """Change an item if all conditions hold; return it, or `None`."""
-    same = (Item.id == item_id, *conditions)
-    change = update(Item.__table__).where(*same).values(**values, version=Item.version + 1)
-    statement = change.returning(*COLUMNS) if values else select(*COLUMNS).where(*same)
+    criteria = (Item.id == item_id, *conditions)
+    change = update(Item.__table__).where(*criteria).values(**values, version=Item.version + 1)
+    statement = change.returning(*COLUMNS) if values else select(*COLUMNS).where(*criteria)
     return (await session.execute(statement)).first()
 
 

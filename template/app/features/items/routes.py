@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import HTTPException, Request, Response, status
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from app.dependencies import ReaderDep, SessionDep
 from app.etags import IfMatch, etag, matches
@@ -22,8 +23,8 @@ async def list_items(
 ) -> dict[str, Any]:
     """Oldest first. Every page costs the same: it starts after a key, not at an offset.
 
-    A walk from the first page shows whatever was stored before it began. What is stored meanwhile
-    may fall behind the cursor: to synchronise, start again at the first page.
+    What was stored before the first page, and is not deleted meanwhile, appears once. What is stored
+    meanwhile may be missed: to synchronise, start again at the first page.
     """
     rows = await queries.list_items(reader, after=cursor or 0, limit=limit + 1)
     more = len(rows) > limit
@@ -68,8 +69,8 @@ async def delete_item(item_id: Id, session: SessionDep, if_match: IfMatch = None
         raise await missing_or_changed(session, item_id)
 
 
-async def missing_or_changed(session: SessionDep, item_id: int) -> HTTPException:
-    """Find out why no row had the version that the client knows."""
+async def missing_or_changed(session: AsyncSession, item_id: int) -> HTTPException:
+    """Return 412 for a version that has changed, 404 for a row that does not exist."""
     found = await queries.get_item(session, item_id)
     return HTTPException(
         status.HTTP_412_PRECONDITION_FAILED if found else status.HTTP_404_NOT_FOUND

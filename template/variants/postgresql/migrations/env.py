@@ -7,18 +7,18 @@ from pathlib import Path
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import NullPool, event, func, select
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy import NullPool, event
+from sqlalchemy.ext.asyncio import create_async_engine
 
+import migrations.impl  # noqa: F401 - defines the class that Alembic uses for PostgreSQL
 from app.database.dialect import Dialect
 from app.logging import configure_logging
 from app.settings import ServiceSettings, load_settings
 from app.settings_sources import describe_database
 from migrations.autogenerate import OPTIONS
-from migrations.dialect import NO_LIMITS, PARAMETERS, limit_locks
-from migrations.runner import POLL, exits, run
+from migrations.locks import NO_LIMITS, PARAMETERS, limit_locks, take_lock
+from migrations.runner import exits, run
 
-LOCK = 5_390_771_402  # an arbitrary number, the same in every replica
 MAX_REVISION = 32  # characters, of Alembic's column
 
 logger = logging.getLogger("migrations")
@@ -44,24 +44,6 @@ def check_revisions() -> None:
     for script in context.script.walk_revisions():
         if len(script.revision) > MAX_REVISION:
             raise CommandError(f"{script.revision} is longer than {MAX_REVISION} characters")
-
-
-async def take_lock(connection: AsyncConnection) -> None:
-    """Wait until no other process migrates; the lock ends with the connection.
-
-    It polls, since a statement that waits is in a transaction: CREATE INDEX CONCURRENTLY waits for
-    all transactions, and the two would deadlock.
-    """
-    await connection.execution_options(isolation_level="AUTOCOMMIT")
-    await connection.exec_driver_sql(NO_LIMITS)
-    waits = False
-    while not await connection.scalar(select(func.pg_try_advisory_lock(LOCK))):
-        if not waits:
-            logger.info("another process migrates: waiting for it")
-        waits = True
-        await asyncio.sleep(POLL)
-    await connection.rollback()
-    await connection.execution_options(isolation_level="READ COMMITTED")
 
 
 async def run_online(settings: ServiceSettings) -> None:

@@ -17,7 +17,8 @@ from app.logging import configure_logging
 from app.settings import ServiceSettings, load_settings
 from app.settings_sources import describe_database
 from migrations.autogenerate import OPTIONS
-from migrations.dialect import analyze, check_rows, create, migration_lock
+from migrations.impl import analyze, check_rows
+from migrations.locks import create, migration_lock
 from migrations.runner import exits, run
 
 logger = logging.getLogger("migrations")
@@ -76,7 +77,7 @@ def run_offline(settings: ServiceSettings) -> None:
     context.run_migrations()
 
 
-# What Alembic skips is kept and compared nevertheless, in dialect.py.
+# What Alembic skips is kept and compared nevertheless, in impl.py.
 warnings.filterwarnings(
     "ignore", ".*(Unnamed CHECK|Skipped unsupported reflection|autogenerate skipping)"
 )

@@ -1,36 +1,15 @@
-"""Alembic on PostgreSQL: timeouts and keepalives of migrations, CHECK constraints of types."""
+"""Alembic on PostgreSQL: defaults that are compared, CHECK constraints of types."""
 
 import re
-import sys
 from typing import Any
 
 from alembic.ddl.postgresql import PostgresqlImpl
-from sqlalchemy import Column, Connection, MetaData, Table, text
+from sqlalchemy import Column, MetaData, Table, text
 from sqlalchemy.exc import DBAPIError
 
-from app import NAME
 from app.database.type_checks import PREFIX
 from migrations.autogenerate import quoted
-
-# Requests for a table queue behind a migration that waits for its lock.
-LOCK_TIMEOUT = "1s"
-# The role's own timeouts would end a slow migration, or one that waits for another process.
-NO_LIMITS = """
-    SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN (
-        'statement_timeout', 'lock_timeout', 'transaction_timeout',
-        'idle_in_transaction_session_timeout', 'idle_session_timeout'
-    )
-"""
-PARAMETERS = {"application_name": f"{NAME} migrations"}
-# The locks of a killed migration are released in 2 s, those of one whose host is lost in 15. A
-# server on Windows, as in development, refuses some of these.
-if sys.platform != "win32":
-    PARAMETERS |= {
-        "client_connection_check_interval": "2000",
-        "tcp_keepalives_idle": "5",
-        "tcp_keepalives_interval": "5",
-        "tcp_keepalives_count": "2",
-    }
+from migrations.locks import LOCK_TIMEOUT
 
 
 class PostgreSQL(PostgresqlImpl):
@@ -94,9 +73,3 @@ class PostgreSQL(PostgresqlImpl):
 
 def qualified(impl: PostgresqlImpl, table: str, schema: str | None) -> str:
     return impl.dialect.identifier_preparer.format_table(Table(table, MetaData(), schema=schema))
-
-
-def limit_locks(connection: Connection) -> None:
-    # CREATE INDEX CONCURRENTLY, outside a transaction, blocks no others and would be left half done.
-    autocommit = connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT"
-    connection.exec_driver_sql(f"SET lock_timeout = '{0 if autocommit else LOCK_TIMEOUT}'")

@@ -1,12 +1,7 @@
-"""Alembic on SQLite: complete copies of tables, and a lock that keeps other processes out."""
+"""Alembic on SQLite: complete copies of tables, and their rows checked."""
 
-import logging
-import os
 import re
-import sqlite3
-import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 from alembic.ddl.sqlite import SQLiteImpl
@@ -27,14 +22,11 @@ from sqlalchemy.exc import OperationalError
 
 from app.database.check_constraints import HEX_DIGITS
 from migrations.autogenerate import quoted
-from migrations.runner import POLL
 
 # Clauses of a table that reflection misses.
 UNREFLECTED = ("COLLATE", "ON CONFLICT", "AUTOINCREMENT", "STRICT", "WITHOUT ROWID")
 
 ANALYSIS_LIMIT = 1_000  # rows of each index that ANALYZE samples
-
-logger = logging.getLogger("migrations")
 
 
 class SQLite(SQLiteImpl):
@@ -205,37 +197,3 @@ def analyze(connection: Connection) -> None:
     with suppress(OperationalError), connection.begin():  # if it is locked: next time
         connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYSIS_LIMIT}")
         connection.exec_driver_sql("ANALYZE")
-
-
-def create(path: str) -> str:
-    """Create a file that only its owner may read; SQLite's, and its log, would be readable by all."""
-    with suppress(OSError):  # SQLite says what is wrong
-        os.close(os.open(path, os.O_CREAT, 0o600))
-    return path
-
-
-@contextmanager
-def migration_lock(path: str) -> Iterator[None]:
-    """Wait until no other process migrates: a lock on a file of its own, which ends with the process.
-
-    The database's lock is not held between migrations, nor during an autocommit block.
-    """
-    own = create(f"{path}-migrations")
-    with closing(sqlite3.connect(own, timeout=0, isolation_level=None)) as file:
-        waits = False
-        while not lock(file):
-            if not waits:
-                logger.info("another process migrates: waiting for it")
-            waits = True
-            time.sleep(POLL)
-        yield
-
-
-def lock(file: sqlite3.Connection) -> bool:
-    try:
-        file.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-            raise
-        return False
-    return True
