@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterable
 from functools import cache
 from hashlib import sha256
 from typing import Annotated
@@ -60,13 +59,8 @@ def matches(version: InstrumentedAttribute[int], if_match: str | None) -> Column
     tags = [tag.strip() for tag in ("*" if if_match is None else if_match).split(",")]
     if tags == ["*"]:
         return true()
+    sent = [int(tag[1]) for tag in map(STRONG_TAG.fullmatch, tags) if tag]
+    known = [number for number in sent if number <= MAX_ID]
     # Bound as 64 bits, whatever the column has: a version that is too large for it does not match,
     # and is no error.
-    known = bindparam(None, list(versions(tags)), BigInteger, unique=True, expanding=True)
-    return version.in_(known)
-
-
-def versions(tags: Iterable[str]) -> Iterable[int]:
-    for tag in tags:
-        if (match := STRONG_TAG.fullmatch(tag)) and int(match[1]) <= MAX_ID:
-            yield int(match[1])
+    return version.in_(bindparam(None, known, BigInteger, unique=True, expanding=True))

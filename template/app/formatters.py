@@ -7,14 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app import VERSION
-from app.redaction import (
-    is_trusted,
-    message_of,
-    name_of,
-    place,
-    traceback_of,
-    without_message,
-)
+from app.redaction import is_trusted, message_of, name_of, place, traceback_of, without_message
 
 # Container runtimes split a line at 16 KiB. Characters of a message or a traceback; of a line of
 # JSON; of each text in a line that would be longer.

@@ -8,7 +8,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import State
 from starlette.types import Scope
 
-from app.database.reader import Reader
 from app.database.revisions import compare_revisions
 from app.dependencies import ReaderDep
 from app.redaction import reason_of
@@ -34,7 +33,7 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
         return {"status": "busy"}
     try:
         async with asyncio.timeout(READY_TIMEOUT):
-            reason = await find_obstacle(reader, state.settings.database_writes)
+            schema, read_only = await compare_revisions(reader)
     except (SQLAlchemyError, TimeoutError) as error:
         if isinstance(error, TimeoutError) and is_busy(state):
             return {"status": "busy"}
@@ -45,7 +44,11 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
             cause = f"no answer within {READY_TIMEOUT:g} s: {url!r} is silent or locked"
         logger.warning("not ready: %s", cause)
     else:
-        if reason is None:
+        if read_only and state.settings.database_writes:
+            reason = "The database takes no writes."
+        elif schema == "behind":
+            reason = "The schema is behind."
+        else:
             return {"status": "ready"}
         logger.warning("not ready: %s", reason)
     raise HTTPException(status.HTTP_503_SERVICE_UNAVAILABLE, reason)
@@ -61,10 +64,3 @@ def is_busy(state: State) -> bool:
     """Load must not make a replica unready, or all of them would go at once."""
     full: bool = state.engine.pool.checkedout() >= state.settings.database_capacity
     return full and not state.engine.dialect.unreachable
-
-
-async def find_obstacle(reader: Reader, writes: bool) -> str | None:
-    schema, read_only = await compare_revisions(reader)
-    if read_only and writes:
-        return "The database takes no writes."
-    return "The schema is behind." if schema == "behind" else None

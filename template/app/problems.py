@@ -56,28 +56,24 @@ UNKNOWN = Kind(
 )
 
 
-def drop_default(schema: dict[str, Any]) -> None:
-    del schema["default"]  # null, which is omitted and never sent
+def drop_defaults(schema: dict[str, Any]) -> None:
+    for member in schema["properties"].values():
+        member.pop("default", None)  # null, which is omitted and never sent
 
 
 class FieldError(BaseModel):
     """What is wrong with a field of the body, a parameter, or a column."""
 
+    model_config = ConfigDict(json_schema_extra=drop_defaults)
+
     place: Literal["body", "query", "path", "header", "cookie"] | SkipJsonSchema[None] = Field(
-        default=None,
-        validation_alias=AliasChoices("in", "place"),
-        serialization_alias="in",
-        json_schema_extra=drop_default,
+        default=None, validation_alias=AliasChoices("in", "place"), serialization_alias="in"
     )
     pointer: str | SkipJsonSchema[None] = Field(
-        default=None,
-        description="JSON Pointer to the field in the body.",
-        json_schema_extra=drop_default,
+        default=None, description="JSON Pointer to the field in the body."
     )
     name: str | SkipJsonSchema[None] = Field(
-        default=None,
-        description="Name of the parameter or column.",
-        json_schema_extra=drop_default,
+        default=None, description="Name of the parameter or column."
     )
     code: str = Field(description="Stable, machine-readable code.")
     detail: str = Field(description="For people; may change.")
@@ -86,16 +82,16 @@ class FieldError(BaseModel):
 class Problem(BaseModel):
     """The body of every error."""
 
-    model_config = ConfigDict(extra="allow", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="allow", hide_input_in_errors=True, json_schema_extra=drop_defaults
+    )
 
     type: str = Field(description="A URI reference; `about:blank`: the status says it all.")
     title: str
     status: int
-    detail: str | SkipJsonSchema[None] = Field(default=None, json_schema_extra=drop_default)
+    detail: str | SkipJsonSchema[None] = None
     request_id: str
-    errors: list[FieldError] | SkipJsonSchema[None] = Field(
-        default=None, json_schema_extra=drop_default
-    )
+    errors: list[FieldError] | SkipJsonSchema[None] = None
 
 
 def make_problem(code: int, kind: Kind | None = None, /, **members: Any) -> Problem:
@@ -109,9 +105,7 @@ def make_problem(code: int, kind: Kind | None = None, /, **members: Any) -> Prob
 
 def problem(code: int, kind: Kind | None = None, /, **members: Any) -> Response:
     """Make the response for a failure; `members` are shown to the client."""
-    headers = {"Cache-Control": "no-store"}
-    if code == status.HTTP_503_SERVICE_UNAVAILABLE:
-        headers["Retry-After"] = "1"
+    headers = {"Retry-After": "1"} if code == status.HTTP_503_SERVICE_UNAVAILABLE else {}
     return ProblemResponse(make_problem(code, kind, **members), headers)
 
 

@@ -39,14 +39,15 @@ def main(options: list[str]) -> None:
     from alembic.util import CommandError
 
     from app.logging import configure_logging
-    from app.server.run import check_options, serve
+    from app.server.run import serve
     from app.settings import Settings, load_settings
     from app.settings_sources import describe_database
+    from scripts.address import find_address
     from scripts.database import find_database
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options = ["--reload", "--reload-dir", "app", *options]
-    address = check_options(options)
+    address = find_address(options)
     folder = find_database()
     # The reloader would wait for a file change, which cannot fix a wrong variable.
     settings = load_settings(Settings)

@@ -6,15 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from app.problems import (
-    KINDS,
-    PHRASES,
-    SAFE,
-    UNKNOWN,
-    dump_error,
-    make_problem,
-    media_type,
-)
+from app.problems import KINDS, PHRASES, SAFE, UNKNOWN, dump_error, make_problem, media_type
 
 SCHEMAS = "#/components/schemas/"
 HEADERS = {

@@ -1,11 +1,9 @@
 """How the service is served: `python -m app.server`, whose options are uvicorn's."""
 
-import socket
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-import click
 import uvicorn
 
 MAX_HEAD_SIZE = 16_384  # bytes; h11 refuses a head that is longer
@@ -28,32 +26,6 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     uvicorn.main(arguments, prog_name="python -m app.server", default_map=options)
 
 
-def check_options(arguments: list[str]) -> str:
-    """Return the address to listen on, or exit if uvicorn could not."""
-    app = {"app": ""}
-    try:
-        options = uvicorn.main.make_context("poe dev", list(arguments), default_map=app).params
-    except click.exceptions.Exit as answered:  # --help
-        sys.exit(answered.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    host, port = options["host"], options["port"]
-    if options["uds"] or options["fd"] is not None:
-        return ""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        socket.create_server((host, port), family=family).close()
-    except OverflowError:
-        sys.exit(f"port {port}: not between 0 and 65535")
-    except OSError as error:
-        reason = str(error.strerror).partition(" (")[0]
-        sys.exit(f"{host}, port {port}: {reason}; name another with --port or --host")
-    if port == 0:  # uvicorn says which one it got
-        return ""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
 def max_connections() -> int:
     if sys.platform == "win32":
         return MAX_CONNECTIONS
@@ -61,7 +33,3 @@ def max_connections() -> int:
 
     descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0] % sys.maxsize  # RLIM_INFINITY is -1
     return min(MAX_CONNECTIONS, descriptors // 2)
-
-
-if __name__ == "__main__":
-    serve()
