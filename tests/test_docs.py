@@ -316,6 +316,38 @@ def test_every_hazard_names_tests_that_exist_or_says_why_there_is_none() -> None
         assert set(names) <= tests
 
 
+def test_each_file_of_app_and_all_that_it_defines_has_a_reason(service: Service) -> None:
+    page = page_text("explanation/why-each-file.md")
+    app = service.folder / "app"
+    modules = [file for file in sorted(app.rglob("*.py")) if app / "features" not in file.parents]
+
+    assert table("explanation/why-each-file.md").keys() == {
+        file.relative_to(service.folder).as_posix() for file in modules
+    }
+    for file in modules:
+        [row] = re.findall(
+            rf"^\| `{file.relative_to(service.folder)}` \| (.+) \|$", page, re.MULTILINE
+        )
+        reasons = set(re.findall(r"`(\w+)[^`]*`", row))
+        assert defined_in(ast.parse(file.read_text())) <= reasons, file
+    hazards, rules = page_text("explanation/hazards.md"), page_text("reference/engine-rules.md")
+    for kind, number in re.findall(r"\b([HE])(\d+)\b", page):
+        assert f"\n| {kind}{number} |" in {"H": hazards, "E": rules}[kind], kind + number
+
+
+def defined_in(module: ast.Module) -> set[str]:
+    """Return the functions and classes of a module, and its constants but the plainest."""
+    found = set()
+    for node in module.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found.add(node.target.id)
+    return found
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(REPOSITORY).as_posix())
 def test_every_test_that_a_page_names_exists(page: Path) -> None:
     assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= names_of_tests()
