@@ -40,7 +40,7 @@ class Router(APIRouter):
 
 
 class NameClashError(PlainError, ValueError):
-    """Two operations share an operation id."""
+    """Two operations or two models have one name in the document."""
 
 
 def check_names(app: FastAPI) -> None:

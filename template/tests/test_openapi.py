@@ -7,7 +7,7 @@ import pytest
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 from httpx2 import AsyncClient
-from pydantic import BaseModel
+from pydantic import BaseModel, create_model
 
 from app import VERSION
 from app.etags import IfMatch, Versioned, etag
@@ -228,6 +228,23 @@ async def test_two_operations_of_one_name_are_refused_by_name(app: FastAPI) -> N
 
     with pytest.raises(ValueError, match="^GET /things/{thing_id} and GET /others/{thing_id} are"):
         check_names(app)
+
+
+@pytest.mark.parametrize("name", ["Problem", "FieldError", "ThingReadPage"])
+async def test_two_models_of_one_name_are_refused_by_name(
+    settings: ServiceSettings, name: str
+) -> None:
+    app = create_app(settings)
+    model = create_model(name, own=(int, ...))
+
+    @app.get("/things")
+    async def list_things() -> Page[ThingRead]:
+        raise NotImplementedError
+
+    app.add_api_route("/own", lambda: None, response_model=model)
+
+    with pytest.raises(ValueError, match=f"^two models are called {name} in the document"):
+        app.openapi()
 
 
 async def test_an_item_of_a_list_has_its_entity_tag(app: FastAPI, client: AsyncClient) -> None:

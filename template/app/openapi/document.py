@@ -15,7 +15,7 @@ from app.fields import MAX_ID
 from app.openapi.requests import made_body
 from app.openapi.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
 from app.problems import error_model
-from app.routing import check_names
+from app.routing import NameClashError, check_names
 
 
 def add_openapi(app: FastAPI) -> None:
@@ -35,11 +35,12 @@ def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, never sent
         schemas.pop(name, None)
     _, made = models_json_schema([(error, "serialization")], ref_template=SCHEMAS + "{model}")
-    schemas |= made["$defs"]
+    for name, schema in made["$defs"].items():
+        add_schema(schemas, name, schema)
     names = {}
     for name, title in [(name, schema.get("title", "")) for name, schema in schemas.items()]:
         if name.endswith("_") and title.isidentifier():  # such as Page_ItemRead_
-            schemas[title] = schemas.pop(name)
+            add_schema(schemas, title, schemas.pop(name))
             names[SCHEMAS + name] = SCHEMAS + title
     repair(document, names)
     components["headers"] = {
@@ -56,6 +57,12 @@ def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[
         f"Problem{code}": describe_error(code, error) for code in sorted(errors)
     }
     return document
+
+
+def add_schema(schemas: dict[str, Any], name: str, schema: dict[str, Any]) -> None:
+    """Add a schema, or raise an error if a feature has another model of its name."""
+    if schemas.setdefault(name, schema) != schema:
+        raise NameClashError(f"two models are called {name} in the document: rename the feature's")
 
 
 def repair(part: Any, names: dict[str, str]) -> None:
