@@ -210,6 +210,9 @@ async def test_the_time_limits_reach_the_server(app: FastAPI) -> None:
         ("SELECT 1 / 0", 500, ""),
         ("SELECT * FROM nothing", 500, ""),
         ("SELECT pg_sleep(1)", 503, "statement timeout"),
+        ("DO $$BEGIN RAISE SQLSTATE '57P01'; END$$", 503, "shutting down"),
+        ("DO $$BEGIN RAISE SQLSTATE '57P04'; END$$", 503, "no such database"),
+        ("DO $$BEGIN RAISE SQLSTATE '57P05'; END$$", 503, "connection lost"),
     ],
 )
 async def test_an_error_has_a_status_and_a_503_its_reason(

@@ -66,6 +66,8 @@ UNAVAILABLE = {
     "57": "shutting down",
     "57014": "statement timeout",
     "57P03": NOT_ACCEPTING,
+    "57P04": "no such database",  # dropped
+    "57P05": "connection lost",  # it was idle for longer than the server allows
     "58": "server error",
     "F0": "server error",
     "XX": "server error",
