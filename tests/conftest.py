@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from copier._main import Worker
 from hypothesis import Phase, settings
 from playwright.sync_api import Page
 
@@ -38,10 +39,20 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["COPIER_CACHE_DIR"] = str(folder / "cache")
     (folder / "git").mkdir()  # of what git copies into each new repository: nothing
     os.environ["GIT_TEMPLATE_DIR"] = str(folder / "git")
+    keep_copier_from_asking_git_for_each_file()
     if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
         keep_temporary_files_in_memory(config)
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         os.environ |= {f"{name}_NAME": "Test", f"{name}_EMAIL": "test@example.com"}
+
+
+def keep_copier_from_asking_git_for_each_file() -> None:
+    """Let Copier render here without a process of git's for each file: 30,000 in a run.
+
+    By each it asks whether git overlooks the modes of files, to tell git the modes itself. In what
+    the tests render git does not. The commands that they type run Copier as it is.
+    """
+    Worker._sync_git_index_executable_bit = lambda *_: None  # type: ignore[method-assign]
 
 
 def keep_temporary_files_in_memory(config: pytest.Config) -> None:
