@@ -47,6 +47,9 @@ from tests.support.repository import REPOSITORY, commit, git, replace, text_file
 from tests.support.services import Service, render_repository
 
 PAIRS = [*((version, WORKING_TREE) for version in releases()), (WORKING_TREE, NEXT)]
+# The releases that a service lives through: from each to the working tree, and the last on to NEXT.
+LIVES = [[version, WORKING_TREE] for version in releases()] or [[WORKING_TREE]]
+LIVES[-1].append(NEXT)
 
 
 @dataclass(frozen=True)
@@ -176,46 +179,69 @@ def test_an_update_keeps_the_answers_and_switches_nothing_on(
     assert not any(after[name] for name in after.keys() - before.keys())
 
 
+def files_of(folder: Path) -> dict[str, str]:
+    """Return the text of each file that git holds or could hold, and of the settings."""
+    listed = git(folder, "ls-files", "--cached", "--others", "--exclude-standard").splitlines()
+    names = {name for name in listed if (folder / name).exists()}
+    return {name: (folder / name).read_text() for name in names | {".env"}}
+
+
+def add_all_edits(folder: Path) -> None:
+    write(folder, ".env", "LOG_LEVEL=DEBUG\n")
+    for edit in NAMES:
+        if edit is not delete_example:
+            edit(folder)
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("life", LIVES, ids="-".join)
 def test_a_service_full_of_edits_is_updated_and_serves_its_old_rows(
-    step: Step, tmp_path: Path
+    life: list[str],
+    database_name: str,
+    steps: Callable[[Versions, str], Step],
+    tmp_path: Path,
 ) -> None:
-    service = Service(Path(shutil.copytree(step.before, tmp_path / "service")), step.database)
+    """At the end it passes its checks."""
+    first, *later = life
+    before = steps((first, later[0]), database_name).before
+    service = Service(Path(shutil.copytree(before, tmp_path / "service")), database_name)
     service.run("uv", "sync", "--quiet")
-    with open_database(step.database, tmp_path) as database:
+    with open_database(database_name, tmp_path) as database:
         service.migrate(database)
         with service.serve(**database.variables) as server:
             for name in ("Spanner", "Hammer"):
                 assert server.client.post("/items", json={"name": name}).status_code == 201
-        expected = Path(shutil.copytree(step.after, tmp_path / "expected"))
-        shutil.copy(service.folder / "uv.lock", expected)
-        for folder in (service.folder, expected):
-            write(folder, ".env", "LOG_LEVEL=DEBUG\n")
-            for edit in NAMES:
-                if edit is not delete_example:
-                    edit(folder)
-        commit(service.folder, "Edit")
+        add_all_edits(service.folder)
+        notes: list[str] = []
+        for new in later:
+            after = steps((first, new), database_name).after
+            expected = Service(Path(shutil.copytree(after, tmp_path / new)), database_name)
+            add_all_edits(expected.folder)
+            if new != later[0]:  # the service has taken those of the release before
+                (expected.folder / ".venv").symlink_to(service.folder / ".venv")
+                take_steps(expected)
+                (expected.folder / ".venv").unlink()
+            shutil.copy(service.folder / "uv.lock", expected.folder)
+            commit(service.folder, "Edit")
 
-        update(service.folder, step.new)
+            update(service.folder, new)
 
-        listed = git(service.folder, "ls-files", "--cached", "--others", "--exclude-standard")
-        names = {name for name in listed.splitlines() if (service.folder / name).exists()}
-        assert {
-            name: (service.folder / name).read_text() for name in names | {".env"}
-        } == text_files(expected)
-        service.run("uv", "sync", "--quiet")
-        take_steps(service)
-        migrated = service.run(
-            "uv", "run", "alembic", "upgrade", "head", variables=database.variables
-        )
-        assert migrated.stdout.count("Running upgrade") == 1  # the owner's
-        with service.serve(**database.variables) as server:
-            http = server.client
-            assert http.get("/health/ready").status_code == 200
-            items = http.get("/items").json()["items"]
-            assert [item["name"] for item in items] == ["Spanner", "Hammer"]
-            http.post("/notes", params={"text": "Call back"})
-            assert http.get("/notes").json() == ["Call back"]
+            assert files_of(service.folder) == files_of(expected.folder)
+            service.run("uv", "sync", "--quiet")
+            take_steps(service)
+            migrated = service.run(
+                "uv", "run", "alembic", "upgrade", "head", variables=database.variables
+            )
+            # The owner's, once.
+            assert migrated.stdout.count("Running upgrade") == (new == later[0])
+            with service.serve(**database.variables) as server:
+                http = server.client
+                assert http.get("/health/ready").status_code == 200
+                items = http.get("/items").json()["items"]
+                assert [item["name"] for item in items] == ["Spanner", "Hammer"]
+                notes.append(f"Updated to {new}")
+                http.post("/notes", params={"text": notes[-1]})
+                assert http.get("/notes").json() == notes
     service.run("uv", "run", "poe", "check")
 
 

@@ -370,9 +370,9 @@ def take_steps(service: Service) -> None:
     """Do what the releases ask of a service, as its owner does."""
     steps = (service.folder / "upgrades").glob("*.py")
     for step in sorted(steps, key=lambda path: [*map(int, path.stem.split("."))]):
-        service.run("uv", "run", "python", str(step))
+        service.run("uv", "run", "--no-sync", "python", str(step))
         step.unlink()
-    service.run("uv", "run", "poe", "fix")
+    service.run("uv", "run", "--no-sync", "poe", "fix")
 
 
 # Edits: each works on a service of any release ------------------------------------------------------
