@@ -115,12 +115,12 @@ def recent_step(request: pytest.FixtureRequest, steps: Callable[[Versions, str],
 def apart(folder: Path, scratch: Path) -> list[list[Edit]]:
     """Return all edits in groups: those of a group touch no common file of this service."""
     groups: list[tuple[list[Edit], set[str]]] = []
-    before = text_files(folder)
-    for number, edit in enumerate(NAMES):
-        copy = Path(shutil.copytree(folder, scratch / str(number)))
+    copy = Path(shutil.copytree(folder, scratch / "edited"))
+    for edit in NAMES:
         edit(copy)
-        after = text_files(copy)
-        touched = {name for name in before | after if before.get(name) != after.get(name)}
+        git(copy, "add", "--all")
+        touched = {*git(copy, "diff", "--staged", "--name-only", "--no-renames").splitlines()}
+        git(copy, "reset", "--quiet", "--hard")
         assert touched
         for edits, files in groups:
             if files.isdisjoint(touched):
