@@ -20,7 +20,7 @@ import yaml
 from tests.support.databases import DATABASES
 from tests.support.pages import Typist, blocks, page_text, shows
 from tests.support.processes import environment
-from tests.support.repository import REPOSITORY, commit, git
+from tests.support.repository import REPOSITORY, commit, git, replace
 from tests.support.services import Service, render
 
 CHANGELOG = """\
@@ -305,11 +305,16 @@ def released(template: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def make_origin(folder: Path, source: str, release: str) -> Path:
-    """Make a service's repository of a release; its tests are few, so that checks are quick."""
+@pytest.fixture(scope="module")
+def first(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A service's repository at the first release, to be copied.
+
+    Its tests are few, so that checks are quick.
+    """
+    folder = tmp_path_factory.mktemp("first") / "service"
     git(folder.parent, "init", "--quiet", "--initial-branch", "main", str(folder))
     service = Service(folder, "sqlite")
-    service.run("copier", "copy", "--quiet", "--defaults", "--vcs-ref", release, source, ".")
+    service.run("copier", "copy", "--quiet", "--defaults", str(template), ".")
     for test in folder.glob("tests/test_*.py"):
         if test.name != "test_health.py":
             test.unlink()
@@ -319,10 +324,19 @@ def make_origin(folder: Path, source: str, release: str) -> Path:
     return folder
 
 
+def follow(first: Path, source: str, folder: Path) -> Path:
+    """Copy that service, as one that comes from another address of the template."""
+    shutil.copytree(first, folder)
+    answers = folder / ".copier-answers.yml"
+    answers.write_text(re.sub("_src_path: .*", f"_src_path: {source}", answers.read_text()))
+    git(folder, "commit", "--quiet", "--all", "--amend", "--no-edit")
+    return folder
+
+
 @pytest.fixture
-def origin(released: Path, tmp_path: Path) -> Path:
+def origin(first: Path, released: Path, tmp_path: Path) -> Path:
     """A service's repository, at the first release."""
-    return make_origin(tmp_path / "service", f"file://{released}", "9000.0.0")
+    return follow(first, f"file://{released}", tmp_path / "service")
 
 
 @pytest.fixture
@@ -430,8 +444,9 @@ def test_a_private_template_is_read_with_a_token_that_its_code_never_sees(
     assert PrivateTemplate.token not in said
 
 
-def test_the_newest_release_is_left_alone(released: Path, runner: Runner, tmp_path: Path) -> None:
-    runner.origin = make_origin(tmp_path / "newest", f"file://{released}", "9002.0.0")
+def test_the_newest_release_is_left_alone(runner: Runner, origin: Path) -> None:
+    replace(origin / ".copier-answers.yml", "_commit: 9000.0.0", "_commit: 9002.0.0")
+    commit(origin)
 
     assert "There is no newer release." in runner.run("ask")
     assert runner.context["needs.ask.outputs.new"] == ""
@@ -822,8 +837,10 @@ def test_gitlabs_jobs_pass_in_a_fresh_service(
 # An update by hand --------------------------------------------------------------------------------
 
 
-def test_an_update_by_hand_goes_as_the_page_says(released: Path, tmp_path: Path) -> None:
-    origin = make_origin(tmp_path / "service", str(released), "9000.0.0")
+def test_an_update_by_hand_goes_as_the_page_says(
+    first: Path, released: Path, tmp_path: Path
+) -> None:
+    origin = follow(first, str(released), tmp_path / "service")
     Typist(origin).type("uv run poe openapi")
     commit(origin)
     (origin / "notes.txt").write_text("Mine.\n")
