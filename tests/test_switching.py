@@ -14,7 +14,7 @@ import pytest
 from tests.support.databases import OTHER, Database, SQLiteDatabase, open_database
 from tests.support.pages import LABELS, Typist, blocks, page_text
 from tests.support.releases import call
-from tests.support.repository import commit, git
+from tests.support.repository import commit, git, replace
 from tests.support.services import Service, render, render_repository
 
 PAGE = [*blocks(page_text("how-to/switch-databases.md"))]
@@ -306,7 +306,7 @@ def test_the_other_database_takes_code_edits_migrations_and_rows(
         assert created.json()["id"] == 2**62 + 1
 
 
-STATEMENT = """
+STATEMENTS = """
 import asyncio, sys
 from sqlalchemy import text
 from app.main import app
@@ -314,7 +314,8 @@ from app.main import app
 
 async def main() -> None:
     async with app.router.lifespan_context(app), app.state.engine.begin() as connection:
-        await connection.execute(text(sys.argv[1]))
+        for statement in sys.argv[1:]:
+            await connection.execute(text(statement))
 
 
 asyncio.run(main())
@@ -333,8 +334,8 @@ def test_rows_are_moved_all_or_none_and_only_into_an_empty_migrated_database(
         with service.serve(**database.variables) as server:
             return [item["name"] for item in server.client.get("/items").json()["items"]]
 
-    def execute(database: Database, statement: str) -> None:
-        words = ("-c", STATEMENT, statement)
+    def execute(database: Database, *statements: str) -> None:
+        words = ("-c", STATEMENTS, *statements)
         service.run("uv", "run", "--no-sync", "python", *words, variables=database.variables)
 
     create = "INSERT INTO items (name, description, created_at, updated_at, version) "
@@ -343,13 +344,13 @@ def test_rows_are_moved_all_or_none_and_only_into_an_empty_migrated_database(
         "postgresql": "timestamptz '2026-11-28 12:00:00.123456Z'",
     }[service.database]
     now = f"{moment}, {moment}, 1"
-    execute(migrated, f"{create} VALUES ('Spanner', '13 mm', {now})")
     execute(
         migrated,
+        f"{create} VALUES ('Spanner', '13 mm', {now})",
         "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 999)"
         f" {create} SELECT 'Wrench ' || n, n || ' mm too much', {now} FROM numbers",
+        f"{create} VALUES ('Last', '13 mm', {now})",
     )
-    execute(migrated, f"{create} VALUES ('Last', '13 mm', {now})")
 
     with open_database(service.database, tmp_path / "target") as target:
         variables = {"SOURCE_DATABASE_URL": url, "PYTHONPATH": str(service.folder)}
@@ -381,13 +382,14 @@ def test_rows_are_moved_all_or_none_and_only_into_an_empty_migrated_database(
         assert "items has rows already" in said
 
 
-def test_a_line_of_ones_own_stays_wherever_it_stands(
+def test_a_line_of_ones_own_stays_and_an_edit_of_one_that_differs_is_a_conflict_that_shows_both(
     template: Path, database_name: str, tmp_path: Path
 ) -> None:
-    """Merged, or in a marked conflict that git knows of."""
+    """Wherever the line stands: merged, or in a marked conflict that git knows of."""
     folder = render_repository(template, tmp_path / "service", database=database_name)
     fresh = files(folder)
     names = fresh.keys() - {".copier-answers.yml"}
+    edited = "app/database/types.py"
     own = {}
     for name in names:
         lines = fresh[name].splitlines(keepends=True)
@@ -397,6 +399,7 @@ def test_a_line_of_ones_own_stays_wherever_it_stands(
         for position, line in zip((1.0, 0.5, 0.0), sorted(own[name]), strict=True):
             lines.insert(int(position * len(lines)), line)
         (folder / name).write_text("".join(lines))
+    replace(folder / edited, "class BigIntegerKey(", "class BigIntegerKey(Mine, ")
     commit(folder)
 
     code = answer_anew(folder, f"database={OTHER[database_name]}")
@@ -412,26 +415,11 @@ def test_a_line_of_ones_own_stays_wherever_it_stands(
     assert not [name for name in texts if name.endswith(".rej")]
     other = files(render_repository(template, tmp_path / "other", database=OTHER[database_name]))
     assert marked <= {name for name in names if other[name] != fresh[name]}
-
-
-def test_an_edit_of_a_line_that_differs_is_a_conflict_that_shows_both(
-    template: Path, database_name: str, tmp_path: Path
-) -> None:
-    folder = render_repository(template, tmp_path / "service", database=database_name)
-    file = folder / "app/database/types.py"
-    mine = file.read_text().replace("class BigIntegerKey(", "class BigIntegerKey(Mine, ")
-    file.write_text(mine)
-    commit(folder)
-
-    code = answer_anew(folder, f"database={OTHER[database_name]}")
-
-    text = file.read_text()
-    assert code == 3
-    assert "class BigIntegerKey(Mine, " in text
-    assert re.search(r"class BigIntegerKey\((Big)?Integer\)", text)
-    assert "app/database/types.py" in git(folder, "diff", "--name-only", "--diff-filter=U").split()
+    assert edited in marked
+    assert "class BigIntegerKey(Mine, " in texts[edited]
+    assert re.search(r"class BigIntegerKey\((Big)?Integer\)", texts[edited])
     with pytest.raises(subprocess.CalledProcessError):
-        git(folder, "diff", "--check")
+        git(folder, "diff", "--check", "--", edited)
 
 
 def test_another_name_changes_what_people_read_and_nothing_else(
