@@ -13,10 +13,11 @@ from playwright.sync_api import Page
 
 from tests.support.browser import NoBrowserError, open_page
 from tests.support.databases import DATABASES, Database, PostgreSQLDatabase, open_database
+from tests.support.processes import once
 from tests.support.proxied import ProxiedDatabase, open_guarded_server, open_proxied
 from tests.support.releases import publish
 from tests.support.repository import snapshot
-from tests.support.services import Service, render
+from tests.support.services import Service, remember_what_is_rendered, render
 
 settings.register_profile("fast", phases=[Phase.explicit])  # nothing random
 
@@ -95,18 +96,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = ordered
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template as it is in the working tree, released."""
-    return snapshot(tmp_path_factory.mktemp("template") / "template")
-
-
-@pytest.fixture(scope="session")
-def templates(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The template with all its releases, and with synthetic ones. No test changes it."""
-    return publish(template, tmp_path_factory.mktemp("templates") / "templates")
-
-
 @pytest.fixture(scope="session", params=DATABASES)
 def database_name(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -118,6 +107,30 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that all workers of this run have in common."""
     folder = tmp_path_factory.getbasetemp()
     return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def template(whole_run: Path) -> Path:
+    """The template as it is in the working tree, released. No test changes it."""
+    folder = whole_run / "snapshot"
+
+    def make() -> str:
+        remember_what_is_rendered(folder)
+        return str(snapshot(folder / "template"))
+
+    return Path(once(whole_run / "snapshot.made", make))
+
+
+@pytest.fixture(scope="session")
+def templates(template: Path, whole_run: Path) -> Path:
+    """The template with all its releases, and with synthetic ones. No test changes it."""
+    folder = whole_run / "releases"
+
+    def make() -> str:
+        remember_what_is_rendered(folder)
+        return str(publish(template, folder / "templates"))
+
+    return Path(once(whole_run / "releases.made", make))
 
 
 @pytest.fixture(scope="session")

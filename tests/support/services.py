@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,30 @@ from tests.support.processes import (
 )
 from tests.support.repository import commit, git, replace
 
+KEPT = "rendered"  # the folder of what has been rendered from the templates beside it
+
+
+def remember_what_is_rendered(folder: Path) -> None:
+    """Let what is rendered from a template in this folder, which nobody changes, be copied later."""
+    (folder / KEPT).mkdir(parents=True)
+
 
 def render(template: Path, folder: Path, *, release: str | None = None, **answers: Any) -> Path:
     """Answer the questions of a release, by default the newest."""
-    copier.run_copy(str(template), folder, data=answers, defaults=True, quiet=True, vcs_ref=release)
+
+    def answer(folder: Path) -> str:
+        copier.run_copy(
+            str(template), folder, data=answers, defaults=True, quiet=True, vcs_ref=release
+        )
+        return str(folder)
+
+    kept = template.parent / KEPT
+    if kept.is_dir():
+        asked = sha256(repr((release, sorted(answers.items()))).encode()).hexdigest()
+        rendered = once(kept / f"{asked}.made", lambda: answer(kept / asked))
+        shutil.copytree(rendered, folder, symlinks=True)
+    else:
+        answer(folder)
     return folder
 
 
