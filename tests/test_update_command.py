@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from tests.support.databases import DATABASES
 from tests.support.pages import table
-from tests.support.processes import environment
+from tests.support.processes import environment, once
 from tests.support.releases import (
     CONFLICTS,
     MOVED,
@@ -79,14 +79,19 @@ class Update:
 
 
 @pytest.fixture(scope="module")
-def next_release(templates: Path, tmp_path_factory: pytest.TempPathFactory) -> Update:
-    """From the working tree to the next release, by the command."""
-    folder = tmp_path_factory.mktemp("next")
-    before = render_repository(templates, folder / "before", release=WORKING_TREE)
-    after = Path(shutil.copytree(before, folder / "after"))
-    done = call(after, "--vcs-ref", NEXT)
-    assert done.returncode == 0, done.stderr
-    return Update(before, after)
+def next_release(templates: Path, whole_run: Path) -> Update:
+    """From the working tree to the next release, by the command. No test changes its folders."""
+    folder = whole_run / "next-release"
+
+    def make() -> str:
+        before = render_repository(templates, folder / "before", release=WORKING_TREE)
+        after = Path(shutil.copytree(before, folder / "after"))
+        done = call(after, "--vcs-ref", NEXT)
+        assert done.returncode == 0, done.stderr
+        return str(folder)
+
+    once(whole_run / "next-release.made", make)
+    return Update(folder / "before", folder / "after")
 
 
 @pytest.fixture(scope="module")

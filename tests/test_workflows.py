@@ -19,7 +19,7 @@ import yaml
 
 from tests.support.databases import DATABASES
 from tests.support.pages import Typist, blocks, page_text, shows
-from tests.support.processes import environment
+from tests.support.processes import environment, once
 from tests.support.repository import REPOSITORY, commit, git, replace
 from tests.support.services import Service, render
 
@@ -306,22 +306,26 @@ def released(template: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def first(template: Path, whole_run: Path) -> Path:
     """A service's repository at the first release, to be copied.
 
     Its tests are few, so that checks are quick.
     """
-    folder = tmp_path_factory.mktemp("first") / "service"
-    git(folder.parent, "init", "--quiet", "--initial-branch", "main", str(folder))
-    service = Service(folder, "sqlite")
-    service.run("copier", "copy", "--quiet", "--defaults", str(template), ".")
-    for test in folder.glob("tests/test_*.py"):
-        if test.name != "test_health.py":
-            test.unlink()
-    service.run("uv", "lock", "--quiet")
-    commit(folder)
-    git(folder, "config", "receive.denyCurrentBranch", "ignore")
-    return folder
+    folder = whole_run / "first-release"
+
+    def make() -> str:
+        git(whole_run, "init", "--quiet", "--initial-branch", "main", str(folder))
+        service = Service(folder, "sqlite")
+        service.run("copier", "copy", "--quiet", "--defaults", str(template), ".")
+        for test in folder.glob("tests/test_*.py"):
+            if test.name != "test_health.py":
+                test.unlink()
+        service.run("uv", "lock", "--quiet")
+        commit(folder)
+        git(folder, "config", "receive.denyCurrentBranch", "ignore")
+        return str(folder)
+
+    return Path(once(whole_run / "first-release.made", make))
 
 
 def follow(first: Path, source: str, folder: Path) -> Path:
