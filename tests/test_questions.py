@@ -198,8 +198,8 @@ def test_a_bad_answer_is_refused_by_name_and_nothing_is_written(
         (f"{'a' * 41} b", "a" * 41),
     ],
 )
-def test_any_name_makes_a_slug(unversioned: Path, tmp_path: Path, name: str, slug: str) -> None:
-    folder = render(unversioned, tmp_path / "service", project_name=name)
+def test_any_name_makes_a_slug(answering: Path, tmp_path: Path, name: str, slug: str) -> None:
+    folder = render(answering, tmp_path / "service", project_name=name)
 
     assert tomllib.loads((folder / "pyproject.toml").read_text())["project"]["name"] == slug
 
