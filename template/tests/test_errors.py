@@ -54,9 +54,21 @@ class Dog(BaseModel):
     kind: Literal["dog"]
 
 
-@pytest.fixture
-async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
-    """A client of the service with a few more routes, for what no real route should do."""
+class Size(BaseModel):
+    width: int
+
+    @model_validator(mode="after")
+    def check(self) -> "Size":
+        raise PydanticCustomError("too_wide", "This is too wide")
+
+
+@pytest.fixture(scope="module")
+async def app(shared_settings: ServiceSettings) -> AsyncIterator[FastAPI]:
+    """The running service with a few more routes, for what no real route should do.
+
+    It is built once for all tests of this file, which add none.
+    """
+    app = create_app(shared_settings)
 
     @app.post("/login")
     async def login(login: Login) -> None: ...
@@ -115,8 +127,28 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
     async def slow() -> None:
         raise TimeoutError
 
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
-        yield client
+    @app.get("/raised")
+    async def raised() -> None:
+        raise app.state.raised  # a test says what
+
+    @app.get("/stored")
+    async def store(reader: ReaderDep) -> None:
+        await reader.execute(select(app.state.stored))
+
+    @app.get("/sizes/{width}")
+    async def read_size(width: str) -> None:
+        try:
+            Size(width=width)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+
+    inner = APIRouter(prefix="/inner")
+    inner.get("/{number}")(lambda number: None)
+    for prefix in ("/v1", "/v2"):
+        app.include_router(inner, prefix=prefix, include_in_schema=False)
+
+    async with app.router.lifespan_context(app):
+        yield app
 
 
 def check_problem(response: Response, status: int) -> dict[str, Any]:
@@ -241,7 +273,7 @@ async def test_an_integer_of_the_query_has_one_spelling(client: AsyncClient, nam
     ],
 )
 async def test_a_refused_value_has_a_code_of_its_own(
-    app: FastAPI, client: AsyncClient, path: str, code: str, detail: str
+    client: AsyncClient, path: str, code: str, detail: str
 ) -> None:
     [error] = check_problem(await client.get(path), 422)["errors"]
 
@@ -332,9 +364,7 @@ async def test_a_precondition_may_be_required(client: AsyncClient) -> None:
 async def test_what_a_handler_raises_is_a_problem_of_its_status(
     app: FastAPI, client: AsyncClient, status: int, detail: Any, members: dict[str, str]
 ) -> None:
-    @app.get("/raised")
-    async def raised() -> None:
-        raise HTTPException(status, detail)
+    app.state.raised = HTTPException(status, detail)
 
     problem = check_problem(await client.get("/raised"), status)
 
@@ -342,22 +372,8 @@ async def test_what_a_handler_raises_is_a_problem_of_its_status(
 
 
 async def test_errors_of_a_model_that_a_handler_validates_name_its_fields(
-    app: FastAPI, client: AsyncClient
+    client: AsyncClient,
 ) -> None:
-    class Size(BaseModel):
-        width: int
-
-        @model_validator(mode="after")
-        def check(self) -> "Size":
-            raise PydanticCustomError("too_wide", "This is too wide")
-
-    @app.get("/sizes/{width}")
-    async def read_size(width: str) -> None:
-        try:
-            Size(width=width)  # type: ignore[arg-type]
-        except ValidationError as error:
-            raise RequestValidationError(error.errors()) from None
-
     of_a_field = check_problem(await client.get("/sizes/hunter2"), 422)
     of_all = check_problem(await client.get("/sizes/7"), 422)
 
@@ -370,12 +386,10 @@ async def test_errors_of_a_model_that_a_handler_validates_name_its_fields(
 async def test_a_custom_problem_inherits_nothing(app: FastAPI, client: AsyncClient) -> None:
     own = {"type": "/problems/sold-out", "title": "Sold Out"}
 
-    @app.get("/raised")
-    async def raised(title: bool) -> None:
-        raise HTTPException(409, own if title else {"type": own["type"]})
-
-    titled = check_problem(await client.get("/raised?title=1"), 409)
-    untitled = check_problem(await client.get("/raised?title=0"), 409)
+    app.state.raised = HTTPException(409, own)
+    titled = check_problem(await client.get("/raised"), 409)
+    app.state.raised = HTTPException(409, {"type": own["type"]})
+    untitled = check_problem(await client.get("/raised"), 409)
 
     assert titled == own | {"status": 409, "request_id": titled["request_id"]}
     assert (untitled["title"], "detail" in untitled) == ("Conflict", False)
@@ -398,9 +412,7 @@ async def test_a_status_has_one_name_whatever_python_calls_it(status: int, title
 async def test_a_status_without_a_body_has_none(
     app: FastAPI, client: AsyncClient, status: int
 ) -> None:
-    @app.get("/raised")
-    async def raised() -> None:
-        raise HTTPException(status, headers={"ETag": '"1"'})
+    app.state.raised = HTTPException(status, headers={"ETag": '"1"'})
 
     response = await client.get("/raised")
 
@@ -420,9 +432,7 @@ async def test_a_status_without_a_body_has_none(
 async def test_a_value_that_no_column_can_hold_is_the_clients_error(
     app: FastAPI, client: AsyncClient, value: Any, kind: Any
 ) -> None:
-    @app.get("/stored")
-    async def store(reader: ReaderDep) -> None:
-        await reader.execute(select(literal(value, kind)))
+    app.state.stored = literal(value, kind)
 
     check_problem(await client.get("/stored"), 422)
 
@@ -713,10 +723,6 @@ async def test_each_request_but_a_probe_is_one_line_without_its_query(
 async def test_a_request_is_logged_by_the_names_of_opentelemetry(
     app: FastAPI, client: AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    router = APIRouter(prefix="/inner")
-    router.get("/{number}")(lambda number: None)
-    for prefix in ("/v1", "/v2"):
-        app.include_router(router, prefix=prefix, include_in_schema=False)
     caplog.set_level(logging.INFO)
 
     for method, path in (("GET", "/v2/inner/7"), ("HEAD", "/v1/inner/7"), ("GET", "/nowhere")):

@@ -2,7 +2,6 @@ import asyncio
 import os
 import re
 import sys
-from asyncio.subprocess import PIPE
 from collections.abc import Callable
 from typing import Any
 
@@ -68,18 +67,10 @@ async def test_replicas_may_migrate_at_the_same_time(unmigrated_settings: Servic
     await run(command.check, unmigrated_settings)
 
 
-async def test_an_unreachable_database_ends_a_migration_in_one_line(
+def test_an_unreachable_database_ends_a_migration_in_one_line(
     unreachable_settings: ServiceSettings,
 ) -> None:
-    url = unreachable_settings.driver_url.render_as_string(hide_password=False)
+    with pytest.raises(SystemExit) as stopped:  # Python shows its text, and exits with 1
+        command.upgrade(alembic(unreachable_settings), "head")
 
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", ALEMBIC, "upgrade", "head"),
-        env=os.environ | {"DATABASE_URL": url},
-        stderr=PIPE,
-    )
-    _, said = await process.communicate()
-
-    assert process.returncode == 1
-    assert re.search(r"^\S+ is not available: .*\n\Z", said.decode(), re.MULTILINE)
-    assert b"Traceback" not in said
+    assert re.fullmatch(r"\S+ is not available: .*", str(stopped.value))
