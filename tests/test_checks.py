@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -151,32 +152,40 @@ def test_two_heads_are_refused(service: Service, migrated: Database, tmp_path: P
     assert "ok    schema" in copy.run(*python, "app.doctor", variables=migrated.variables).stdout
 
 
-def test_a_commit_is_checked_by_the_same_tools(copied: Service, tmp_path: Path) -> None:
-    git(copied.folder, "init", "--quiet")
-    git(copied.folder, "add", "--all")
+WRONG = """\
+from sqlalchemy.ext.asyncio import create_async_engine
 
-    def pre_commit(file: str = "", text: str = "") -> str:
-        if file:
-            (copied.folder / file).write_text(text)
-            git(copied.folder, "add", file)
+
+def end(engine):  # type: ignore
+    engine.dispose()
+
+
+x: int =  len(1)
+"""
+
+
+def test_a_commit_is_checked_by_the_same_tools(
+    service_of: Callable[[str], Service], tmp_path: Path
+) -> None:
+    """On one database: what is checked before a commit is the same file for both."""
+    copied = service_of("sqlite").copy(tmp_path / "service")
+    git(copied.folder, "init", "--quiet")
+
+    def pre_commit() -> str:
+        git(copied.folder, "add", "--all")
         done = copied.run(
             *(sys.executable, "-m", "pre_commit", "run", "--all-files"),
             variables={"PRE_COMMIT_HOME": str(tmp_path / "pre-commit")},
             check=False,
         )
-        if file:
-            git(copied.folder, "rm", "--force", "--quiet", file)
         return "" if done.returncode == 0 else done.stdout
 
     assert pre_commit() == ""
-    assert "reformatted" in pre_commit("app/a.py", "x =  1\n")
-    assert "E2" in pre_commit(
-        "app/a.py", "from sqlalchemy.ext.asyncio import create_async_engine\n"
-    )
-    assert "E8" in pre_commit(
-        "app/a.py", "def end(engine):  # type: ignore\n    engine.dispose()\n"
-    )
-    assert "incompatible type" in pre_commit("app/a.py", "x: int = len(1)\n")
-    assert "conflict marker" in pre_commit("notes.txt", "<<<<<<< before updating\n")
+    (copied.folder / "app/a.py").write_text(WRONG)
+    (copied.folder / "notes.txt").write_text("<<<<<<< before updating\n")
     (copied.folder / "openapi.json").write_text("{}\n")
-    assert "To accept that: uv run poe openapi" in pre_commit()
+    said = pre_commit()
+    assert said.count("- hook id: ") == 6  # each of them fails
+    for fault in ("reformatted", "E2", "E8", "incompatible type", "conflict marker"):
+        assert fault in said
+    assert "To accept that: uv run poe openapi" in said
