@@ -25,7 +25,7 @@ import pytest
 from tests.support.answers import unavailable
 from tests.support.databases import Database
 from tests.support.pages import block_text, blocks, follow, page_text
-from tests.support.processes import wait_for
+from tests.support.processes import once, wait_for
 from tests.support.repository import replace
 from tests.support.services import Server, Service
 
@@ -278,11 +278,19 @@ def providing() -> Iterator[Provider]:
 
 
 @pytest.fixture(scope="module")
-def protected(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Service:
-    """A service that does what the page says, and what the page has checked."""
-    copy = service.copy(tmp_path_factory.mktemp("oidc") / "service")
-    follow("oidc", copy, {})
-    return copy
+def protected(service: Service, whole_run: Path) -> Service:
+    """A service that does what the page says, and what the page has checked.
+
+    The first worker makes it, and all others copy it: the page has them run the service's tests.
+    """
+    folder = whole_run / f"oidc-{service.database}"
+
+    def make() -> str:
+        follow("oidc", service.copy(folder), {})
+        return ""
+
+    once(folder.with_suffix(".made"), make)
+    return Service(folder, service.database)
 
 
 def sign(service: Service, issuer: str) -> dict[str, Any]:
