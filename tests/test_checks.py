@@ -13,6 +13,8 @@ from tests.support.pages import check
 from tests.support.repository import git, replace
 from tests.support.services import FIRST, Service
 
+WITHOUT_A_MIGRATION = (".venv/bin/pytest", "tests/test_migrations.py", "-k", "without_a_migration")
+
 
 @pytest.fixture
 def copied(service: Service, tmp_path: Path) -> Service:
@@ -100,7 +102,7 @@ def test_a_new_model_gets_a_migration_that_passes_the_checks(
         "    text: Mapped[str] = mapped_column(String(100))\n"
         "    at: Mapped[datetime.datetime]\n"
     )
-    refused = copied.run("uv", "run", "pytest", "-k", "without_a_migration", check=False)
+    refused = copied.run(*WITHOUT_A_MIGRATION, check=False)
     assert refused.returncode == 1
     assert "New upgrade operations detected: [('add_table', Table('notes'" in refused.stdout
 
@@ -118,7 +120,7 @@ def test_a_column_without_a_migration_is_refused(service: Service, tmp_path: Pat
     models = copy.folder / "app/features/items/models.py"
     replace(models, "    version: Mapped[int]", "    colour: Mapped[str]\n    version: Mapped[int]")
 
-    refused = copy.run(".venv/bin/pytest", "-k", "without_a_migration", check=False)
+    refused = copy.run(*WITHOUT_A_MIGRATION, check=False)
 
     assert refused.returncode == 1
     assert "New upgrade operations detected: [('add_column', None, 'items'" in refused.stdout

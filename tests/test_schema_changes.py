@@ -269,7 +269,7 @@ def test_the_schema_changes_while_items_are_read_and_written(follower: Follower)
         check_rows(follower.load, follower.database)
     check_labels(follower)
 
-    follower.service.run("uv", "run", "--no-sync", "pytest", "-k", "rows_in_the_tables")
+    follower.service.run(".venv/bin/pytest", "tests/test_migrations.py", "-k", "rows_in_the_tables")
     follower.service.run(".venv/bin/ruff", "format", "--check")
     follower.service.run(".venv/bin/ruff", "check")
     follower.service.run(".venv/bin/mypy", "app", "migrations")
