@@ -222,21 +222,23 @@ async def test_the_document_is_the_same_each_time(app: FastAPI) -> None:
     assert json.dumps(app.openapi()) == json.dumps(app.openapi())
 
 
-async def test_two_operations_of_one_name_are_refused_by_name(settings: ServiceSettings) -> None:
+async def test_two_operations_of_one_name_are_refused_by_name(
+    shared_settings: ServiceSettings,
+) -> None:
     def add_features(app: FastAPI) -> None:
         @app.get("/things/{thing_id}")
         @app.get("/others/{thing_id}")
         async def read_thing(thing_id: Id) -> None: ...
 
     with pytest.raises(ValueError, match="^GET /others/{thing_id} and GET /things/{thing_id} are"):
-        create_app(settings, add_features)
+        create_app(shared_settings, add_features)
 
 
 @pytest.mark.parametrize("name", ["Problem", "FieldError", "ThingReadPage"])
 async def test_two_models_of_one_name_are_refused_by_name(
-    settings: ServiceSettings, name: str
+    shared_settings: ServiceSettings, name: str
 ) -> None:
-    app = create_app(settings)
+    app = create_app(shared_settings)
     model = create_model(name, own=(int, ...))
 
     @app.get("/things")
@@ -260,7 +262,9 @@ async def test_another_form_has_another_entity_tag() -> None:
     assert etag(ThingRead, 7).startswith('"7-')
 
 
-async def test_a_document_that_a_feature_extends_is_completed(settings: ServiceSettings) -> None:
+async def test_a_document_that_a_feature_extends_is_completed(
+    shared_settings: ServiceSettings,
+) -> None:
     def add_features(app: FastAPI) -> None:
         make = app.openapi
 
@@ -272,7 +276,7 @@ async def test_a_document_that_a_feature_extends_is_completed(settings: ServiceS
         app.get("/extended")(lambda: None)
         app.openapi = extended  # type: ignore[method-assign]
 
-    document = create_app(settings, add_features).openapi()
+    document = create_app(shared_settings, add_features).openapi()
 
     assert document["info"]["x-logo"] == "/logo.svg"
     assert "Problem503" in document["components"]["responses"]

@@ -9,6 +9,7 @@ from sqlalchemy import literal, select
 
 from app.database.reader import Reader
 from app.pagination import Page
+from app.settings import ServiceSettings
 
 
 class Thing(BaseModel):
@@ -20,6 +21,11 @@ class Thing(BaseModel):
 
 class Open(Thing):
     model_config = ConfigDict(extra="allow")
+
+
+@pytest.fixture
+def settings(shared_settings: ServiceSettings) -> ServiceSettings:
+    return shared_settings
 
 
 ID, KIND = literal(7).label("id"), literal("a").label("class")
