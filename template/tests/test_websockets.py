@@ -6,22 +6,18 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI, HTTPException, WebSocket, WebSocketException
-from httpx2 import AsyncClient
 from sqlalchemy import column, insert, literal, select, table, text
 
 from app.dependencies import ReaderDep, SessionDep
+from app.factory import create_app
+from app.settings import ServiceSettings
 
 NOTES = table("tested_notes", column("id"))
 DENIAL = {"websocket.http.response": dict[str, str]()}
 GONE = {"type": "websocket.disconnect", "code": 1001, "reason": ""}
 
 
-@pytest.fixture
-async def app(app: FastAPI) -> AsyncIterator[FastAPI]:
-    """The service with WebSockets, and a table."""
-    async with app.state.engine.begin() as connection:
-        await connection.execute(text("CREATE TABLE tested_notes (id INTEGER PRIMARY KEY)"))
-
+def add_websockets(app: FastAPI) -> None:
     @app.websocket("/read")
     async def read(socket: WebSocket, reader: ReaderDep, number: int = 1) -> None:
         await socket.accept()
@@ -53,7 +49,14 @@ async def app(app: FastAPI) -> AsyncIterator[FastAPI]:
             raise WebSocketException(1008)
         raise RuntimeError("secret")
 
-    yield app
+
+@pytest.fixture(scope="module")
+async def app(shared_settings: ServiceSettings) -> AsyncIterator[FastAPI]:
+    """The running service with WebSockets, built once for all tests that write nothing."""
+    app = create_app(shared_settings)
+    add_websockets(app)
+    async with app.router.lifespan_context(app):
+        yield app
 
 
 async def connect(
@@ -95,12 +98,18 @@ async def test_a_websocket_reads_has_an_id_and_is_logged_when_it_ends(
 
 @pytest.mark.parametrize(("path", "stored"), [("/write", 1), ("/write/strictly", 0)])
 async def test_a_session_of_a_websocket_is_committed_when_its_handler_returns(
-    app: FastAPI, client: AsyncClient, path: str, stored: int, caplog: pytest.LogCaptureFixture
+    settings: ServiceSettings, path: str, stored: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await connect(app, path)
+    app = create_app(settings)
+    add_websockets(app)
+    async with app.router.lifespan_context(app):
+        async with app.state.engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE tested_notes (id INTEGER PRIMARY KEY)"))
 
-    async with app.state.engine.connect() as connection:
-        assert len((await connection.execute(select(NOTES))).all()) == stored
+        await connect(app, path)
+
+        async with app.state.engine.connect() as connection:
+            assert len((await connection.execute(select(NOTES))).all()) == stored
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
