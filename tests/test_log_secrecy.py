@@ -13,6 +13,7 @@ import httpx2
 import pytest
 
 from tests.support.databases import Database
+from tests.support.processes import once
 from tests.support.services import FIRST, Server, Service
 
 HERE = Path(__file__).parent / "support/roads"
@@ -103,16 +104,25 @@ BYTES: dict[str, Callable[[str], str]] = {
 
 
 @pytest.fixture(scope="module")
-def roads(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Service:
-    """The service with every road, and with the packages that some lead through."""
-    copy = service.copy(tmp_path_factory.mktemp(service.database) / "service")
-    copy.leave_shared_environment()
-    copy.run("uv", "add", "--quiet", "websockets", "python-multipart")
-    copy.extend(**{name: (HERE / f"{name}.py").read_text() for name in ("models", "routes")})
-    more = RAISE.splitlines() if service.database == "postgresql" else []
-    copy.add_revision("roads", FIRST, [*TABLE, *more])
-    copy.add_revision("fails", "roads", FAIL)
-    return copy
+def roads(service: Service, whole_run: Path) -> Service:
+    """The service with every road, and with the packages that some lead through.
+
+    The first worker makes it, for all: it has an environment of its own.
+    """
+    folder = whole_run / f"roads-{service.database}"
+
+    def make() -> str:
+        copy = service.copy(folder)
+        copy.leave_shared_environment()
+        copy.run("uv", "add", "--quiet", "websockets", "python-multipart")
+        copy.extend(**{name: (HERE / f"{name}.py").read_text() for name in ("models", "routes")})
+        more = RAISE.splitlines() if service.database == "postgresql" else []
+        copy.add_revision("roads", FIRST, [*TABLE, *more])
+        copy.add_revision("fails", "roads", FAIL)
+        return ""
+
+    once(folder.with_suffix(".made"), make)
+    return Service(folder, service.database)
 
 
 def send_all(server: Server, service: Service, marks: Marks) -> None:
