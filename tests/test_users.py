@@ -1,8 +1,9 @@
 """The pages on users and on repeated requests: what strangers, users and their races can't do."""
 
 import sqlite3
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from tests.support.databases import (
     PostgreSQLDatabase,
     SQLiteDatabase,
     execute,
+    open_database,
 )
-from tests.support.pages import blocks, check, edit, page_text, type_page
+from tests.support.pages import block_text, blocks, check, edit, page_text, type_page
 from tests.support.repository import replace
 from tests.support.services import Service
 from tests.support.watcher import left_in
@@ -34,7 +36,7 @@ import pytest
 from argon2.exceptions import VerifyMismatchError
 from fastapi import FastAPI
 from httpx2 import AsyncClient
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 
 from app.dependencies import SessionDep
 from app.features.users import passwords
@@ -174,6 +176,21 @@ async def test_of_two_changes_of_a_password_one_is_made(client: AsyncClient) -> 
     for number, change in enumerate(changes):
         login = await post(client, "anna", change["new_password"])
         assert login.status_code == (201 if number == made else 401)
+
+
+async def test_a_token_that_ends_while_its_caller_is_waited_for_is_refused(
+    app: FastAPI, client: AsyncClient
+) -> None:
+    app.include_router(router)
+    async with app.state.sessionmaker() as session:  # as that of a new password
+        await session.execute(update(User.__table__).values(name=User.name))
+        waiting = asyncio.create_task(client.post("/raced/locked"))
+        await asyncio.sleep(0.5)
+        await session.execute(delete(Token.__table__))
+        await session.commit()
+    assert (await waiting).status_code == 401
+    async with app.state.sessionmaker() as session:
+        assert await session.scalar(select(User.name)) == "anna"
 
 
 async def test_requests_of_one_caller_take_turns(app: FastAPI, client: AsyncClient) -> None:
@@ -384,6 +401,24 @@ def find_by_slug(service: Service) -> None:
     (notes / "routes.py").write_text(text)
 
 
+def take_the_form_of_clients(service: Service, database: Database) -> None:
+    """Type the page that rewrites the users of two others."""
+    schemas = "app/features/schemas.py"
+    (service.folder / schemas).write_text(block_text(page_text("how-to/shape-the-api.md"), schemas))
+    variables = database.variables | {"PYTEST_ADDOPTS": "--ignore=tests/features/test_items.py"}
+    type_page("shape-users", service, variables)
+    check(service)
+    with service.serve(**database.variables) as server:
+        http = server.client
+        user = {"username": "emil", "email": "emil@example.com", "password": PASSWORD}
+        token = http.post("/api/users", json={"user": user}).json()["user"]["token"]
+        put = {"user": {"username": "fred", "bio": "Spanners."}}
+        changed = http.put("/api/user", json=put, headers=bearer(token)).json()["user"]
+        assert changed == {"email": user["email"], "token": token} | put["user"]
+        [profile] = http.get("/api/profiles/fred").json().values()
+        assert profile == put["user"]
+
+
 def be_one_of_many_pages(service: Service, database: Database) -> None:
     """Type more pages into a service with users: what each of them registers and tests goes on."""
     tests = service.folder / "tests/features"
@@ -393,12 +428,10 @@ def be_one_of_many_pages(service: Service, database: Database) -> None:
         command = (".venv/bin/pytest", "-q", "tests/features", *more)
         return service.run(*command, check=False).stdout
 
-    execute(database, "DELETE FROM tokens")  # also of users who were deleted by other means
-    execute(database, "DELETE FROM users")
     # The example's own tests, which none of these pages concerns, passed with the users, and do so
     # again below.
     variables = database.variables | {"PYTEST_ADDOPTS": "--ignore=tests/features/test_items.py"}
-    for page in ("profiles", "rows-of-a-user", "shape-the-api", "filter-and-upsert"):
+    for page in ("rows-of-a-user", "shape-the-api", "filter-and-upsert"):
         type_page(page, service, variables)
     found = test_features("-k", "open_by_mistake")
     assert "if strangers may call it, add it to OPEN" in found
@@ -473,6 +506,7 @@ def test_a_token_is_its_users_alone_and_a_key_stands_for_one_request(
     copy = service.copy(tmp_path / "service")
     type_page("users", copy, migrated.variables)
     copy.run(".venv/bin/ruff", "check")
+    with_more = copy.copy(tmp_path / "with-more")
     type_page("idempotency", copy, migrated.variables)
     check(copy)
 
@@ -485,6 +519,20 @@ def test_a_token_is_its_users_alone_and_a_key_stands_for_one_request(
         (copy.folder / name).unlink()
 
     be_strangers(copy, migrated)
-    be_one_of_many_pages(copy, migrated)
-    if copy.database == "sqlite":  # which makes no difference to a header
-        take_another_scheme(copy, migrated)
+
+    with open_another(with_more, tmp_path / "profiles") as database:
+        type_page("profiles", with_more, database.variables)
+        with open_another(with_more, tmp_path / "form") as other:
+            take_the_form_of_clients(with_more.copy(tmp_path / "with-form"), other)
+        be_one_of_many_pages(with_more, database)
+        if with_more.database == "sqlite":  # which makes no difference to a header
+            take_another_scheme(with_more, database)
+
+
+@contextmanager
+def open_another(service: Service, folder: Path) -> Iterator[Database]:
+    """Open a database of the service's own, at its newest migration."""
+    folder.mkdir()
+    with open_database(service.database, folder) as database:
+        service.migrate(database)
+        yield database

@@ -204,7 +204,10 @@ def register(service: Service, text: str) -> None:
 
 
 def check(service: Service) -> None:
+    """Check a service as `poe check` does, with those of the template's tests that see migrations."""
     service.run(".venv/bin/ruff", "format", "--check")
     service.run(".venv/bin/ruff", "check")
     service.run(".venv/bin/python", "-m", "scripts.engine_rules")
     service.run(".venv/bin/mypy", "app", "migrations")
+    if len([*(service.folder / "migrations" / "versions").glob("*.py")]) > 1:
+        service.run(".venv/bin/pytest", "-q", "tests/test_migrations.py", "-k", "rows or change")
