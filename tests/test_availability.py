@@ -417,7 +417,7 @@ def test_a_route_reads_from_a_replica(
     def insert(title: str) -> None:
         lifespan = copy.folder / "app/lifespan.py"
         if "Reader(replica)" not in lifespan.read_text():
-            imported = "from app.dependencies import Reader\n"
+            imported = "from app.settings import ServiceSettings\n"
             replace(lifespan, imported, f"from app.database.url import parse\n{imported}")
             replace(lifespan, "\n        yield\n", f"{lines}\n        yield\n")
             routes = copy.folder / "app/features/items/routes.py"

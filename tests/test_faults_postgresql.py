@@ -532,7 +532,7 @@ def extended(service: Service, tmp_path_factory: pytest.TempPathFactory) -> Serv
     settings = extended.folder / "app" / "database" / "settings.py"
     replace(settings, '_session_timeout": 60_000', '_session_timeout": 2_000')
     migrations = extended.folder / "migrations"
-    replace(migrations / "dialect.py", 'LOCK_TIMEOUT = "1s"', 'LOCK_TIMEOUT = "300ms"')
+    replace(migrations / "locks.py", 'LOCK_TIMEOUT = "1s"', 'LOCK_TIMEOUT = "300ms"')
     replace(migrations / "runner.py", "ATTEMPTS = 30", "ATTEMPTS = 2")
     return extended
 
