@@ -437,6 +437,20 @@ def test_a_backup_that_is_put_in_the_files_place_is_used_at_once(
     assert names(file) == {"stored", "after"}
 
 
+def test_without_a_ping_the_first_write_finds_that_the_file_was_replaced(
+    service: Service, file: Path
+) -> None:
+    backup = file.with_name("backup.db")
+    with serve_file(service, file, DATABASE_POOL_PRE_PING="false") as server:
+        assert post(server, "stored").status_code == 201
+        rows(file, f"VACUUM INTO '{backup}'")
+        backup.rename(file)
+        assert unavailable(post(server, "refused"))
+        assert post(server, "after").status_code == 201
+        assert len(server.client.get("/items").json()["items"]) == 2
+    assert names(file) == {"stored", "after"}
+
+
 @contextmanager
 def owned(file: Path) -> Iterator[None]:
     """Another process holds an exclusive lock: nobody else can even read."""

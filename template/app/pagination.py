@@ -35,7 +35,10 @@ class Page(BaseModel, Generic[T]):
 
     @classmethod
     def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
-        return f"{params[0].__name__}Page"
+        [item] = params
+        if isinstance(item, type) and issubclass(item, BaseModel):
+            return f"{item.__name__}Page"
+        return super().model_parametrized_name(params)
 
 
 def named(items: Iterable[Any]) -> Iterator[Any]:

@@ -19,6 +19,7 @@ MAX_VALUES = 4_000  # of a JSON body: each may cause some errors, at 3 µs each
 # As pydantic says it.
 MISSING = {"type": "missing", "msg": "Field required"}
 EXTRA = {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}
+OF_VALIDATORS = ("value_error", "assertion_error")
 ACCEPT = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}  # of a 415; RFC 9110, 15.5.16: Accept
 
 
@@ -95,7 +96,7 @@ def refuse(connection: HTTPConnection, error: Any) -> Response:
             response = problem(status.HTTP_415_UNSUPPORTED_MEDIA_TYPE)
             response.headers.update(accepted(operation, connection))
             return response
-    if all(found["type"] == "missing" and found["loc"][1:] == ("If-Match",) for found in errors):
+    if {(found["type"], *found["loc"][1:]) for found in errors} == {("missing", "If-Match")}:
         return problem(status.HTTP_428_PRECONDITION_REQUIRED)
     found = [field_error(found, body) for found in errors[:20]]
     return problem(status.HTTP_422_UNPROCESSABLE_CONTENT, errors=found)
@@ -132,8 +133,10 @@ def field_error(found: Any, body: Any) -> FieldError:
         detail = f"Input tag should be one of {found['ctx']['expected_tags']}"
     elif found["type"] == "json_invalid" and path and isinstance(body, str):  # FastAPI's
         detail = f"{detail} at character {path.pop()}"
-    elif found["type"] == "value_error":
-        detail = detail.removeprefix("Value error, ")  # pydantic's, before a validator's own words
+    elif found["type"] in OF_VALIDATORS:
+        detail = detail.partition(", ")[2]  # pydantic's words, before the validator's own
+        if str(found.get("input")) in detail:  # as `int()` repeats it, for one
+            detail = "This is not valid"
     known = {"place": place, "code": found["type"], "detail": detail}
     if place == "body":
         return FieldError(**known, pointer=point(path, body, found["type"] == "missing"))

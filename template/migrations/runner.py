@@ -125,12 +125,10 @@ def run(connection: Connection, /, **options: Any) -> None:
             pending.failures += 1
             reason = reason_of(error)
             if pending.failures == ATTEMPTS:
-                current = ", ".join(migration.get_current_heads()) or "none"
-                connection.rollback()
+                statement = " ".join((error.statement or "BEGIN").split())[:200]
                 raise LocksNotFreeError(
                     f"{pending} was rolled back {ATTEMPTS} times, at last for: {reason}. It was at:"
-                    f" {' '.join((error.statement or '').split())[:200]} - The database is at"
-                    f" revision {current}. Run the command again."
+                    f" {statement} - Migrations before it are committed. Run the command again."
                 ) from error
         logger.warning("%s: %s; attempt %d of %d", pending, reason, pending.failures, ATTEMPTS)
         time.sleep(PAUSE)

@@ -7,8 +7,8 @@ import click
 import uvicorn
 
 
-def find_address(arguments: list[str]) -> str:
-    """Return the address to listen on, or exit if uvicorn could not."""
+def find_url(arguments: list[str]) -> str | None:
+    """Return the URL that is served, if it is known yet, or exit if uvicorn could not listen there."""
     app = {"app": ""}
     try:
         options = uvicorn.main.make_context("poe dev", list(arguments), default_map=app).params
@@ -19,7 +19,7 @@ def find_address(arguments: list[str]) -> str:
         sys.exit(error.exit_code)
     host, port = options["host"], options["port"]
     if options["uds"] or options["fd"] is not None:
-        return ""
+        return None
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
@@ -28,6 +28,7 @@ def find_address(arguments: list[str]) -> str:
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
         sys.exit(f"{host}, port {port}: {reason}; name another with --port or --host")
-    if port == 0:  # uvicorn says which one it got
-        return ""
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if port == 0 or not host:  # uvicorn says which it got
+        return None
+    scheme = "https" if options["ssl_certfile"] else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -42,18 +42,18 @@ def main(options: list[str]) -> None:
     from app.server.run import serve
     from app.settings import Settings, load_settings
     from app.settings_sources import describe_database
-    from scripts.address import find_address
+    from scripts.address import find_url
     from scripts.database import find_database
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     options = ["--reload", "--reload-dir", "app", *options]
-    address = find_address(options)
+    url = find_url(options)
     folder = find_database()
     # The reloader would wait for a file change, which cannot fix a wrong variable.
     settings = load_settings(Settings)
     print("Database:", describe_database(settings, folder))
-    if settings.docs_enabled:
-        print(f"Documentation: {address}/docs")
+    if settings.docs_enabled and url:
+        print(f"Documentation: {url}/docs")
     sys.stdout.flush()
     configure_logging(settings)
     alembic = Config(toml_file="pyproject.toml", attributes={"settings": settings})

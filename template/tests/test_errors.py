@@ -45,6 +45,10 @@ class Login(BaseModel):
     password: int
 
 
+class Count(BaseModel):
+    count: Annotated[str, AfterValidator(int)]
+
+
 class Cat(BaseModel):
     kind: Literal["cat"]
     lives: list[int] = Field([], alias="a/b~")
@@ -72,6 +76,9 @@ async def app(shared_settings: ServiceSettings) -> AsyncIterator[FastAPI]:
 
     @app.post("/login")
     async def login(login: Login) -> None: ...
+
+    @app.post("/counts")
+    async def count(count: Count) -> None: ...
 
     @app.post("/json")
     async def keep(data: Annotated[Json, Body()]) -> None: ...
@@ -184,6 +191,7 @@ async def test_a_wrong_method_is_a_problem_that_names_the_right_ones(
     [
         ("/login", {"password": "hunter2"}, "/password", "int_parsing"),
         ("/login", {}, "/password", "missing"),
+        ("/counts", {"count": "hunter2"}, "/count", "value_error"),
         ("/login", [], "", "model_attributes_type"),
         ("/embedded", {"login": {"password": 1}, "a/b": "hunter2"}, "/a~1b", "extra_forbidden"),
         ("/several", {"login": {"password": 1}, "more": "hunter2"}, "/more", "extra_forbidden"),

@@ -1,13 +1,14 @@
 """The document says what is sent, for every route, without any declaration in it."""
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pytest
-from fastapi import Depends, FastAPI
+from fastapi import Depends, FastAPI, Request
 from fastapi.security import HTTPBearer
-from httpx2 import AsyncClient
-from pydantic import BaseModel, create_model
+from httpx2 import ASGITransport, AsyncClient
+from pydantic import BaseModel, Field, create_model
 
 from app import VERSION
 from app.etags import IfMatch, Versioned, etag
@@ -15,6 +16,8 @@ from app.factory import create_app
 from app.fields import BigInteger, Id, Integer
 from app.pagination import MAX_LIMIT, Cursor, Limit, Page
 from app.settings import ServiceSettings
+
+T = TypeVar("T")
 
 ALWAYS = {"400", "422", "500", "503"}
 
@@ -271,7 +274,10 @@ async def test_a_document_that_a_feature_extends_is_completed(
         def extended() -> dict[str, Any]:
             document = make()
             document["info"]["x-logo"] = "/logo.svg"
-            return document
+            document["paths"]["/extended"]["parameters"] = []
+            headers = {"X-Own": {"schema": {"type": "string"}}}
+            responses = {"Own": {"description": "Own"}}
+            return document | {"components": {"headers": headers, "responses": responses}}
 
         app.get("/extended")(lambda: None)
         app.openapi = extended  # type: ignore[method-assign]
@@ -279,4 +285,70 @@ async def test_a_document_that_a_feature_extends_is_completed(
     document = create_app(shared_settings, add_features).openapi()
 
     assert document["info"]["x-logo"] == "/logo.svg"
-    assert "Problem503" in document["components"]["responses"]
+    assert {"Own", "Problem503"} <= document["components"]["responses"].keys()
+    assert {"X-Own", "X-Request-ID"} <= document["components"]["headers"].keys()
+
+
+async def test_what_openapi_leaves_optional_may_be_missing(
+    shared_settings: ServiceSettings,
+) -> None:
+    own: dict[str, Any] = {
+        "requestBody": {"content": {"application/octet-stream": {}}},
+        "parameters": [
+            {"$ref": "#/components/parameters/own"},
+            {"name": "If-Match", "in": "header"},
+            {"name": "filter", "in": "query", "content": {"application/json": {}}},
+        ],
+    }
+
+    def add_features(app: FastAPI) -> None:
+        @app.post("/raw", openapi_extra=own)
+        async def store(request: Request) -> int:
+            return len(await request.body())
+
+    app = create_app(shared_settings, add_features)
+    headers = {"Content-Type": "application/octet-stream"}
+    async with (
+        app.router.lifespan_context(app),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        stored = await client.post("/raw?filter=1", content=b"abc", headers=headers)
+
+    assert (stored.status_code, stored.text) == (200, "3")
+    assert "412" in app.openapi()["paths"]["/raw"]["post"]["responses"]
+
+
+class Box(BaseModel, Generic[T]):
+    kind: Literal["box"] = "box"
+    thing: T
+
+
+class Bag(Versioned, Generic[T]):
+    kind: Literal["bag"] = "bag"
+    thing: T
+
+
+def references(part: Any) -> Iterator[str]:
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    for child in parts:
+        yield from references(child)
+    if isinstance(part, str) and part.startswith("#/components/"):
+        yield part
+
+
+async def test_whatever_the_document_refers_to_is_in_it(shared_settings: ServiceSettings) -> None:
+    packed = Annotated[Box[int] | Bag[int], Field(discriminator="kind")]
+
+    def add_features(app: FastAPI) -> None:
+        pages = (packed, Page[Box[int] | ThingRead], Page[Box[str] | ThingRead])
+        for name, model in zip(("packed", "pages", "others"), pages, strict=True):
+            app.add_api_route(f"/{name}", lambda: None, response_model=model, name=name)
+
+    document = create_app(shared_settings, add_features).openapi()
+
+    for reference in references(document):
+        found = document
+        for name in reference.removeprefix("#/").split("/"):
+            assert name in found, reference
+            found = found[name]
+    assert "304" in document["paths"]["/packed"]["get"]["responses"]

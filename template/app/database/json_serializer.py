@@ -10,13 +10,17 @@ def dump(value: Any) -> str:
     return json.dumps(value, allow_nan=False)  # NaN is not JSON
 
 
+def refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
 def load(text: str) -> Any:
     """Deserialize JSON; return the text itself if its value can't be represented."""
     try:
         return from_json(text, allow_inf_nan=False)
-    except ValueError:  # a lone surrogate, or nesting deeper than pydantic accepts
+    except ValueError:  # a lone surrogate, NaN, or nesting deeper than pydantic accepts
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=refuse)
             to_json(value)
         except (ValueError, RecursionError):
             return text

@@ -10,7 +10,7 @@ from sqlalchemy import AsyncAdaptedQueuePool
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-# The only undocumented functions of SQLAlchemy; everything else imports them from here.
+# SQLAlchemy's undocumented functions for greenlets; everything else imports them from here.
 # `greenlet_spawn` runs a whole read in one greenlet: 206 µs of CPU, against 403 by the documented
 # calls, which spawn one for each step. `await_` is for places without a connection, whose
 # documented `run_async` does the same.

@@ -21,7 +21,7 @@ VERSIONS = select(column("version_num", String), READ_ONLY.label("read_only")).s
 async def compare_revisions(reader: Reader) -> tuple[Schema, bool]:
     """Compare the database with the migrations; return also whether it is read-only.
 
-    A revision that the migrations don't have is a newer release's.
+    A revision that the migrations don't have is a newer release's, or another branch's.
     """
     rows = (await reader.execute(VERSIONS)).all()
     current = {row.version_num for row in rows}

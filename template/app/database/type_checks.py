@@ -28,7 +28,8 @@ class Bounded:
         def bind(value: Any) -> Any:
             if value is None:
                 return None
-            if not math.isfinite(value):
+            finite = value.is_finite() if isinstance(value, Decimal) else math.isfinite(value)
+            if not finite:
                 raise ValueError("a number must be finite")
             if scale is not None and value:
                 number = EXACT.normalize(Decimal(str(value)))
@@ -51,7 +52,7 @@ class TypeCheckCompiler(Compiler):
     def check(self, column: Column[Any]) -> str:
         """Return the column's constraint clause, or an empty string."""
         kind = column.type.dialect_impl(self.dialect)
-        if isinstance(kind, TypeDecorator):
+        while isinstance(kind, TypeDecorator):
             kind = kind.impl_instance
         condition = self.condition(column, kind)
         if condition is None or column.computed is not None:

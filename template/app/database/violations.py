@@ -6,6 +6,7 @@ from sqlalchemy.schema import ColumnCollectionConstraint
 
 from app.database.base import Base
 from app.database.errors import violated
+from app.database.type_checks import PREFIX
 
 
 def violated_columns(error: IntegrityError) -> tuple[str, ...]:
@@ -16,6 +17,8 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
     columns, name = violated(error)
     if columns or name is None:
         return columns
+    if name.startswith(PREFIX):
+        return (name.removeprefix(PREFIX),)
     for table in Base.metadata.tables.values():
         for found in (*table.constraints, *table.indexes):
             if isinstance(found, ColumnCollectionConstraint | Index) and is_named(found, name):

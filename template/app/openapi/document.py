@@ -17,6 +17,9 @@ from app.openapi.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_
 from app.problems import error_model
 from app.routing import NameClashError, check_names
 
+METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
+LIMITS = {float(MAX_ID): MAX_ID, -float(2**63): -(2**63)}
+
 
 def add_openapi(app: FastAPI) -> None:
     """Complete the app's document; call this when all routes are registered."""
@@ -29,7 +32,7 @@ def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[
     document = make()
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    if "headers" in components:
+    if HEADERS.keys() <= components.get("headers", {}).keys():
         return document  # complete already
 
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, never sent
@@ -43,17 +46,19 @@ def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[
             add_schema(schemas, title, schemas.pop(name))
             names[SCHEMAS + name] = SCHEMAS + title
     repair(document, names)
-    components["headers"] = {
+    components["headers"] = components.get("headers", {}) | {
         name: {"description": text, "schema": {"type": "integer" if name in NUMBERS else "string"}}
         for name, text in HEADERS.items()
     }
     errors: set[int] = set()
     for path in document["paths"].values():
         for method, operation in path.items():
+            if method not in METHODS:  # what all operations of a path have in common
+                continue
             if body := made_body(operation, schemas):
                 body["additionalProperties"] = False  # as app/validation.py has it
             errors |= describe(operation, method.upper(), schemas)
-    components["responses"] = {
+    components["responses"] = components.get("responses", {}) | {
         f"Problem{code}": describe_error(code, error) for code in sorted(errors)
     }
     return document
@@ -68,10 +73,11 @@ def add_schema(schemas: dict[str, Any], name: str, schema: dict[str, Any]) -> No
 def repair(part: Any, names: dict[str, str]) -> None:
     """Name generic models, and restore 64-bit limits, which have become floats."""
     if isinstance(part, dict):
-        if part.get("$ref") in names:
-            part["$ref"] = names[part["$ref"]]
-        if part.get("format") == "int64" and part.get("maximum") == float(MAX_ID):
-            part["maximum"] = MAX_ID
+        for key, value in part.items():
+            if isinstance(value, str) and value in names:  # a `$ref`, or of a discriminator
+                part[key] = names[value]
+            elif isinstance(value, float) and part.get("format") == "int64":
+                part[key] = LIMITS.get(value, value)
         for child in part.values():
             repair(child, names)
     elif isinstance(part, list):

@@ -51,8 +51,8 @@ def query_parameters(
     operation: dict[str, Any], schemes: dict[str, Any]
 ) -> Iterator[tuple[str, bool]]:
     for parameter in operation.get("parameters", ()):
-        if parameter["in"] == "query":
-            yield parameter["name"], is_list(parameter["schema"])
+        if parameter.get("in") == "query":
+            yield parameter["name"], is_list(parameter.get("schema", {}))
     for name in {name for scheme in operation.get("security", ()) for name in scheme}:
         if schemes[name].get("in") == "query":
             yield schemes[name]["name"], False
@@ -64,7 +64,7 @@ def made_body(operation: dict[str, Any], schemas: dict[str, Any]) -> dict[str, A
     It leaves open what becomes of other fields, and FastAPI ignores them.
     """
     for media_type in operation.get("requestBody", {}).get("content", {}).values():
-        name = media_type["schema"].get("$ref", "").rpartition("/")[2]
+        name = media_type.get("schema", {}).get("$ref", "").rpartition("/")[2]
         schema: dict[str, Any] = schemas.get(name, {})
         is_open = "properties" in schema and "additionalProperties" not in schema
         if name.startswith("Body_") and is_open:

@@ -74,7 +74,7 @@ def describe(operation: dict[str, Any], method: str, schemas: dict[str, Any]) ->
 def errors_of(operation: dict[str, Any], method: str) -> Iterator[int]:
     yield from (400, 422, 500, 503)  # an unknown parameter may be sent to any
     parameters = operation.get("parameters", ())
-    if any(parameter["in"] == "path" for parameter in parameters):
+    if any(parameter.get("in") == "path" for parameter in parameters):
         yield 404
     if operation.get("security"):
         yield 401
@@ -83,21 +83,22 @@ def errors_of(operation: dict[str, Any], method: str) -> Iterator[int]:
     if "requestBody" in operation:
         yield from (413, 415)
     for parameter in parameters:
-        if parameter["name"].lower() == "if-match":
+        if parameter.get("name", "").lower() == "if-match":
             yield 412
-            if parameter["required"]:
+            if parameter.get("required"):
                 yield 428
 
 
 def add_parameter(operation: dict[str, Any], parameter: dict[str, Any]) -> None:
     parameters = operation.setdefault("parameters", [])
-    if not any(other["name"].lower() == parameter["name"].lower() for other in parameters):
+    if not any(other.get("name", "").lower() == parameter["name"].lower() for other in parameters):
         parameters.append(parameter)
 
 
 def is_versioned(response: dict[str, Any], schemas: dict[str, Any]) -> bool:
     schema = response.get("content", {}).get("application/json", {}).get("schema", {})
-    names = [part.get("$ref", "").rpartition("/")[2] for part in schema.get("anyOf", [schema])]
+    parts = schema.get("anyOf") or schema.get("oneOf") or [schema]
+    names = [part.get("$ref", "").rpartition("/")[2] for part in parts]
     found = (schemas.get(name, {}).get("properties", {}).get("etag", {}) for name in names)
     return any(etag.get("readOnly") for etag in found)
 

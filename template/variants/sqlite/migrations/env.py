@@ -5,7 +5,7 @@ import logging
 import sqlite3
 import sys
 import warnings
-from contextlib import closing
+from contextlib import closing, nullcontext
 from typing import Any
 
 from alembic import context
@@ -38,11 +38,21 @@ def get_settings() -> ServiceSettings:
     return settings
 
 
+def migrates() -> bool:
+    """Return whether the command names a revision to migrate to: `upgrade`, `downgrade`, `stamp`."""
+    try:
+        context.get_revision_argument()
+    except KeyError:
+        return False
+    return True
+
+
 async def run_online(settings: ServiceSettings) -> None:
-    # Only migrations create the file: the service opens an existing one.
-    with closing(sqlite3.connect(create(str(settings.driver_url.database)))) as file:
-        # Persists in the file: readers and the writer do not block each other.
-        file.execute("PRAGMA journal_mode = WAL")
+    if migrates():
+        # The service, and other commands, open an existing file.
+        with closing(sqlite3.connect(create(str(settings.driver_url.database)))) as file:
+            # Persists in the file: readers and the writer do not block each other.
+            file.execute("PRAGMA journal_mode = WAL")
 
     # One connection, used once, needs no pool (E13).
     engine = create_async_engine(
@@ -62,7 +72,7 @@ async def run_online(settings: ServiceSettings) -> None:
 
     async with engine.connect() as connection:
         await connection.run_sync(run, on_version_apply=check_rows, **OPTIONS)
-        if "destination_rev" in context.get_context().opts:  # an upgrade, or a downgrade
+        if migrates():
             await connection.run_sync(analyze)
 
 
@@ -86,7 +96,8 @@ if context.is_offline_mode():
     run_offline(settings)
 else:
     try:
-        with exits(settings), migration_lock(str(settings.driver_url.database)):
+        path = str(settings.driver_url.database)
+        with exits(settings), migration_lock(path) if migrates() else nullcontext():
             asyncio.run(run_online(settings))
     except sqlite3.Error as error:
         sys.exit(f"{settings.driver_url} is not available: {error}")

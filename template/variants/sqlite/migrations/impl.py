@@ -26,6 +26,11 @@ from migrations.autogenerate import quoted
 # Clauses of a table that reflection misses.
 UNREFLECTED = ("COLLATE", "ON CONFLICT", "AUTOINCREMENT", "STRICT", "WITHOUT ROWID")
 
+QUOTED = r"""'(?:[^']|'')*'|"(?:[^"]|"")*\""""
+TOKEN = re.compile(QUOTED + "|.", re.DOTALL)
+COMMENT_OR_QUOTED = re.compile(rf"({QUOTED})|--[^\n]*|/\*.*?\*/", re.DOTALL)
+TABLE = "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?"
+
 ANALYSIS_LIMIT = 1_000  # rows of each index that ANALYZE samples
 
 
@@ -121,15 +126,15 @@ class TableCopy:
             batch.new_table.append_constraint(CheckConstraint(check.sqltext))
         made_of = definitions(self.sql)
         for column in table.columns:
-            if HEX_DIGITS in made_of[column.name] and column.name not in changed:
+            if HEX_DIGITS in made_of.get(column.name, "") and column.name not in changed:
                 batch.columns[column.name].type = Uuid()  # reflected as a CHAR(32)
             if column.computed is not None:
                 batch.column_transfers[column.name].pop("expr", None)  # it accepts no value
                 # The reflected expression contains the text that follows the column.
-                expression = re.search(r"AS\s*\((.*)\)", made_of[column.name], re.DOTALL)
-                assert expression is not None
-                computed: Any = batch.columns[column.name].computed
-                computed.sqltext = text(expression[1])
+                made = made_of.get(column.name, "")
+                if expression := re.search(r"AS\s*\((.*)\)", made, re.DOTALL):
+                    computed: Any = batch.columns[column.name].computed
+                    computed.sqltext = text(expression[1])
 
         self.newest: int | None = None
         if mentions(self.sql, {"AUTOINCREMENT"}):
@@ -144,7 +149,7 @@ class TableCopy:
         if self.newest is not None:  # so that no key is ever reused
             execute("DELETE FROM sqlite_sequence WHERE name = ?", (self.name,))
             execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (self.name, self.newest))
-        made = execute("SELECT sql FROM sqlite_master WHERE name = ?", (self.name,)).scalar_one()
+        made = execute(TABLE, (self.name,)).scalar_one()
         parts = definitions(self.sql)
         for words in UNREFLECTED:
             kept = [part for name, part in parts.items() if name not in self.changed]
@@ -162,7 +167,7 @@ class TableCopy:
 def definitions(sql: str) -> dict[str, str]:
     """Return each column, kind of constraint and option of a CREATE TABLE statement, as it is."""
     parts, depth = [""], 0
-    for token in re.findall(r"""'(?:[^']|'')*'|"[^"]*"|.""", sql, re.DOTALL):
+    for token in TOKEN.findall(COMMENT_OR_QUOTED.sub(lambda found: found[1] or " ", sql)):
         depth += {"(": 1, ")": -1}.get(token, 0)
         begins, ends = token == "(" and depth == 1 and len(parts) == 1, token == ")" and depth == 0
         if token == "," and depth == 1 or begins or ends:
@@ -171,8 +176,8 @@ def definitions(sql: str) -> dict[str, str]:
             parts[-1] += token
     found: dict[str, str] = {}
     for part in parts:
-        first = re.match(r"""\s*(?:"([^"]+)"|`([^`]+)`|\[([^]]+)]|(\w+))""", part)
-        name = first[first.lastindex or 0] if first else ""
+        first = re.match(r"""\s*(?:"((?:[^"]|"")+)"|`([^`]+)`|\[([^]]+)]|(\w+))""", part)
+        name = first[first.lastindex or 0].replace('""', '"') if first else ""
         found[name] = found.get(name, "") + part
     return found
 

@@ -10,17 +10,32 @@ from alembic import command
 from fastapi import FastAPI
 from httpx2 import ASGITransport, AsyncClient
 from pydantic import ValidationError
-from sqlalchemy import Column, Integer, MetaData, Table, insert, select, text, update
+from sqlalchemy import (
+    Column,
+    Integer,
+    MetaData,
+    Table,
+    TypeDecorator,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+from sqlalchemy.schema import CreateTable
 
 from app.database import UTCDateTime
 from app.database.connections import set_up
+from app.database.dialect import Dialect
 from app.database.errors import explain, public_message
+from app.database.json_serializer import load
 from app.database.reader import Reader
 from app.database.revisions import VERSIONS
+from app.database.violations import violated_columns
 from app.doctor import examine
 from app.factory import create_app
 from app.settings import ServiceSettings
+from migrations.impl import definitions
 from tests.database import alembic
 
 METADATA = MetaData()
@@ -47,12 +62,73 @@ def test_a_url_is_normalised_to_aiosqlites(given: str, driver_url: str) -> None:
         "sqlite+aiosqlite:///:memory:",
         "sqlite+aiosqlite:///./app.db?mode=memory",
         "sqlite+aiosqlite://host/app.db",
+        "sqlite+aiosqlite://:hunter2@:80/app.db",
         "./app.db",
     ],
 )
 def test_what_names_no_file_is_refused(wrong: str) -> None:
     with pytest.raises(ValidationError):
         ServiceSettings(database_url=wrong)
+
+
+def test_only_a_migration_creates_the_file(tmp_path: Path) -> None:
+    settings = ServiceSettings(database_url=f"sqlite+aiosqlite:///{tmp_path}/none.db")
+
+    for ask in (command.current, command.check):
+        with pytest.raises(SystemExit, match="none.db is missing"):
+            ask(alembic(settings))
+
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_migration_that_never_gets_its_lock_says_so(
+    unmigrated_settings: ServiceSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = unmigrated_settings.model_copy(update={"database_command_timeout": 0.1})
+    command.upgrade(alembic(settings), "head")
+    monkeypatch.setattr("migrations.runner.ATTEMPTS", 2)
+    monkeypatch.setattr("migrations.runner.PAUSE", 0)
+    with closing(sqlite3.connect(str(settings.driver_url.database))) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(SystemExit, match="was rolled back 2 times, at last for: .*BEGIN"):
+            command.downgrade(alembic(settings), "base")
+
+
+def test_a_definition_is_found_whatever_is_said_beside_it() -> None:
+    table = """CREATE TABLE t (
+        a INTEGER, -- the owner's (really, b
+        "b""c" TEXT /* it's, d */, d TEXT DEFAULT '--', CHECK (d <> '/*')
+    )"""
+
+    found = definitions(table)
+
+    assert {"a", 'b"c', "d", "CHECK"} <= found.keys()
+    assert "'--'" in found["d"]
+    assert "'/*'" in found["CHECK"]
+
+
+async def test_a_value_that_is_not_of_its_columns_type_names_the_column(app: FastAPI) -> None:
+    async with app.state.engine.begin() as connection:
+        await connection.run_sync(COUNTERS.create)
+    async with app.state.engine.connect() as connection:
+        with pytest.raises(IntegrityError) as refused:
+            await connection.execute(text("INSERT INTO tested_counters VALUES ('many')"))
+
+    assert violated_columns(refused.value) == ("value",)
+
+
+def test_a_type_that_decorates_another_is_checked_as_that_one() -> None:
+    class Local(TypeDecorator[datetime.datetime]):
+        impl = UTCDateTime
+        cache_ok = True
+
+    table = Table("tested", MetaData(), Column("moment", Local))
+
+    assert "type_of_moment" in str(CreateTable(table).compile(dialect=Dialect()))
+
+
+def test_what_json_lacks_is_the_text_that_is_stored() -> None:
+    assert load("[NaN, Infinity]") == "[NaN, Infinity]"
 
 
 @pytest.mark.parametrize(

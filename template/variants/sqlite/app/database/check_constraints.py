@@ -65,6 +65,8 @@ class StatementCompiler(SQLiteCompiler):
         # CURRENT_TIMESTAMP has another format than SQLAlchemy's datetimes, so it compares wrongly.
         return NOW
 
+    visit_current_timestamp_func = visit_now_func
+
 
 class DDLCompiler(TypeCheckCompiler, SQLiteDDLCompiler):
     def visit_create_table(self, create: CreateTable, **options: Any) -> str:

@@ -137,7 +137,7 @@ class Connections:
 
     @contextmanager
     def opening(self, path: str, file: object) -> Iterator[None]:
-        """Open a connection to this file.
+        """Reserve the path for this file while a connection to it is opened.
 
         Raises:
             OperationalError: a previous file at `path` is still open or being opened.

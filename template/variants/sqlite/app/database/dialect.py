@@ -84,12 +84,17 @@ class Dialect(CheckedDialect):
         return connection  # type: ignore[no-any-return]
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        """Return whether a connection is still good; the pool calls it at every checkout.
+        """Return whether a connection is still good; the pool asks at every checkout.
 
         After the file was moved, deleted or restored, an open connection still writes to the old
         inode.
         """
         return self._connections.is_good(dbapi_connection.driver_connection)
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        # Without `DATABASE_POOL_PRE_PING`, an error is what shows it.
+        replaced = connection is not None and not self.do_ping(connection)
+        return replaced or super().is_disconnect(e, connection, cursor)
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
         # SQLAlchemy's own takes four round trips to the driver's thread.

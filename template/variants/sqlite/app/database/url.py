@@ -21,7 +21,8 @@ def parse(text: str) -> URL:
         raise ValueError(f"{url.drivername} is not aiosqlite; write {EXAMPLE}")
     if url.query:
         raise ValueError(f"parameters ({', '.join(url.query)}) are not supported; remove them")
-    if url.host or url.username or not url.database or url.database == ":memory:":
+    server = url.host or url.port or url.username or url.password
+    if server or not url.database or url.database == ":memory:":
         # In memory, all requests would share one connection and each other's transactions.
         raise ValueError(f"must name a file; write {EXAMPLE}")
     return url.set(drivername=DRIVER)
