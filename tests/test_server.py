@@ -84,9 +84,10 @@ async def take_lines(lines: list[Line]) -> int:
     return len(lines)
 
 
+@router.get("/longer")
 @router.post("/kept")
 async def keep(body: Annotated[bytes, Body()] = b"") -> int:
-    await asyncio.sleep(2)
+    await asyncio.sleep(6)  # for as long as a busy machine takes to send a thousand
     return len(body)
 
 
@@ -841,7 +842,7 @@ def test_requests_that_wait_are_bounded_and_probes_and_small_ones_are_served(
 
         for _ in range(1_100):  # they leave, and their handlers continue
             with connect(server) as client:
-                client.sendall(head(start="GET /long HTTP/1.1"))
+                client.sendall(head(start="GET /longer HTTP/1.1"))
         wait_for(lambda: ask("/ran") == (503, True))
         assert ask("/health/live") == (200, False)
         wait_for(lambda: ask("/ran") == (200, False))

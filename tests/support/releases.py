@@ -51,6 +51,15 @@ def releases(repository: Path = REPOSITORY) -> dict[str, str]:
     return found
 
 
+def other_releases() -> list[str]:
+    """Return the releases whose services an update to the working tree would change."""
+    return [
+        version
+        for version, commit in releases().items()
+        if git(REPOSITORY, "diff", "--name-only", commit, "--", "template", "copier.yml")
+    ]
+
+
 def publish(template: Path, folder: Path) -> Path:
     """Clone a snapshot; tag the releases in its history and the synthetic ones after it."""
     git(template, "clone", "--quiet", str(template), str(folder))
