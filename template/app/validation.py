@@ -16,8 +16,7 @@ URLENCODED = "application/x-www-form-urlencoded"
 FORMS = {URLENCODED, "multipart/form-data"}
 PLACES = ("body", "query", "path", "header", "cookie")
 MAX_VALUES = 4_000  # of a JSON body: each may cause some errors, at 3 µs each
-# As pydantic says it.
-MISSING = {"type": "missing", "msg": "Field required"}
+MISSING = {"type": "missing", "msg": "Field required"}  # as pydantic says it
 EXTRA = {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}
 OF_VALIDATORS = ("value_error", "assertion_error")
 ACCEPT = {"POST": "Accept-Post", "PATCH": "Accept-Patch"}  # of a 415; RFC 9110, 15.5.16: Accept

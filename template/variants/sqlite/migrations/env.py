@@ -9,6 +9,7 @@ from contextlib import closing, nullcontext
 from typing import Any
 
 from alembic import context
+from alembic.util import CommandError
 from sqlalchemy import NullPool, event
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -38,18 +39,19 @@ def get_settings() -> ServiceSettings:
     return settings
 
 
-def migrates() -> bool:
-    """Return whether the command names a revision to migrate to: `upgrade`, `downgrade`, `stamp`."""
+def may_create() -> bool:
+    """Return whether the command migrates, or begins a history; any other opens an existing file."""
     try:
         context.get_revision_argument()
-    except KeyError:
-        return False
+    except KeyError:  # such as `current`
+        return not context.script.get_heads()
+    except CommandError:  # there are two heads, as `run` says
+        return True
     return True
 
 
 async def run_online(settings: ServiceSettings) -> None:
-    if migrates():
-        # The service, and other commands, open an existing file.
+    if may_create():
         with closing(sqlite3.connect(create(str(settings.driver_url.database)))) as file:
             # Persists in the file: readers and the writer do not block each other.
             file.execute("PRAGMA journal_mode = WAL")
@@ -72,7 +74,7 @@ async def run_online(settings: ServiceSettings) -> None:
 
     async with engine.connect() as connection:
         await connection.run_sync(run, on_version_apply=check_rows, **OPTIONS)
-        if migrates():
+        if "destination_rev" in context.get_context().opts:  # an upgrade, or a downgrade
             await connection.run_sync(analyze)
 
 
@@ -97,7 +99,7 @@ if context.is_offline_mode():
 else:
     try:
         path = str(settings.driver_url.database)
-        with exits(settings), migration_lock(path) if migrates() else nullcontext():
+        with exits(settings), migration_lock(path) if may_create() else nullcontext():
             asyncio.run(run_online(settings))
     except sqlite3.Error as error:
         sys.exit(f"{settings.driver_url} is not available: {error}")

@@ -92,8 +92,7 @@ class Dialect(CheckedDialect):
         return self._connections.is_good(dbapi_connection.driver_connection)
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        # Without `DATABASE_POOL_PRE_PING`, an error is what shows it.
-        replaced = connection is not None and not self.do_ping(connection)
+        replaced = connection is not None and not self.do_ping(connection)  # where no ping shows it
         return replaced or super().is_disconnect(e, connection, cursor)
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
@@ -120,8 +119,7 @@ class Dialect(CheckedDialect):
         except sqlite3.Error as error:
             with suppress(sqlite3.Error):  # the pool will discard what can't be rolled back
                 self.do_rollback(dbapi_connection)
-            code = getattr(error, "sqlite_errorcode", 0)
-            if code & 0xFF == sqlite3.SQLITE_IOERR:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
                 raise OutcomeUnknown(*error.args) from error
             raise
 
