@@ -1,5 +1,6 @@
 """The commands that a user types, as a user types them."""
 
+import json
 import os
 import re
 import signal
@@ -54,6 +55,32 @@ def test_poe_dev_serves_a_migrated_database_and_leaves_nothing_running(
     assert name in names
     assert "ERROR" not in server.log()
     wait_until_nothing_runs(service.folder)
+
+
+URLS = """
+import json, sys
+
+from scripts.address import find_url
+
+for options in json.loads(sys.argv[1]):
+    print(find_url(options))
+"""
+
+
+def test_poe_dev_says_where_it_serves_or_nothing_if_only_the_server_knows(service: Service) -> None:
+    port = str(free_port())
+    known = {
+        ("--port", port): f"http://127.0.0.1:{port}",
+        ("--host", "::1", "--port", port): f"http://[::1]:{port}",
+        ("--ssl-certfile", "some.pem", "--port", port): f"https://127.0.0.1:{port}",
+        ("--port", "0"): "None",
+        ("--host", "", "--port", port): "None",
+        ("--uds", "some.sock"): "None",
+    }
+
+    said = service.run(".venv/bin/python", "-c", URLS, json.dumps([*known])).stdout
+
+    assert said.splitlines() == [*known.values()]
 
 
 def test_a_killed_poe_dev_leaves_nothing_that_serves(service: Service) -> None:

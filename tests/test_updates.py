@@ -47,9 +47,10 @@ from tests.support.releases import (
 from tests.support.repository import REPOSITORY, commit, git, replace, text_files
 from tests.support.services import Service, render_repository
 
-PAIRS = [*((version, WORKING_TREE) for version in other_releases()), (WORKING_TREE, NEXT)]
+OLDER = other_releases()
+PAIRS = [*((version, WORKING_TREE) for version in OLDER), (WORKING_TREE, NEXT)]
 # The releases that a service lives through: from each to the working tree, and the last on to NEXT.
-LIVES = [[version, WORKING_TREE] for version in other_releases()] or [[WORKING_TREE]]
+LIVES = [[version, WORKING_TREE] for version in OLDER] or [[WORKING_TREE]]
 LIVES[-1].append(NEXT)
 
 

@@ -460,6 +460,39 @@ def test_a_number_is_refused_where_its_column_would_round_it_and_nowhere_else(
     assert service.run(".venv/bin/python", "-c", BOUNDED).stdout == "checked\n"
 
 
+OPERANDS = """
+import asyncio
+from decimal import Decimal
+
+from app.features.items.models import Item
+from app.main import app
+from sqlalchemy import Numeric, literal, select, type_coerce
+from sqlalchemy.exc import StatementError
+
+PRICE = type_coerce(Item.version, Numeric(12, 2))
+
+
+async def main():
+    async with app.router.lifespan_context(app):
+        for factor in (Decimal("1.125"), literal(Decimal("1.125"), Numeric(12, 3))):
+            try:
+                print((await app.state.reader.execute(select(PRICE * factor))).all())
+            except StatementError as error:
+                print(error.orig)
+
+
+asyncio.run(main())
+"""
+
+
+def test_an_operand_is_held_to_the_type_beside_it_unless_it_has_its_own(
+    service: Service, migrated: Database
+) -> None:
+    said = service.run(".venv/bin/python", "-c", OPERANDS, variables=migrated.variables).stdout
+
+    assert said.splitlines()[:2] == ["a number must have at most 2 decimal places", "[]"]
+
+
 MOMENT = """
 import asyncio
 
@@ -467,12 +500,14 @@ from app.features.items.models import Item
 from app.main import app
 from sqlalchemy import func, insert
 
-ROW = insert(Item.__table__).values(name="a", created_at=func.now()).returning(Item.updated_at)
+ROW = insert(Item.__table__).returning(Item.updated_at)
 
 
 async def main():
     async with app.router.lifespan_context(app), app.state.sessionmaker.begin() as session:
-        assert (await session.execute(ROW)).scalar_one().tzinfo
+        for now in (func.now(), func.current_timestamp()):
+            row = ROW.values(name=now.name, created_at=now)
+            assert (await session.execute(row)).scalar_one().tzinfo
 
 
 asyncio.run(main())

@@ -134,8 +134,8 @@ def field_error(found: Any, body: Any) -> FieldError:
         detail = f"{detail} at character {path.pop()}"
     elif found["type"] in OF_VALIDATORS:
         detail = detail.partition(", ")[2]  # pydantic's words, before the validator's own
-        if str(found.get("input")) in detail:  # as `int()` repeats it, for one
-            detail = "This is not valid"
+        if isinstance(found.get("input"), str) and repr(found["input"]) in detail:
+            detail = "This is not valid"  # Python's own, as of `int()`, repeats the text
     known = {"place": place, "code": found["type"], "detail": detail}
     if place == "body":
         return FieldError(**known, pointer=point(path, body, found["type"] == "missing"))

@@ -204,6 +204,7 @@ async def test_integers_are_documented_with_their_size(app: FastAPI) -> None:
         "id": "int64",
     }
     assert fields["id"]["maximum"] == fields["total"]["maximum"] == 2**63 - 1
+    assert json.dumps(fields["total"]["minimum"]) == str(-(2**63))
     limit = operations(app)["list_things"]["parameters"][0]["schema"]
     assert (limit["minimum"], limit["maximum"], limit["default"]) == (1, MAX_LIMIT, MAX_LIMIT)
 
@@ -326,6 +327,10 @@ class Box(BaseModel, Generic[T]):
 class Bag(Versioned, Generic[T]):
     kind: Literal["bag"] = "bag"
     thing: T
+
+    @classmethod
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
+        return f"{params[0].__name__.title()}Bag"  # as pages are named
 
 
 def references(part: Any) -> Iterator[str]:

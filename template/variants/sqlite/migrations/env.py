@@ -5,7 +5,7 @@ import logging
 import sqlite3
 import sys
 import warnings
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from typing import Any
 
 from alembic import context
@@ -41,12 +41,11 @@ def get_settings() -> ServiceSettings:
 
 def may_create() -> bool:
     """Return whether the command migrates, or begins a history; any other opens an existing file."""
-    try:
-        context.get_revision_argument()
-    except KeyError:  # such as `current`
-        return not context.script.get_heads()
-    except CommandError:  # there are two heads, as `run` says
-        return True
+    with suppress(CommandError):  # there are two heads, as `run` says
+        try:
+            context.get_revision_argument()
+        except KeyError:  # such as `current`
+            return not context.script.get_heads()
     return True
 
 
