@@ -19,8 +19,8 @@ async def get_session(connection: HTTPConnection) -> AsyncGenerator[AsyncSession
 SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
 """A session in one transaction: committed before the response is sent, rolled back by any error.
 
-`scope="function"` is what commits before, so that no client gets a 2xx for a row that was never
-stored. Never call `commit()`; `flush()` loads keys and server defaults.
+`scope="function"` makes the commit come first: no client gets a 2xx for a row that was never stored.
+Never call `commit()`; `flush()` loads keys and server defaults.
 """
 
 

@@ -63,9 +63,9 @@ def create_app(
 
     app.include_router(health)
 
-    # The last one added is the outermost. The features' own, added above, is inside all of these,
-    # so its responses have an id, a line in the log and CORS headers. CORS answers preflight
-    # requests itself, without an id or a line.
+    # Each is outside those that are added before it, and so outside the features' own, added above:
+    # their responses have an id, a line in the log and CORS headers. CORS, the outermost, answers
+    # preflight requests itself, without an id or a line.
     app.add_middleware(answer_not_modified)
     app.add_middleware(limit_bodies, max_body_size=settings.max_body_size)
     if settings.allowed_hosts != ("*",):

@@ -208,6 +208,6 @@ def check(service: Service) -> None:
     service.run(".venv/bin/ruff", "format", "--check")
     service.run(".venv/bin/ruff", "check")
     service.run(".venv/bin/python", "-m", "scripts.engine_rules")
-    service.run(".venv/bin/mypy", "app", "migrations")
+    service.run(".venv/bin/mypy")
     if len([*(service.folder / "migrations" / "versions").glob("*.py")]) > 1:
         service.run(".venv/bin/pytest", "-q", "tests/test_migrations.py", "-k", "rows or change")

@@ -17,10 +17,10 @@ Columns = TypeVarTuple("Columns")
 
 
 class Reader:
-    """Executes a `select` of columns in autocommit: one round trip, once it is prepared.
+    """Executes a `select` of columns in autocommit, without a BEGIN or a ROLLBACK around it.
 
     Each call has its own snapshot: for a consistent result use one statement, or a session that
-    locks the rows. A statement is executed again after a lost connection, so call an SQL function
+    locks what it reads. A statement is executed again after a lost connection, so call an SQL function
     that writes in a session. Build the statement once, as a constant, and pass what varies as
     parameters.
     """

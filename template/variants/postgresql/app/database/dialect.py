@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: opening, pinging, terminating and closing them in bounded time."""
+"""The dialect: opens, pings, terminates and closes connections in bounded time."""
 
 import asyncio
 import time

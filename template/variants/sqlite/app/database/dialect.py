@@ -1,4 +1,4 @@
-"""Connections to the SQLite file: opening, checking and terminating them; how a transaction begins."""
+"""The dialect: opens, checks and terminates connections, and begins transactions."""
 
 import sqlite3
 from contextlib import suppress
