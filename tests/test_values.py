@@ -476,9 +476,9 @@ async def main():
     async with app.router.lifespan_context(app):
         for factor in (Decimal("1.125"), literal(Decimal("1.125"), Numeric(12, 3))):
             try:
-                print((await app.state.reader.execute(select(PRICE * factor))).all())
+                print((await app.state.reader.execute(select(PRICE * factor))).all(), flush=True)
             except StatementError as error:
-                print(error.orig)
+                print(error.orig, flush=True)
 
 
 asyncio.run(main())

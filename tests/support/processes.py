@@ -26,7 +26,7 @@ FOREIGN = (
     "TEST_DATABASE_URL",
     "UV_PROJECT",
     "VIRTUAL_ENV",
-    "PYTHONDONTWRITE",
+    "PYTHON",  # such as UNBUFFERED, by which output would come in another order
     "MYPY_",
     "PYTEST_",
 )
