@@ -145,6 +145,7 @@ def writing(http: httpx2.Client) -> Iterator[list[int]]:
         while not enough.is_set():
             item = {"name": str(time.monotonic_ns())}
             statuses.append(http.post("/items", json=item).status_code)
+            time.sleep(0.01)
 
     with ThreadPoolExecutor(1) as pool:
         thread = pool.submit(write)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.databases import OTHER, Database, SQLiteDatabase, open_database
-from tests.support.pages import LABELS, Typist, blocks, page_text
+from tests.support.pages import FEATURES_ALONE, LABELS, Typist, blocks, check, page_text
 from tests.support.releases import call
 from tests.support.repository import commit, git, replace
 from tests.support.services import Service, render, render_repository
@@ -190,6 +190,7 @@ class Switch:
             r"^export SOURCE_DATABASE_URL=.*$": f"export SOURCE_DATABASE_URL='{source}'",
             r"^export DATABASE_URL=.*$": f"export DATABASE_URL='{target}'",
             **UPDATE,
+            **FEATURES_ALONE,
         }
         self.typist = Typist(self.service.folder, instead=instead)
 
@@ -285,6 +286,7 @@ def test_the_other_database_takes_code_edits_migrations_and_rows(
     if other == "sqlite":
         put_into_a_batch(switched, switch.target)
     switch.go_on("uv sync\n")
+    check(switched)
     switch.go_on('"""Move every row')
     if other == "postgresql":
         refuse(switch)

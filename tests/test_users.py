@@ -316,8 +316,9 @@ def be_strangers(service: Service, database: Database) -> None:
             return http.post("/tokens", json={"name": name, "password": password})
 
         with ThreadPoolExecutor(6) as pool:
-            statuses = [answer.status_code for answer in pool.map(register, ["anna"] * 6)]
-        assert sorted(statuses) == [201] + [409] * 5
+            answers = list(pool.map(register, ["anna"] * 6))
+        [anna] = [answer.json() for answer in answers if answer.status_code == 201]
+        assert [answer.status_code for answer in answers].count(409) == 5
         for name in ("", "Anna", "ann\u0430", "anna\n", "a b", "a" * 51, "%", "\x00", "\ud800"):
             assert (
                 name,
@@ -342,7 +343,7 @@ def be_strangers(service: Service, database: Database) -> None:
 
         tokens = [log_in("anna").json()["token"] for _ in range(2)]
         for token in tokens:
-            assert http.get("/users/me", headers=bearer(token)).json() == {"id": 1, "name": "anna"}
+            assert http.get("/users/me", headers=bearer(token)).json() == anna
         assert http.get("/items", headers=bearer(tokens[0])).status_code == 200
         digest = sha256(tokens[0].encode()).hexdigest()
         forged = ["a", digest, tokens[0][:-1], tokens[0] + "a", tokens[0] + " " + tokens[1]]
@@ -441,8 +442,13 @@ def be_one_of_many_pages(service: Service, database: Database) -> None:
     for line in ("include_router(articles", 'include_router(posts, prefix="/api"'):
         replace(registration, line, f"{line}, dependencies=[Depends(get_caller)]")
     type_page("error-format", service, database.variables)
-    # The example's own, which the page shows as it becomes.
-    found = test_features("--deselect", "tests/features/test_items.py::" + CONFLICT)
+    # The example's own test of a conflict fails: the page shows what becomes of it.
+    example = "tests/features/test_items.py"
+    on_one = {
+        "sqlite": ("--deselect", f"{example}::{CONFLICT}"),
+        "postgresql": ("--ignore", example),
+    }
+    found = test_features(*on_one[service.database])
     assert " passed" in found, found
     assert " failed" not in found, found
 

@@ -11,18 +11,15 @@ from http import HTTPStatus
 from itertools import pairwise
 from pathlib import Path
 
-from app.database.url import DRIVER
-
+SERVICE = Path(__file__).parents[1]  # not the current folder, where other code is looked at
 LIFESPAN = "app/lifespan.py"
 FACTORY = "app/factory.py"
 DIALECT = "app/database/dialect.py"
-SETTINGS = (
-    "app/settings.py",
-    "app/database/settings.py",
-    "app/database/url.py",
-    "tests/test_database.py",
-)
-URL = re.compile(rf"\b{DRIVER[:6]}\w*(\+\w+)?://")
+URLS = "app/database/url.py"
+SETTINGS = ("app/settings.py", "app/database/settings.py", URLS, "tests/test_database.py")
+# Read, and not imported: so what can't be imported is checked too, and at once.
+[DATABASE] = re.findall(r'^DRIVER = "(\w{6})', (SERVICE / URLS).read_text("utf-8"), re.MULTILINE)
+URL = re.compile(rf"\b{DATABASE}\w*(\+\w+)?://")
 
 EVENTS = {"on_startup", "on_shutdown", "on_event", "add_event_handler"}
 LOOPS = {"run_until_complete", "run_forever", "new_event_loop"}

@@ -1,5 +1,6 @@
 """Services rendered from the template, and their processes: what the tests drive."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -131,7 +132,7 @@ class Service:
 
         def install() -> str:
             place = {"UV_PROJECT_ENVIRONMENT": str(shared)}
-            self.run("uv", "sync", "--quiet", "--compile-bytecode", variables=place)
+            self.run("uv", "sync", "--quiet", variables=place)
             return lock.read_text()
 
         lock.write_text(once(shared.with_suffix(".lock"), install))
@@ -139,8 +140,14 @@ class Service:
 
     def leave_shared_environment(self) -> None:
         """Have an environment of one's own, to which packages may be added."""
+        shared = (self.folder / ".venv").resolve()
         (self.folder / ".venv").unlink()
         self.run("uv", "sync", "--quiet")
+        # What Python has compiled there holds here, too: the modules are links to the same files.
+        for compiled in shared.rglob("__pycache__"):
+            own = self.folder / ".venv" / compiled.relative_to(shared)
+            if own.parent.is_dir() and not own.exists():
+                shutil.copytree(compiled, own, copy_function=os.link)
 
     def extend(self, **modules: str) -> None:
         """Give the service a package `app.features.more` of these modules; `routes` has a router."""
