@@ -203,15 +203,19 @@ class Runner:
     """Takes the steps of a workflow's jobs, each job in a clone of its own, as GitHub does.
 
     Of actions only those that carry an artifact from one job to another do something. `gh` is not
-    the real one: it notes how it was called.
+    the real one: it notes how it was called. The group `ci` is installed into `tools`, for all jobs
+    that are given the same.
     """
 
-    def __init__(self, workflow: Path, origin: Path, folder: Path, **variables: str) -> None:
+    def __init__(
+        self, workflow: Path, origin: Path, folder: Path, tools: Path | None = None
+    ) -> None:
         read = yaml.safe_load(workflow.read_text())
         self.jobs: dict[str, Any] = read["jobs"]
         self.environment: dict[str, str] = read.get("env", {})
         self.origin = origin
         self.folder = folder
+        self.tools = tools or folder / "tools"
         self.calls = folder / "calls"
         self.calls.touch()
         self.summary = folder / "summary"
@@ -219,7 +223,7 @@ class Runner:
         (folder / "bin/gh").write_text(GH)
         (folder / "bin/gh").chmod(0o755)
         path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        self.variables = {"PATH": path, "CALLS": str(self.calls), "PROPOSED": "0", **variables}
+        self.variables = {"PATH": path, "CALLS": str(self.calls), "PROPOSED": "0"}
         self.variables["GITHUB_RUN_ID"] = "1"
         self.context = {
             "github.server_url": "https://github.com",
@@ -265,6 +269,8 @@ class Runner:
                 continue
             values = {**self.environment, **job.get("env", {}), **step.get("env", {})}
             variables = {key: self.fill(str(value)) for key, value in values.items()}
+            if "--only-group ci" in step["run"]:
+                variables["UV_PROJECT_ENVIRONMENT"] = str(self.tools)
             output.write_text("")
             done = subprocess.run(
                 ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", self.fill(step["run"])],
@@ -343,11 +349,16 @@ def origin(first: Path, released: Path, tmp_path: Path) -> Path:
     return follow(first, f"file://{released}", tmp_path / "service")
 
 
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tools") / "environment"
+
+
 @pytest.fixture
-def runner(origin: Path, tmp_path: Path) -> Runner:
+def runner(origin: Path, tools: Path, tmp_path: Path) -> Runner:
     folder = tmp_path / "runner"
     folder.mkdir()
-    return Runner(origin / ".github/workflows/update.yml", origin, folder)
+    return Runner(origin / ".github/workflows/update.yml", origin, folder, tools)
 
 
 def test_a_newer_release_becomes_a_pull_request_with_its_notes(

@@ -18,7 +18,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_asyn
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     url = load_settings(ServiceSettings).driver_url
     registry.deregister(url.drivername.replace("+", "."))  # the service's dialect
-    engine = create_async_engine(url, pool_pre_ping=True)
+    # SQLite's writers take no turns: one of them may wait for longer than the 5 s of the default.
+    options = {"timeout": 60} if url.get_backend_name() == "sqlite" else {}
+    engine = create_async_engine(url, pool_pre_ping=True, connect_args=options)
     app.state.sessionmaker = async_sessionmaker(engine, expire_on_commit=False)
     yield
     await engine.dispose()
