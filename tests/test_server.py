@@ -522,6 +522,27 @@ def test_hostile_connections_take_little_memory(
         assert server.client.post("/items", json={"name": "honest"}).status_code == 201
 
 
+def test_requests_that_come_at_once_take_little_memory(
+    extended: Service, variables: dict[str, str]
+) -> None:
+    with (
+        extended.serve(*(".venv/bin/python", "-m", "app.server"), **variables) as server,
+        ExitStack() as stack,
+    ):
+        process = serving(server)
+        most = before = process.memory_info().rss
+        clients = [stack.enter_context(connect(server)) for _ in range(150)]
+        process.suspend()  # so that all of them are there in one turn of its loop
+        for client in clients:
+            unread_huge(client)
+        process.resume()
+        while not is_idle(process):
+            most = max(most, process.memory_info().rss)
+
+        assert exchange(server, head(start="GET /health/live HTTP/1.1"))[0] == 200
+        assert most - before < 2**27  # of 1.2 GB
+
+
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
 def test_what_is_refused_is_refused_whatever_its_method(server: Server, method: str) -> None:
     for name, sent in REFUSED.items():

@@ -22,9 +22,8 @@ REGISTRATION = "app/features/registration.py"
 # For a service whose owner has changed features alone, with `check` for the rest: the template's own
 # tests know no feature, and run beside one where the tutorial is typed and in tests/test_owner.py.
 FEATURES_ALONE = {"^uv run poe check$": "uv run poe test"}
-ALTERATION = re.compile(
-    r"\b(add_column|alter_column|batch_alter_table|execute)\("
-)  # of tables with rows
+# Of tables that may have rows.
+ALTERATION = re.compile(r"\b(add_column|alter_column|batch_alter_table|execute)\(")
 
 
 @dataclass(frozen=True)

@@ -26,14 +26,14 @@ class EvictableProtocol(H11Protocol):
 
     conn: Connection
     # No class attributes: Python forgets what it has sped up of a class that changes.
-    shared = SimpleNamespace(held=0, warned=-WARN_AFTER)
+    shared = SimpleNamespace(held=0, leaving=0, warned=-WARN_AFTER)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.limit, self.limit_concurrency = self.limit_concurrency, None  # for connections only
         self.since = self.loop.time()  # when it began to wait for its client
         self.late: object = None  # the last request, if it continues after its response
-        self.owed, self.moved, self.unsent, self.held = False, 0, 0, 0
+        self.owed, self.moved, self.unsent, self.held, self.leaving = False, 0, 0, 0, 0
 
     def connection_made(self, transport: Any) -> None:
         paced: Any = PacedTransport(transport, self)
@@ -50,6 +50,7 @@ class EvictableProtocol(H11Protocol):
 
     def evict(self, reason: str) -> None:
         self.connections.discard(self)
+        self.leave(self.transport.get_write_buffer_size())
         self.transport.abort()
         self.hold(0)
         if self.loop.time() >= self.shared.warned + WARN_AFTER:
@@ -63,6 +64,11 @@ class EvictableProtocol(H11Protocol):
         if size > SMALL and self.shared.held > MAX_UNFINISHED:
             large = [other for other in self.others_waiting() if other.held > SMALL]
             evict_one(large or [self], f"limit of {MAX_UNFINISHED} bytes of unfinished requests")
+
+    def leave(self, size: int) -> None:
+        """Count the bytes of an evicted response until the event loop has freed them."""
+        self.shared.leaving += size - self.leaving
+        self.leaving = size
 
     def is_waiting(self) -> bool:
         """Return whether it is the client's turn: to send a request, or to read a response."""
@@ -106,6 +112,7 @@ class EvictableProtocol(H11Protocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         self.hold(0)
+        self.leave(0)
         self.timer.cancel()
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import h11
 
 from app.middleware import REFUSED
-from app.server.eviction import UNFINISHED, EvictableProtocol
+from app.server.eviction import MAX_UNREAD, UNFINISHED, EvictableProtocol
 from app.server.framing import Connection
 
 # Of a WebSocket: bytes that its client does not read, and parts of one message.
@@ -33,6 +33,8 @@ class Protocol(EvictableProtocol):
 
     async def serve(self, *arguments: Any) -> None:
         """Run the app until it returns or the rest of its request is refused."""
+        while self.shared.leaving > MAX_UNREAD:  # or requests that come at once would take all memory
+            await asyncio.sleep(0)
         if self.refused:
             return
         self.task = asyncio.current_task()
