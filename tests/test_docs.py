@@ -380,7 +380,7 @@ def test_every_time_limit_is_explained_with_its_default(
     }
 
     assert defined <= explained.keys()
-    ends = ("--timeout-graceful-shutdown", "DISPOSE_TIMEOUT", "SHUTDOWN_TIMEOUT")
+    ends = ("GRACEFUL_TIMEOUT", "DISPOSE_TIMEOUT", "SHUTDOWN_TIMEOUT")
     assert sum(explained[name] for name in ends) < explained["stop_grace_period"]
 
 

@@ -21,7 +21,7 @@ from tests.support.answers import cut_short, unavailable
 from tests.support.databases import SQLiteDatabase
 from tests.support.processes import wait_for
 from tests.support.random_client import RandomClient
-from tests.support.repository import replace
+from tests.support.repository import replace, substitute
 from tests.support.services import Server, Service
 from tests.support.watcher import UVICORN, left_in_sqlite
 
@@ -225,10 +225,13 @@ def test_writers_that_wait_do_not_keep_a_server_from_stopping(service: Service, 
 
 
 def test_requests_that_outlast_the_graceful_timeout_are_cut_and_rolled_back(
-    service: Service, file: Path
+    service: Service, file: Path, tmp_path: Path
 ) -> None:
+    copy = service.copy(tmp_path / "service")
+    options = copy.folder / "app/server/run.py"
+    substitute(options, r"^GRACEFUL_TIMEOUT = \d+$", "GRACEFUL_TIMEOUT = 1")
     with (
-        serve_file(service, file, *UVICORN[:-1], "1") as server,
+        serve_file(copy, file, *UVICORN[:-2]) as server,
         ThreadPoolExecutor() as pool,
         writing(file),
     ):

@@ -69,15 +69,12 @@ def test_every_manifest_has_kubernetes_form() -> None:
             kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_a_pod_has_the_time_that_its_end_may_take(
-    pods: dict[str, Any], image: dict[str, str]
-) -> None:
+def test_a_pod_has_the_time_that_its_end_may_take(pods: dict[str, Any]) -> None:
     pod = pods["Deployment"]
     [app] = pod["containers"]
-    [graceful] = re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', image["CMD"])
     steps = [
         app["lifecycle"]["preStop"]["sleep"]["seconds"],
-        float(graceful),
+        constant("app/server/run.py", "GRACEFUL_TIMEOUT"),
         constant("app/telemetry.py", "SHUTDOWN_TIMEOUT"),
         constant("app/lifespan.py", "DISPOSE_TIMEOUT"),
     ]

@@ -38,6 +38,18 @@ async def connect(request: Request):
 
 Session = Depends(connect)
 """
+USUAL_SESSION = """
+from fastapi import Depends, Request
+from sqlalchemy.ext.asyncio import AsyncSession
+
+
+async def connect(request: Request):
+    async with AsyncSession(request.app.state.engine) as session:
+        yield session
+
+
+Session = Depends(connect)
+"""
 WRITER = """
 from app.dependencies import SessionDep
 
@@ -160,6 +172,7 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
     ("E16", LIFESPAN, ("**settings.engine_options", "poolclass=None, **settings.engine_options")),
     ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.dependencies import get_session\n\nSession = Depends(get_session)\n"),
     ("commit before the response", "app/orders.py", OWN_SESSION),
+    ("commit before the response", "app/orders.py", USUAL_SESSION),
     ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.dependencies import get_session\n\nSession = Depends(dependency=get_session)\n"),
     ("commit before the response", "app/orders.py", "import fastapi\n\nfrom app import sessions\n\nSession = fastapi.Depends(sessions.get_session)\n"),
     ("commit before the response", "app/orders.py", "from fastapi import Security\n\nfrom app.dependencies import get_session\n\nSession = Security(get_session)\n"),

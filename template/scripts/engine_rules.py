@@ -17,7 +17,8 @@ FACTORY = "app/factory.py"
 DIALECT = "app/database/dialect.py"
 URLS = "app/database/url.py"
 SETTINGS = ("app/settings.py", "app/database/settings.py", URLS, "tests/test_database.py")
-# Read, and not imported: so what can't be imported is checked too, and at once.
+# Read, and not imported: so what can't be imported is checked too, and at once. The first letters of
+# the dialect, which PostgreSQL's other scheme, postgres, begins with as well.
 [DATABASE] = re.findall(r'^DRIVER = "(\w{6})', (SERVICE / URLS).read_text("utf-8"), re.MULTILINE)
 URL = re.compile(rf"\b{DATABASE}\w*(\+\w+)?://")
 
@@ -151,7 +152,9 @@ def is_error_status(value: ast.expr) -> bool:
 def is_session_dependency(function: ast.AsyncFunctionDef) -> bool:
     nodes = list(ast.walk(function))
     return any(isinstance(node, ast.Yield) for node in nodes) and any(
-        isinstance(node, ast.Attribute) and node.attr == "sessionmaker" for node in nodes
+        isinstance(node, ast.Attribute | ast.Name)
+        and re.search(r"\b(sessionmaker|AsyncSession)$", ast.unparse(node))
+        for node in nodes
     )
 
 

@@ -171,8 +171,8 @@ def write_next_container(template: Path) -> None:
     dockerfile = template / "Dockerfile.jinja"
     text = re.sub(r"(python:\d+\.\d+)\S*-slim", r"\1.99-slim", dockerfile.read_text())
     dockerfile.write_text(text)
-    graceful = '"--timeout-graceful-shutdown", "'
-    substitute(dockerfile, rf"{graceful}\d+", f"{graceful}27")
+    last = '"--no-server-header"]'
+    replace(dockerfile, last, f'"--no-date-header", {last}')
     insert(dockerfile, "    DOCS_ENABLED=false \\\n", "", "    PYTHONUNBUFFERED=1 \\\n")
     for compose in (template / "variants").glob("*/compose.yaml"):
         insert(compose, "  app:\n    build: .\n", "", "    init: true\n")

@@ -36,7 +36,7 @@ class Reader:
         """Return a result whose rows are all fetched, as `AsyncSession.execute` does.
 
         Raises:
-            TypeError: the statement writes, locks rows, or selects ORM objects.
+            TypeError: the statement is no `select()`, writes, locks rows, or selects ORM objects.
         """
         if statement not in self._reads:
             check(statement)
@@ -65,7 +65,9 @@ class Reader:
 
 
 def check(statement: object) -> None:
-    if not isinstance(statement, Select) or any(map(writes_or_locks, iterate(statement))):
+    if not isinstance(statement, Select):
+        raise TypeError("a Reader executes a select(): all else by an AsyncSession")
+    if any(map(writes_or_locks, iterate(statement))):
         raise TypeError("a Reader only reads: write and lock rows by an AsyncSession")
     # A connection would return the columns of an entity, and not an object.
     if any(found["expr"] is found.get("entity") for found in statement.column_descriptions):

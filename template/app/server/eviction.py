@@ -25,7 +25,7 @@ class EvictableProtocol(H11Protocol):
     """uvicorn's protocol, with limits on connections, on their memory, and on the client's time."""
 
     conn: Connection
-    # No class attributes: Python forgets what it has sped up of a class that changes.
+    # Assigning to attributes of the class would clear Python's caches of it each time.
     shared = SimpleNamespace(held=0, leaving=0, warned=-WARN_AFTER)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

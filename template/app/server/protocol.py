@@ -33,7 +33,8 @@ class Protocol(EvictableProtocol):
 
     async def serve(self, *arguments: Any) -> None:
         """Run the app until it returns or the rest of its request is refused."""
-        while self.shared.leaving > MAX_UNREAD:  # or requests that come at once would take all memory
+        # Requests that come at once would all be answered before any memory is freed.
+        while self.shared.leaving > MAX_UNREAD:
             await asyncio.sleep(0)
         if self.refused:
             return

@@ -8,6 +8,9 @@ import uvicorn
 
 MAX_HEAD_SIZE = 16_384  # bytes; h11 refuses a head that is longer
 MAX_CONNECTIONS = 1_000  # or half of the process's descriptors, if those are fewer
+# Seconds in which requests are answered after SIGTERM. With what the lifespan takes to end, it fits
+# into the 30 that Kubernetes waits.
+GRACEFUL_TIMEOUT = 20
 KEEP_ALIVE_TIMEOUT = 75  # seconds without a request; proxies keep a connection for less
 
 
@@ -19,6 +22,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
         "loop": "auto" if find_spec("uvloop") is None else "app.server.loop:Loop",
         "limit_concurrency": max_connections(),
         "h11_max_incomplete_event_size": MAX_HEAD_SIZE,
+        "timeout_graceful_shutdown": GRACEFUL_TIMEOUT,
         "timeout_keep_alive": KEEP_ALIVE_TIMEOUT,
         "ws_max_size": 262_144,
         "ws_per_message_deflate": False,  # a kilobyte could become a megabyte

@@ -61,7 +61,7 @@ class DatabaseSettings(BaseSettings):
     @cached_property
     def driver_url(self) -> URL:
         """`postgresql+asyncpg://…`; its `str()` and `repr()` mask the password."""
-        register()  # whoever has the URL has the dialect
+        register()  # so that an engine for this URL has the service's dialect
         if self.database_url is not None:
             return check_tls(parse(self.database_url.get_secret_value()))
         password = self.database_password.get_secret_value() if self.database_password else None

@@ -38,7 +38,7 @@ UNAVAILABLE = {
     sqlite3.SQLITE_CANTOPEN: "unreachable",
     sqlite3.SQLITE_CORRUPT: "server error",
     sqlite3.SQLITE_FULL: "out of resources",
-    sqlite3.SQLITE_INTERRUPT: "statement timeout",
+    sqlite3.SQLITE_INTERRUPT: "connection lost",  # to a file that was replaced
     sqlite3.SQLITE_IOERR: "server error",
     sqlite3.SQLITE_LOCKED: "lock timeout",
     sqlite3.SQLITE_NOMEM: "out of resources",

@@ -29,7 +29,7 @@ class DatabaseSettings(BaseSettings):
     @cached_property
     def driver_url(self) -> URL:
         """`sqlite+aiosqlite:///…`."""
-        register()  # whoever has the URL has the dialect
+        register()  # so that an engine for this URL has the service's dialect
         return parse(self.database_url)
 
     @property
