@@ -122,6 +122,34 @@ def test_a_connection_is_discarded_when_the_server_announces_its_end(
             assert f"unavailable: {reason}: cannot switch to state" in line
 
 
+def test_a_session_that_an_administrator_ends_takes_no_other_with_it(
+    extended: Service, proxied: ProxiedDatabase
+) -> None:
+    sessions = "SELECT 'pid=' || pid FROM pg_stat_activity WHERE usename = 'guarded'"
+
+    def open_sessions(more: str = "") -> set[str]:
+        return set(re.findall(r"pid=(\d+)", proxied.query(f"{sessions} {more}")))
+
+    with serve_proxied(extended, proxied) as server, ThreadPoolExecutor(5) as pool:
+        http = server.client
+        with proxied.holding("LOCK TABLE items"):
+            reads = [pool.submit(http.get, "/items") for _ in range(4)]
+            wait_for(lambda: proxied.waiting() == 4)
+        assert {read.result().status_code for read in reads} == {200}
+        slow = pool.submit(http.post, "/slow")
+        wait_for(lambda: len(open_sessions("AND query ~ '^SELECT pg_sleep'")) == 1)
+        [busy] = open_sessions("AND query ~ '^SELECT pg_sleep'")
+        others = open_sessions() - {busy}
+        assert len(others) >= 3
+
+        proxied.query(f"SELECT pg_terminate_backend({busy}, 5000)")
+
+        assert unavailable(slow.result())
+        for _ in range(5):
+            assert http.get("/items").status_code == 200
+        assert others <= open_sessions()
+
+
 @pytest.mark.parametrize("ended", ["by the server", "by nobody who says so"])
 def test_a_process_that_was_frozen_answers_the_next_request(
     service: Service, proxied: ProxiedDatabase, ended: str
