@@ -18,7 +18,7 @@ DIALECT = "app/database/dialect.py"
 URLS = "app/database/url.py"
 SETTINGS = ("app/settings.py", "app/database/settings.py", URLS, "tests/test_database.py")
 # Read, and not imported: so what can't be imported is checked too, and at once. The first letters of
-# the dialect, which PostgreSQL's other scheme, postgres, begins with as well.
+# the dialect are those of each of its schemes.
 [DATABASE] = re.findall(r'^DRIVER = "(\w{6})', (SERVICE / URLS).read_text("utf-8"), re.MULTILINE)
 URL = re.compile(rf"\b{DATABASE}\w*(\+\w+)?://")
 
