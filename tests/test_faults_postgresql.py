@@ -122,13 +122,23 @@ def test_a_connection_is_discarded_when_the_server_announces_its_end(
             assert f"unavailable: {reason}: cannot switch to state" in line
 
 
-def test_a_session_that_an_administrator_ends_takes_no_other_with_it(
-    extended: Service, proxied: ProxiedDatabase
-) -> None:
-    sessions = "SELECT 'pid=' || pid FROM pg_stat_activity WHERE usename = 'guarded'"
+SESSIONS = "SELECT 'pid=' || pid FROM pg_stat_activity WHERE usename = 'guarded'"
 
-    def open_sessions(more: str = "") -> set[str]:
-        return set(re.findall(r"pid=(\d+)", proxied.query(f"{sessions} {more}")))
+
+@pytest.mark.parametrize(
+    ("request_", "state"),
+    [
+        ("/slow", "query ~ '^SELECT pg_sleep'"),
+        ("/idle?seconds=1", "state = 'idle in transaction'"),
+        (None, "state = 'idle'"),
+    ],
+    ids=["at work", "in a transaction", "in the pool"],
+)
+def test_a_session_that_an_administrator_ends_takes_no_other_with_it(
+    extended: Service, proxied: ProxiedDatabase, request_: str | None, state: str
+) -> None:
+    def sessions(state: str = "true") -> list[str]:
+        return re.findall(r"pid=(\d+)", proxied.query(f"{SESSIONS} AND {state} ORDER BY pid"))
 
     with serve_proxied(extended, proxied) as server, ThreadPoolExecutor(5) as pool:
         http = server.client
@@ -136,18 +146,18 @@ def test_a_session_that_an_administrator_ends_takes_no_other_with_it(
             reads = [pool.submit(http.get, "/items") for _ in range(4)]
             wait_for(lambda: proxied.waiting() == 4)
         assert {read.result().status_code for read in reads} == {200}
-        slow = pool.submit(http.post, "/slow")
-        wait_for(lambda: len(open_sessions("AND query ~ '^SELECT pg_sleep'")) == 1)
-        [busy] = open_sessions("AND query ~ '^SELECT pg_sleep'")
-        others = open_sessions() - {busy}
+        answer = pool.submit(http.post, request_) if request_ else None
+        wait_for(lambda: len(sessions(state)) > 0)
+        ended = sessions(state)[0]
+        others = set(sessions()) - {ended}
         assert len(others) >= 3
 
-        proxied.query(f"SELECT pg_terminate_backend({busy}, 5000)")
+        proxied.query(f"SELECT pg_terminate_backend({ended}, 5000)")
 
-        assert unavailable(slow.result())
+        assert answer is None or unavailable(answer.result())
         for _ in range(5):
             assert http.get("/items").status_code == 200
-        assert others <= open_sessions()
+        assert others <= set(sessions())
 
 
 @pytest.mark.parametrize("ended", ["by the server", "by nobody who says so"])

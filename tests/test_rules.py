@@ -39,12 +39,11 @@ async def connect(request: Request):
 Session = Depends(connect)
 """
 USUAL_SESSION = """
-from fastapi import Depends, Request
-from sqlalchemy.ext.asyncio import AsyncSession
+from fastapi import Depends
 
 
-async def connect(request: Request):
-    async with AsyncSession(request.app.state.engine) as session:
+async def connect():
+    async with {} as session:
         yield session
 
 
@@ -172,7 +171,10 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
     ("E16", LIFESPAN, ("**settings.engine_options", "poolclass=None, **settings.engine_options")),
     ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.dependencies import get_session\n\nSession = Depends(get_session)\n"),
     ("commit before the response", "app/orders.py", OWN_SESSION),
-    ("commit before the response", "app/orders.py", USUAL_SESSION),
+    ("commit before the response", "app/orders.py", USUAL_SESSION.format("AsyncSession(engine)")),
+    ("commit before the response", "app/orders.py", USUAL_SESSION.format("asyncio.AsyncSession(engine)")),
+    ("commit before the response", "app/orders.py", USUAL_SESSION.format("SessionLocal()")),
+    ("commit before the response", "app/orders.py", USUAL_SESSION.format("db.async_session()")),
     ("commit before the response", "app/orders.py", "from fastapi import Depends\n\nfrom app.dependencies import get_session\n\nSession = Depends(dependency=get_session)\n"),
     ("commit before the response", "app/orders.py", "import fastapi\n\nfrom app import sessions\n\nSession = fastapi.Depends(sessions.get_session)\n"),
     ("commit before the response", "app/orders.py", "from fastapi import Security\n\nfrom app.dependencies import get_session\n\nSession = Security(get_session)\n"),

@@ -96,6 +96,11 @@ async def large() -> Response:
     return Response(b"x" * 1_000_000)
 
 
+@router.get("/some")
+async def some() -> Response:
+    return Response(b"x" * 60_000)
+
+
 @router.get("/huge")
 async def huge() -> Response:
     return Response(b"x" * 8_000_000)  # more than the kernel takes
@@ -522,6 +527,42 @@ def test_hostile_connections_take_little_memory(
         assert server.client.post("/items", json={"name": "honest"}).status_code == 201
 
 
+@pytest.mark.parametrize("place", ["on other connections", "on the same connections"])
+def test_large_answers_behind_many_small_ones_take_little_memory(
+    extended: Service, variables: dict[str, str], place: str
+) -> None:
+    """None is read: first 60 KB, again and again on 150 connections, and then 8 MB."""
+    with (
+        extended.serve(*(".venv/bin/python", "-m", "app.server"), **variables) as server,
+        ExitStack() as stack,
+    ):
+        process = serving(server)
+        most = before = process.memory_info().rss
+
+        def open_connections() -> list[socket.socket]:
+            clients = [stack.enter_context(socket.socket()) for _ in range(150)]
+            for client in clients:  # of which the kernel keeps little
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+                client.settimeout(30)
+                client.connect(("127.0.0.1", server.client.base_url.port))
+            return clients
+
+        clients = open_connections()
+        for _ in range(3):
+            for client in clients:
+                send(client, head(start="GET /some HTTP/1.1"))
+            wait_for(lambda: is_idle(process))
+        for client in open_connections() if place == "on other connections" else clients:
+            unread_huge(client)
+            most = max(most, process.memory_info().rss)
+        while not is_idle(process):
+            most = max(most, process.memory_info().rss)
+
+        assert exchange(server, head(start="GET /health/live HTTP/1.1"))[0] == 200
+        assert most - before < 2**27  # of 1.2 GB
+
+
 def test_requests_that_come_at_once_take_little_memory(
     extended: Service, variables: dict[str, str]
 ) -> None:
@@ -840,6 +881,7 @@ def test_requests_that_wait_are_bounded_and_probes_and_small_ones_are_served(
     length = f"Content-Length: {SIZE_OF_BODY}"
     full = head(length, start="POST /kept HTTP/1.1") + b"a" * SIZE_OF_BODY
     with extended.serve(*(".venv/bin/python", "-m", "app.server"), **variables) as server:
+        process = serving(server)
 
         def ask(path: str) -> tuple[int, bool]:
             answer = server.client.get(path)
@@ -847,8 +889,10 @@ def test_requests_that_wait_are_bounded_and_probes_and_small_ones_are_served(
 
         with ExitStack() as stack:
             clients = [stack.enter_context(connect(server)) for _ in range(160)]
-            for client in clients:
+            for number, client in enumerate(clients, 1):
                 client.sendall(full)
+                if number % 40 == 0:  # before they are too many unfinished requests
+                    wait_for(lambda: is_idle(process))
             wait_for(lambda: server.log().count("load: bodies of") == 32)  # the others wait
             assert server.client.post("/items", json={"name": "small"}).status_code == 201
             assert ask("/health/live") == (200, False)

@@ -151,11 +151,16 @@ def is_error_status(value: ast.expr) -> bool:
 
 def is_session_dependency(function: ast.AsyncFunctionDef) -> bool:
     nodes = list(ast.walk(function))
-    return any(isinstance(node, ast.Yield) for node in nodes) and any(
-        isinstance(node, ast.Attribute | ast.Name)
-        and re.search(r"\b(sessionmaker|AsyncSession)$", ast.unparse(node))
-        for node in nodes
-    )
+    return any(isinstance(node, ast.Yield) for node in nodes) and any(map(makes_session, nodes))
+
+
+def makes_session(node: ast.AST) -> bool:
+    match node:
+        case ast.Attribute(attr="sessionmaker"):
+            return True
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)):
+            return re.search("session$|sessionlocal", name, re.IGNORECASE) is not None
+    return False
 
 
 def has_function_scope(options: list[ast.keyword]) -> bool:

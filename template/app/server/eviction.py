@@ -96,9 +96,13 @@ class EvictableProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        unread = [other for other in self.others_waiting() if other.flow.write_paused]
-        if sum(other.transport.get_write_buffer_size() for other in [*unread, self]) > MAX_UNREAD:
-            evict_one(unread, f"limit of {MAX_UNREAD} bytes of unread answers")
+        others = [other for other in self.others_waiting() if other.flow.write_paused]
+        others.sort(key=lambda other: other.since, reverse=True)
+        unread = sum(other.transport.get_write_buffer_size() for other in [*others, self])
+        while others and unread > MAX_UNREAD:
+            oldest = others.pop()
+            unread -= oldest.transport.get_write_buffer_size()
+            oldest.evict(f"limit of {MAX_UNREAD} bytes of unread answers")
 
     def resume_writing(self) -> None:
         self.owed = False

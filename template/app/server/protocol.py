@@ -36,6 +36,8 @@ class Protocol(EvictableProtocol):
         # Requests that come at once would all be answered before any memory is freed.
         while self.shared.leaving > MAX_UNREAD:
             await asyncio.sleep(0)
+        if self.flow.write_paused:  # the last response is unread: the next would wait behind it
+            await self.flow.drain()
         if self.refused:
             return
         self.task = asyncio.current_task()

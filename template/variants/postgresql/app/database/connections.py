@@ -23,13 +23,10 @@ DRIVER_ERRORS = (
     asyncpg.InternalClientError,
 )
 
-# SQLSTATEs after which the next statement needs another connection: the caches of this one are stale
-# (a type that was recreated, a prepared statement that was discarded), or it was closed, for idling
-# or by an administrator (if all of them were, a ping tells) …
-ONE_LOST = ("08003", "26000", "XX000", "57P01", "57P05")
-# … or the server is unusable, and so are the pool's other connections to it.
 READ_ONLY = "25006"
-LOST = ("08", READ_ONLY, "57P")
+# SQLSTATEs after which the next statement needs another connection. After the last two the caches of
+# this one are stale: a type was recreated, or a prepared statement discarded.
+LOST = ("08", READ_ONLY, "57P", "26000", "XX000")
 
 
 class OutcomeUnknown(AsyncAdapt_asyncpg_dbapi.OperationalError):
@@ -124,7 +121,7 @@ def ends_connection(error: Any, connection: Any) -> bool:
         return False  # as requested
     if isinstance(error, OutcomeUnknown | AsyncAdapt_asyncpg_dbapi.InternalClientError):
         return True  # the second: the server has announced the session's end
-    return sqlstate.startswith(LOST + ONE_LOST)
+    return sqlstate.startswith(LOST)
 
 
 def handle_error(context: ExceptionContext) -> NoAnswer | None:
@@ -139,8 +136,8 @@ def handle_error(context: ExceptionContext) -> NoAnswer | None:
             lost: Any = context.connection.connection.driver_connection
             dialect: Any = context.dialect
             dialect.hosts.note(lost.address, error.__cause__ or error)
-        if isinstance(error, OutcomeUnknown) or getattr(error, "sqlstate", None) in ONE_LOST:
-            context.invalidate_pool_on_disconnect = False
+        # The others may serve: they are pinged before they are used.
+        context.invalidate_pool_on_disconnect = False
     elif context.connection is not None and context.execution_context is not None:
         connection: Any = context.connection.connection.dbapi_connection
         if connection.autocommit:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import event
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DisconnectionError
 
 from app.database.check_constraints import CheckedDialect
 from app.database.connections import (
@@ -86,18 +87,22 @@ class Dialect(CheckedDialect):
     def do_ping(self, dbapi_connection: Any) -> bool:
         """Return whether a connection is still good; the pool calls it at every checkout.
 
-        The driver knows if the server has closed it. A connection that was good within the last
-        `PING_AFTER` seconds is not pinged again.
+        A connection that was good within the last `PING_AFTER` seconds is not pinged again.
+
+        Raises:
+            DisconnectionError: the server has closed it, which says nothing of the pool's others.
         """
         connection: Connection = dbapi_connection.driver_connection
         if connection.is_closed():
-            return False
+            raise DisconnectionError
         now = time.monotonic()
         if connection.good_at <= max(now - PING_AFTER, self._doubted_at):
             try:
                 dbapi_connection.run_async(Connection.ping)
             except DRIVER_ERRORS as error:
                 self.hosts.note(connection.address, error)
+                if connection.is_closed():
+                    raise DisconnectionError from error
                 return False
             if connection.writes and connection.is_read_only():
                 return False  # another host may accept writes by now
