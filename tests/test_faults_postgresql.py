@@ -122,6 +122,59 @@ def test_a_connection_is_discarded_when_the_server_announces_its_end(
             assert f"unavailable: {reason}: cannot switch to state" in line
 
 
+# A test of the service's, whose table gives autovacuum work for minutes.
+VACUUMED = """
+import asyncio
+
+from app.settings import ServiceSettings
+from sqlalchemy import NullPool, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from tests.database import database, settings_for
+
+FILL = (
+    "CREATE TABLE work AS SELECT n, repeat('x', 500) AS text FROM generate_series(1, 20000) AS n",
+    "ALTER TABLE work"
+    " SET (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1)",
+    "UPDATE work SET n = n + 1",
+)
+WORKS = text("SELECT count(*) FROM pg_stat_progress_vacuum WHERE datname = :name")
+
+
+async def main():
+    url = ServiceSettings().driver_url
+    options = {"isolation_level": "AUTOCOMMIT", "poolclass": NullPool}
+    async with create_async_engine(url, **options).connect() as server:
+        async with database(server, "template0") as name:
+            engine = create_async_engine(settings_for(name).driver_url, **options)
+            async with engine.connect() as connection:
+                for statement in FILL:
+                    await connection.execute(text(statement))
+            async with asyncio.timeout(30):
+                while not await server.scalar(WORKS, {"name": name}):
+                    await asyncio.sleep(0.1)
+        print("dropped", name, flush=True)
+
+
+asyncio.run(main())
+"""
+
+
+def test_a_test_database_is_dropped_while_autovacuum_works_in_it(
+    service: Service, proxied: ProxiedDatabase
+) -> None:
+    server = proxied.server
+    server.query("ALTER SYSTEM SET autovacuum_naptime = '1s'; SELECT pg_reload_conf()")
+    try:
+        said = service.run(
+            ".venv/bin/python", "-c", VACUUMED, variables={"DATABASE_URL": proxied.url}
+        ).stdout
+    finally:
+        server.query("ALTER SYSTEM RESET autovacuum_naptime; SELECT pg_reload_conf()")
+
+    [name] = re.findall("dropped (.*)", said)
+    assert name not in server.query("SELECT datname FROM pg_database")
+
+
 SESSIONS = "SELECT 'pid=' || pid FROM pg_stat_activity WHERE usename = 'guarded'"
 
 

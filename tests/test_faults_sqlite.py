@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import httpx2
@@ -103,6 +103,7 @@ class Part(Base):
 """
 ROUTES = """
 from fastapi import APIRouter
+from sqlalchemy import text
 
 from app.dependencies import SessionDep
 from app.features.items.models import Item
@@ -120,6 +121,14 @@ async def count_up(item_id: int, session: SessionDep) -> None:
 @router.post("/parts/{item_id}", status_code=201)
 async def create_part(item_id: int, session: SessionDep) -> None:
     session.add(Part(item_id=item_id))
+
+
+@router.post("/endless")
+async def count_for_ever(session: SessionDep) -> None:
+    session.add(Item(name="endless"))
+    await session.flush()
+    numbers = "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r)"
+    await session.execute(text(f"{numbers} SELECT max(n) FROM r"))
 """
 
 
@@ -452,6 +461,33 @@ def test_without_a_ping_the_first_write_finds_that_the_file_was_replaced(
         assert post(server, "after").status_code == 201
         assert len(server.client.get("/items").json()["items"]) == 2
     assert names(file) == {"stored", "after"}
+
+
+def test_a_statement_on_a_file_that_was_replaced_is_a_lost_connection(
+    extended: Service, file: Path
+) -> None:
+    backup = file.with_name("backup.db")
+    with serve_file(extended, file) as server, ThreadPoolExecutor() as pool:
+        assert post(server, "stored").status_code == 201
+        rows(file, f"VACUUM INTO '{backup}'")
+        endless = pool.submit(server.client.post, "/endless")
+        wait_for(lambda: is_locked(file))
+        backup.rename(file)
+        assert unavailable(server.client.get("/items"))  # while the old one is in use
+        assert unavailable(endless.result())
+        assert "unavailable: connection lost: interrupted" in server.log()
+        assert len(server.client.get("/items").json()["items"]) == 1
+    assert names(file) == {"stored"}
+
+
+def is_locked(file: Path) -> bool:
+    """Return whether a transaction writes to the file."""
+    with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
 
 
 @contextmanager
