@@ -493,6 +493,34 @@ def test_an_operand_is_held_to_the_type_beside_it_unless_it_has_its_own(
     assert said.splitlines()[:2] == ["a number must have at most 2 decimal places", "[]"]
 
 
+TAKEN = """
+from typing import Annotated
+
+from app.fields import Integer
+from pydantic import Field, TypeAdapter, ValidationError
+
+VALUES = (7, "7", 7.0, True, 1, "yes", 7.5, "07")
+for kind in (Integer, bool, Annotated[int, Field(strict=True)], Annotated[bool, Field(strict=True)]):
+    taken = []
+    for value in VALUES:
+        try:
+            TypeAdapter(kind).validate_python(value)
+        except ValidationError:
+            continue
+        taken.append(value)
+    print(*map(repr, taken))
+"""
+
+
+def test_numbers_and_booleans_of_a_body_are_read_in_lax_mode(service: Service) -> None:
+    assert service.run(".venv/bin/python", "-c", TAKEN).stdout.splitlines() == [
+        "7 '7' 7.0 True 1",
+        "True 1 'yes'",
+        "7 1",
+        "True",
+    ]
+
+
 MOMENT = """
 import asyncio
 

@@ -28,8 +28,6 @@ TOO_MANY_MARKS = re.compile("[" + MARKS + "]{31}")
 
 def check_digits(number: object) -> object:
     """Refuse any other spelling of an integer, such as `01` or `1.0`: an item has one URL."""
-    if isinstance(number, bool):  # to Python, JSON's true is 1
-        raise PydanticKnownError("int_type")
     if isinstance(number, str) and not re.fullmatch("-?[1-9][0-9]*|0", number):
         raise PydanticKnownError("int_parsing")
     return number
