@@ -171,8 +171,7 @@ def write_next_container(template: Path) -> None:
     dockerfile = template / "Dockerfile.jinja"
     text = re.sub(r"(python:\d+\.\d+)\S*-slim", r"\1.99-slim", dockerfile.read_text())
     dockerfile.write_text(text)
-    last = '"--no-server-header"]'
-    replace(dockerfile, last, f'"--no-date-header", {last}')
+    replace(dockerfile, '"8000"]', '"8000", "--no-date-header"]')
     insert(dockerfile, "    DOCS_ENABLED=false \\\n", "", "    PYTHONUNBUFFERED=1 \\\n")
     for compose in (template / "variants").glob("*/compose.yaml"):
         insert(compose, "  app:\n    build: .\n", "", "    init: true\n")

@@ -97,10 +97,10 @@ class EvictableProtocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         others = [other for other in self.others_waiting() if other.flow.write_paused]
-        others.sort(key=lambda other: other.since, reverse=True)
         unread = sum(other.transport.get_write_buffer_size() for other in [*others, self])
-        while others and unread > MAX_UNREAD:
-            oldest = others.pop()
+        for oldest in sorted(others, key=lambda other: other.since):
+            if unread <= MAX_UNREAD:
+                break
             unread -= oldest.transport.get_write_buffer_size()
             oldest.evict(f"limit of {MAX_UNREAD} bytes of unread answers")
 

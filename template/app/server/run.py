@@ -24,6 +24,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
         "h11_max_incomplete_event_size": MAX_HEAD_SIZE,
         "timeout_graceful_shutdown": GRACEFUL_TIMEOUT,
         "timeout_keep_alive": KEEP_ALIVE_TIMEOUT,
+        "server_header": False,  # which would tell strangers what serves
         "ws_max_size": 262_144,
         "ws_per_message_deflate": False,  # a kilobyte could become a megabyte
     }

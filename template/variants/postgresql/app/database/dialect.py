@@ -87,8 +87,6 @@ class Dialect(CheckedDialect):
     def do_ping(self, dbapi_connection: Any) -> bool:
         """Return whether a connection is still good; the pool calls it at every checkout.
 
-        A connection that was good within the last `PING_AFTER` seconds is not pinged again.
-
         Raises:
             DisconnectionError: the server has closed it, which says nothing of the pool's others.
         """
