@@ -183,6 +183,8 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
     ("a returned error commits", "app/orders.py", WRITER.format("return problem(status.HTTP_409_CONFLICT)")),
     ("a returned error commits", "app/orders.py", WRITER.format("answer = Response(status_code=500)\n    return answer")),
     ("a returned error commits", "app/orders.py", WRITER.format("response.status_code = 409")),
+    ("SessionDep commits", "app/orders.py", WRITER.format("await session.commit()")),
+    ("SessionDep commits", "app/orders.py", WRITER.format("if response:\n        await session.commit()")),
     ("pure ASGI", "app/orders.py", "from starlette.middleware.base import BaseHTTPMiddleware\n"),
     ("pure ASGI", "app/factory.py", ("    return app\n", '    app.middleware(middleware_type="http")(print)\n    return app\n')),
     ("pure ASGI", "app/factory.py", ("    return app\n", '    app.middleware("http")(print)\n    return app\n')),
@@ -207,6 +209,12 @@ def copy(service: Service, tmp_path: Path) -> Service:
 
 def test_a_fresh_service_keeps_every_rule(copy: Service) -> None:
     assert lint(copy) == ""
+
+
+def test_a_session_of_ones_own_may_be_committed(copy: Service) -> None:
+    (copy.folder / "app/orders.py").write_text(WRITER.format("await own.commit()"))
+
+    copy.run(".venv/bin/python", "-m", "scripts.engine_rules")
 
 
 def test_an_engine_for_another_url_keeps_every_rule(copy: Service) -> None:

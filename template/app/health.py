@@ -16,6 +16,7 @@ from app.routing import Router
 router = Router(prefix="/health", include_in_schema=False)
 logger = logging.getLogger(__name__)
 
+PROBES = ("/health/live", "/health/ready")
 READY_TIMEOUT = 4.0  # seconds; a first connection takes a dozen round trips
 
 
@@ -57,7 +58,7 @@ async def ready(request: Request, reader: ReaderDep) -> dict[str, str]:
 def is_probe(scope: Scope) -> bool:
     """Return whether a request is a probe's, wherever the service is mounted."""
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    return path.startswith(f"{router.prefix}/")
+    return path in PROBES
 
 
 def is_busy(state: State) -> bool:

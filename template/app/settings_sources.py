@@ -61,7 +61,7 @@ def describe_database(settings: "ServiceSettings", folder: str | None = None) ->
     `folder` has the data of a server of the service's own.
     """
     url = settings.driver_url
-    named = {"database_url", "database_host"} & settings.model_fields_set
-    source = folder or (source_of(named.pop()) if named else "by default")
+    given = settings.named_by in settings.model_fields_set
+    source = folder or (source_of(settings.named_by) if given else "by default")
     shown = str(url.set(drivername=url.get_backend_name()))
     return f"{shown} ({source})"

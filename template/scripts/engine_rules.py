@@ -84,9 +84,11 @@ def check_module(path: str, tree: ast.Module) -> Iterator[Finding]:
                 names = {ast.unparse(value).rpartition(".")[2] for value in values(given, options)}
                 if names & session_dependencies and not has_function_scope(options):
                     yield node, 'a session needs scope="function": commit before the response'
-            case ast.AsyncFunctionDef() if in_app and takes_session(node):
+            case ast.AsyncFunctionDef() if in_app and annotated(node, "Session"):
                 for made in filter(is_error_response, ast.walk(node)):
                     yield made, "raise an HTTPException: a returned error commits what was written"
+                for call in commits(node):
+                    yield call, "delete the commit: SessionDep commits, before the response"
             case ast.Call(func=ast.Attribute(attr="middleware"), args=given, keywords=options) if (
                 any(ast.unparse(value) == "'http'" for value in values(given, options))
             ):
@@ -125,9 +127,19 @@ def values(given: list[ast.expr], options: list[ast.keyword]) -> list[ast.expr]:
     return [*given, *(option.value for option in options)]
 
 
-def takes_session(function: ast.AsyncFunctionDef) -> bool:
-    arguments = [*function.args.args, *function.args.kwonlyargs]
-    return any("Session" in ast.unparse(arg.annotation) for arg in arguments if arg.annotation)
+def annotated(function: ast.AsyncFunctionDef, name: str) -> set[str]:
+    """Return the parameters whose annotation contains `name`."""
+    parameters = [*function.args.args, *function.args.kwonlyargs]
+    return {it.arg for it in parameters if it.annotation and name in ast.unparse(it.annotation)}
+
+
+def commits(function: ast.AsyncFunctionDef) -> Iterator[ast.AST]:
+    sessions = annotated(function, "SessionDep")
+    for node in ast.walk(function):
+        match node:
+            case ast.Call(func=ast.Attribute(attr="commit", value=ast.Name(id=name))):
+                if name in sessions:
+                    yield node
 
 
 def is_error_response(node: ast.AST) -> bool:

@@ -133,6 +133,26 @@ async def test_a_violation_names_its_columns_to_the_client_and_to_a_handler(
     assert asked.json()["detail"] == ", ".join(columns)
 
 
+async def test_a_column_that_only_a_newer_release_has_is_not_the_clients_fault(
+    app: FastAPI,
+) -> None:
+    table = Table(
+        "tested_newer", MetaData(), Column("id", Integer), Column("added", Integer, nullable=False)
+    )
+    async with app.state.engine.begin() as connection:
+        await connection.run_sync(table.create)
+
+    @app.post("/older")
+    async def create(session: SessionDep) -> None:
+        await session.execute(insert(table).values(id=1))
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        refused = await client.post("/older")
+
+    assert refused.status_code == 503
+    assert "added" not in refused.text
+
+
 async def count(app: FastAPI, name: str) -> int:
     async with app.state.engine.connect() as connection:
         return len((await connection.execute(text(f"SELECT 1 FROM {name}"))).all())

@@ -26,6 +26,11 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
     return ()
 
 
+def is_known(column: str) -> bool:
+    """Return whether a model has a column of this name: a newer migration's has no value yet."""
+    return any(column in table.columns for table in Base.metadata.tables.values())
+
+
 def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:
     # SQLAlchemy truncates a longer name and adds a hash: 55 characters, `_` and 4 more.
     return found.name == name or (len(name) == 60 and str(found.name)[:55] == name[:55])

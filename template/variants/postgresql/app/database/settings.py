@@ -69,6 +69,11 @@ class DatabaseSettings(BaseSettings):
         return check_tls(locate(url, str(self.database_host), str(self.database_port)))
 
     @property
+    def named_by(self) -> str:
+        """The setting that says where the database is."""
+        return "database_host" if self.database_url is None else "database_url"
+
+    @property
     def database_writes(self) -> bool:
         """Whether the URL asks for a server that accepts writes."""
         return self.driver_url.query.get("target_session_attrs") not in READING

@@ -33,6 +33,11 @@ class DatabaseSettings(BaseSettings):
         return parse(self.database_url)
 
     @property
+    def named_by(self) -> str:
+        """The setting that says where the database is."""
+        return "database_url"
+
+    @property
     def database_writes(self) -> bool:
         """Whether writes are needed: always, as a read-only file is not opened."""
         return True
