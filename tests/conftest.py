@@ -15,7 +15,13 @@ from jinja2.lexer import get_lexer
 from playwright.sync_api import Page
 
 from tests.support.browser import NoBrowserError, open_page
-from tests.support.databases import DATABASES, Database, PostgreSQLDatabase, open_database
+from tests.support.databases import (
+    DATABASES,
+    Database,
+    PostgreSQLDatabase,
+    in_the_end,
+    open_database,
+)
 from tests.support.processes import once
 from tests.support.proxied import ProxiedDatabase, open_guarded_server, open_proxied
 from tests.support.releases import publish
@@ -47,6 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     keep_copier_from_compiling_a_text_again()
     if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
         keep_temporary_files_in_memory(config)
+    config.add_cleanup(in_the_end.close)
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         os.environ |= {f"{name}_NAME": "Test", f"{name}_EMAIL": "test@example.com"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.databases import Database
+from tests.support.databases import Database, server_for_tests
 from tests.support.pages import check
 from tests.support.repository import git, replace
 from tests.support.services import FIRST, Service
@@ -79,7 +79,7 @@ def test_a_service_without_the_example_passes_its_checks(copied: Service) -> Non
     lines = features.read_text().count("\n")
 
     copied.delete_example()
-    copied.run("uv", "run", "poe", "check")
+    copied.run("uv", "run", "poe", "check", variables=server_for_tests(copied.database))
 
     assert features.read_text().count("\n") == lines - 3  # two lines, and a blank one
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from tests.support.databases import Database, SQLiteDatabase, execute
@@ -18,6 +17,7 @@ from tests.support.processes import (
     START_TIMEOUT,
     environment,
     free_port,
+    open_client,
     wait_until_nothing_runs,
     wait_until_served,
 )
@@ -288,7 +288,7 @@ def test_one_command_generates_and_serves_a_service(
 
     with (
         log_file.open("wb") as log,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_TIMEOUT) as client,
+        open_client(f"http://127.0.0.1:{port}") as client,
         subprocess.Popen(
             [python, "dev.py", "new", *words, "--port", str(port)],
             cwd=clone,

@@ -22,7 +22,13 @@ from tests.benchmark import report
 from tests.support.databases import Database
 from tests.support.pages import DOCS, Typist, blocks, page_text, shows, table
 from tests.support.pictures import COLOURS, FOLDER, draw, record
-from tests.support.processes import START_TIMEOUT, environment, free_port, wait_until_served
+from tests.support.processes import (
+    START_TIMEOUT,
+    environment,
+    free_port,
+    open_client,
+    wait_until_served,
+)
 from tests.support.releases import NEXT, WORKING_TREE, check_clean, update
 from tests.support.repository import REPOSITORY, commit, git, names_of_tests, text_files
 from tests.support.services import Service, render, render_repository
@@ -449,7 +455,7 @@ def left_running(command: list[str], folder: Path, port: str) -> Iterator[None]:
     log = folder.parent / "log"
     with (
         log.open("wb") as output,
-        httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
+        open_client(f"http://127.0.0.1:{port}") as client,
         subprocess.Popen(
             command, cwd=folder, env=environment(), stdout=output, stderr=output
         ) as process,

@@ -289,7 +289,7 @@ def test_features_with_fields_of_every_type_pass_their_checks_and_answer(
     copy.run(*uv, "python", "-m", "scripts.engine_rules")
     copy.run(*uv, "mypy")
     copy.run(*uv, "python", "-m", "scripts.openapi", "--check", variables={"CI": "true"})
-    copy.run(*uv, "pytest", "tests/features", "tests/test_migrations.py")
+    copy.run(".venv/bin/pytest", "tests/features", "tests/test_migrations.py")
     copy.migrate(database)
     copy.run(*uv, "alembic", "check", variables=database.variables)
 

@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.databases import OTHER, Database, PostgreSQLDatabase, SQLiteDatabase, transaction
 from tests.support.pages import BLOCK, LABELS, TITLE, blocks, edit, page_text
-from tests.support.processes import environment, wait_for
+from tests.support.processes import environment, open_client, wait_for
 from tests.support.repository import replace
 from tests.support.services import Server, Service
 from tests.support.watcher import Log
@@ -125,7 +125,7 @@ class Load:
         return max(waits, default=0), len(waits)
 
     def _use(self, client: int) -> None:
-        with httpx2.Client(timeout=ALIVE) as http:
+        with open_client("", ALIVE) as http:
 
             def ask(status: int, method: str, path: str, **options: Any) -> httpx2.Response:
                 at, start = time.time(), time.monotonic()
@@ -277,7 +277,7 @@ def test_the_schema_changes_while_items_are_read_and_written(follower: Follower)
 
 def check_rows(load: Load, database: Database) -> None:
     """What clients have stored is there under all of its names, and the rest is what it was."""
-    with httpx2.Client(base_url=load.urls[0]) as http:
+    with open_client(load.urls[0]) as http:
         for key, (name, text) in load.stored.items():
             found = http.get(f"/items/{key}").json()
             assert (found["name"], found["description"]) == (name, text)

@@ -14,11 +14,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx2
 import psutil
 from docker.utils.build import exclude_paths
 
-from tests.support.processes import START_TIMEOUT, environment, free_port, wait_until_served
+from tests.support.processes import (
+    START_TIMEOUT,
+    environment,
+    free_port,
+    open_client,
+    wait_until_served,
+)
 from tests.support.services import Server
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"  # a base image's
@@ -233,7 +238,7 @@ class Image:
         command = self.at(port, self.command)
         with (
             log_file.open("wb") as log,
-            httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_TIMEOUT) as client,
+            open_client(f"http://127.0.0.1:{port}") as client,
             subprocess.Popen(
                 self.container(command, mounts, variables), stdout=log, stderr=log
             ) as process,

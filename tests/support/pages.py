@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.databases import server_for_tests
 from tests.support.processes import environment
 from tests.support.repository import REPOSITORY, replace
 from tests.support.services import Service
@@ -178,7 +179,7 @@ def type_page(
     """
     # The environment is there already, and httpx2 with it, for the tests.
     instead = {"^uv add httpx2$": "", **FEATURES_ALONE, r"\buv run\b": "uv run --no-sync"}
-    typist = Typist(service.folder, variables, instead)
+    typist = Typist(service.folder, server_for_tests(service.database) | variables, instead)
     for block in blocks(page_text(f"how-to/{page}.md"), service.database):
         before(block.title)
         if block.language == "sh":

@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-import httpx2
-
-from tests.support.processes import environment, free_port, wait_until_served
+from tests.support.processes import environment, free_port, open_client, wait_until_served
 from tests.support.repository import REPOSITORY
 
 FOLDER = REPOSITORY / "docs/pictures"
@@ -44,7 +42,7 @@ def record(template: Path) -> list[str]:
         folder, log = Path(name).resolve() / "my-service", Path(name) / "log"
         with (
             log.open("wb") as output,
-            httpx2.Client(base_url=f"http://127.0.0.1:{port}") as client,
+            open_client(f"http://127.0.0.1:{port}") as client,
             subprocess.Popen(
                 [sys.executable, *NEW.split()[1:], "--folder", str(folder), "--port", port],
                 cwd=template,

@@ -14,17 +14,19 @@ from typing import Any
 import copier
 import httpx2
 
-from tests.support.databases import Database
+from tests.support.databases import Database, server_for_tests
 from tests.support.processes import (
     INSTALL_TIMEOUT,
     START_TIMEOUT,
     environment,
     free_port,
     once,
+    open_client,
     wait_until_served,
 )
 from tests.support.repository import commit, git, replace
 
+PYTEST = ".venv/bin/pytest"
 KEPT = "rendered"  # the folder of what has been rendered from the templates beside it
 
 
@@ -195,10 +197,11 @@ class Service:
         self, *command: str, variables: dict[str, str] | None = None, check: bool = True
     ) -> subprocess.CompletedProcess[str]:
         """Run a command as its user would type it; print what it says when it fails."""
+        tests = server_for_tests(self.database) if command[0] == PYTEST else {}
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=environment(**(variables or {})),
+            env=environment(**(tests | (variables or {}))),
             check=False,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -216,7 +219,7 @@ class Service:
         command = command or ("uv", "run", "--no-sync", "python", "-m", "app.server")
         with (
             log_file.open("wb") as log,
-            httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=START_TIMEOUT) as client,
+            open_client(f"http://127.0.0.1:{port}") as client,
             subprocess.Popen(
                 [*command, "--port", str(port)],
                 cwd=self.folder,

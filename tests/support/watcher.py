@@ -13,6 +13,7 @@ import psutil
 
 from tests.support.answers import is_outcome_unknown
 from tests.support.databases import Database, PostgreSQLDatabase, SQLiteDatabase
+from tests.support.processes import open_client
 from tests.support.services import Server, Service
 
 SETTLES = 10.0  # seconds; longer than any limit after which something is given up
@@ -188,7 +189,7 @@ class Watcher:
             yield f"{text}, logged as {reason}: {answer.text}"
 
     def _look(self) -> dict[str, int]:
-        with httpx2.Client(base_url=self.server.client.base_url, timeout=10) as client:
+        with open_client(str(self.server.client.base_url), 10) as client:
             found: dict[str, int] = client.get("/health/watched").json()
             return found
 
@@ -234,7 +235,7 @@ class Watcher:
         port, count = self.server.client.base_url.port, 0
         with suppress(psutil.NoSuchProcess):
             for process in self._processes():
-                sockets = process.net_connections(kind="inet")
+                sockets = process.net_connections(kind="tcp4")
                 clients = sum(bool(it.laddr) and it.laddr.port == port for it in sockets)
                 count += process.num_fds() - clients
         return count
