@@ -25,7 +25,7 @@ def test_the_benchmark_measures_a_service_and_keeps_its_guarantees(
         opened = load.on_postgresql(copy, tmp_path / "load", with_peers=False)
 
     with opened as apps:  # at its end, the watcher looks at the service
-        found = load.measure(apps, service.database, rounds=1, share=0.05)
+        found = load.measure(apps, service.database, rounds=1, share=0.03)
 
     measured = {(kind, int(clients)) for clients in found for kind in found[clients]["service"]}
     assert measured == set(load.LOADS[service.database])

@@ -33,7 +33,7 @@ FILL = re.compile(r"^FILL = sa\.text\(\n.*?^\)\n", re.DOTALL | re.MULTILINE)
 
 ROWS = 20_000
 CLIENTS = 4
-PAUSE = 0.03  # seconds between two requests of a client
+PAUSE = 0.05  # seconds between two requests of a client
 ALIVE = 10.0  # seconds, within which each request is answered, however busy the machine
 
 
