@@ -184,6 +184,7 @@ VIOLATIONS: list[tuple[str, str, str | tuple[str, str]]] = [
     ("a returned error commits", "app/orders.py", WRITER.format("answer = Response(status_code=500)\n    return answer")),
     ("a returned error commits", "app/orders.py", WRITER.format("response.status_code = 409")),
     ("SessionDep commits", "app/orders.py", WRITER.format("await session.commit()")),
+    ("SessionDep commits", "app/orders.py", WRITER.format("async with session.begin():\n        pass")),
     ("SessionDep commits", "app/orders.py", WRITER.format("if response:\n        await session.commit()")),
     ("pure ASGI", "app/orders.py", "from starlette.middleware.base import BaseHTTPMiddleware\n"),
     ("pure ASGI", "app/factory.py", ("    return app\n", '    app.middleware(middleware_type="http")(print)\n    return app\n')),

@@ -86,7 +86,7 @@ async def database_error(request: Request, error: Exception) -> Response:
         return unavailable(request, reason, reason_of(error))
     if isinstance(error, IntegrityError) and (columns := violated_columns(error)):
         kind = constraint(error)
-        if kind == "not_null" and not any(map(is_known, columns)):
+        if kind == "not_null" and not any(is_known(name, error) for name in columns):
             return unavailable(request, "schema changed", reason_of(error))
         detail = VIOLATED.get(kind, "This is refused by a constraint.")
         errors = [FieldError(name=name, code=kind, detail=detail) for name in columns]

@@ -88,7 +88,7 @@ def check_module(path: str, tree: ast.Module) -> Iterator[Finding]:
                 for made in filter(is_error_response, ast.walk(node)):
                     yield made, "raise an HTTPException: a returned error commits what was written"
                 for call in commits(node):
-                    yield call, "delete the commit: SessionDep commits, before the response"
+                    yield call, "delete this: SessionDep commits, before the response"
             case ast.Call(func=ast.Attribute(attr="middleware"), args=given, keywords=options) if (
                 any(ast.unparse(value) == "'http'" for value in values(given, options))
             ):
@@ -137,8 +137,8 @@ def commits(function: ast.AsyncFunctionDef) -> Iterator[ast.AST]:
     sessions = annotated(function, "SessionDep")
     for node in ast.walk(function):
         match node:
-            case ast.Call(func=ast.Attribute(attr="commit", value=ast.Name(id=name))):
-                if name in sessions:
+            case ast.Call(func=ast.Attribute(attr="commit" | "begin", value=ast.Name(id=name))):
+                if name in sessions:  # a block of `begin()` commits at its end
                     yield node
 
 

@@ -616,12 +616,14 @@ async def test_only_allowed_hosts_are_served_but_for_probes(
             await client.get(path, headers={"Host": host}) for path in ("/healthy", "/health/a")
         ]
         probe = await client.get("/health/live", headers={"Host": host})
+        refused = await client.post("/health/ready", headers={"Host": host})
 
     assert response.status_code == status
     assert {other.status_code for other in others} == {404 if status == 200 else 400}
     if status == 400:
         check_problem(response, status)
     assert probe.status_code == 200
+    assert refused.status_code == 405  # by its method alone
 
 
 async def test_a_websocket_of_another_host_is_refused(settings: ServiceSettings) -> None:

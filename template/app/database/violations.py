@@ -1,5 +1,7 @@
 """The columns of a violated constraint."""
 
+import re
+
 from sqlalchemy import Index
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import ColumnCollectionConstraint
@@ -26,9 +28,10 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
     return ()
 
 
-def is_known(column: str) -> bool:
-    """Return whether a model has a column of this name: a newer migration's has no value yet."""
-    return any(column in table.columns for table in Base.metadata.tables.values())
+def is_known(column: str, error: IntegrityError) -> bool:
+    """Return whether the statement or a model names a column: a newer migration's has no value yet."""
+    named = re.search(rf"\b{re.escape(column)}\b", error.statement or "")
+    return bool(named) or any(column in table.columns for table in Base.metadata.tables.values())
 
 
 def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:
