@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.databases import Database, server_for_tests
-from tests.support.pages import check
+from tests.support.databases import Database
+from tests.support.pages import check_whole
 from tests.support.repository import replace
 from tests.support.services import FIRST, Service
 
@@ -214,10 +214,7 @@ def test_an_owner_may_have_tokens_handlers_paths_and_secrets_of_his_own(owned: S
     none = "REQUIRED: dict[str, Any] = {}"
     replace(conftest, none, none.replace("{}", '{"jwt_secret": "hunter2"}'))
     owned.run("uv", "run", "--no-sync", "poe", "openapi")
-    # The template's own tests know no feature, whichever the database is: all of them on one.
-    step = {"postgresql": "check", "sqlite": "test"}[owned.database]
-    owned.run("uv", "run", "--no-sync", "poe", step, variables=server_for_tests(owned.database))
-    check(owned)
+    check_whole(owned)
 
 
 def test_a_secret_that_is_missing_is_named_by_what_needs_it_and_by_nothing_else(

@@ -7,7 +7,7 @@ import pytest
 from tests.soak import soak_postgresql, soak_sqlite
 from tests.support.services import Service
 
-SECONDS = 5
+SECONDS = 3
 
 
 @pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)

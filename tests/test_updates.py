@@ -15,8 +15,8 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.support.databases import DATABASES, open_database, server_for_tests
-from tests.support.pages import Typist, blocks, table
+from tests.support.databases import DATABASES, open_database
+from tests.support.pages import Typist, blocks, check_whole, table
 from tests.support.processes import environment
 from tests.support.releases import (
     CONFLICTS,
@@ -244,7 +244,7 @@ def test_a_service_full_of_edits_is_updated_and_serves_its_old_rows(
                 notes.append(f"Updated to {new}")
                 http.post("/notes", params={"text": notes[-1]})
                 assert http.get("/notes").json() == notes
-    service.run("uv", "run", "poe", "check", variables=server_for_tests(service.database))
+    check_whole(service)
 
 
 # What the template promises ------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from tests.support.watcher import left_in
 
 PASSWORD = "correct horse battery"
 CONFLICT = "test_a_second_item_of_the_same_name_is_a_conflict"
+# They pass with the page on users, and, on SQLite, with all of the pages.
+WITHOUT_THE_EXAMPLES_TESTS = {"PYTEST_ADDOPTS": "--ignore=tests/features/test_items.py"}
 
 # Run in the service, as its own tests are: what has to happen at a certain moment.
 RACES = '''
@@ -406,8 +408,7 @@ def take_the_form_of_clients(service: Service, database: Database) -> None:
     """Type the page that rewrites the users of two others."""
     schemas = "app/features/schemas.py"
     (service.folder / schemas).write_text(block_text(page_text("how-to/shape-the-api.md"), schemas))
-    variables = database.variables | {"PYTEST_ADDOPTS": "--ignore=tests/features/test_items.py"}
-    type_page("shape-users", service, variables)
+    type_page("shape-users", service, database.variables | WITHOUT_THE_EXAMPLES_TESTS)
     check(service)
     with service.serve(**database.variables) as server:
         http = server.client
@@ -431,9 +432,7 @@ def be_one_of_many_pages(service: Service, database: Database) -> None:
         command = (".venv/bin/pytest", "-q", "tests/features", *more)
         return service.run(*command, check=False).stdout
 
-    # The example's own tests, which none of these pages concerns, passed with the users, and do so
-    # again below.
-    variables = database.variables | {"PYTEST_ADDOPTS": "--ignore=tests/features/test_items.py"}
+    variables = database.variables | WITHOUT_THE_EXAMPLES_TESTS
     for page in ("rows-of-a-user", "shape-the-api"):
         type_page(page, service, variables)
     if service.database == "postgresql":  # what is left are registrations, the same on both
@@ -528,7 +527,7 @@ def test_a_token_is_its_users_alone_and_a_key_stands_for_one_request(
     be_strangers(copy, migrated)
 
     with open_another(with_more, tmp_path / "profiles") as database:
-        type_page("profiles", with_more, database.variables)
+        type_page("profiles", with_more, database.variables | WITHOUT_THE_EXAMPLES_TESTS)
         # The form of what clients see, and of their header, is the same on both.
         if with_more.database == "postgresql":
             with open_another(with_more, tmp_path / "form") as other:

@@ -209,6 +209,19 @@ def register(service: Service, text: str) -> None:
     service.run(".venv/bin/ruff", "check", "--fix-only", "--select", "I", REGISTRATION)
 
 
+def check_whole(service: Service) -> None:
+    """Check a service as `poe check` does, but on PostgreSQL without the template's own tests.
+
+    What an owner changes concerns these on both databases alike.
+    """
+    if service.database == "sqlite":
+        service.run("uv", "run", "--no-sync", "poe", "check")
+        return
+    variables = server_for_tests(service.database)
+    service.run("uv", "run", "--no-sync", "poe", "test", variables=variables)
+    check(service)
+
+
 def check(service: Service) -> None:
     """Check a service as `poe check` does, with those of the template's tests that see migrations."""
     service.run(".venv/bin/ruff", "format", "--check")

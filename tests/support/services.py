@@ -122,8 +122,8 @@ class Service:
     database: str
 
     def copy(self, folder: Path) -> "Service":
-        """Copy the service for a test that changes its files; the environment is shared."""
-        ignored = shutil.ignore_patterns(".venv", "__pycache__", ".postgres", "app.db*", ".*cache")
+        """Copy the service, and what Python has compiled of it; the environment is shared."""
+        ignored = shutil.ignore_patterns(".venv", ".postgres", "app.db*", ".*cache")
         shutil.copytree(self.folder, folder, ignore=ignored)
         (folder / ".venv").symlink_to((self.folder / ".venv").resolve())
         return Service(folder, self.database)
