@@ -27,7 +27,7 @@ from tests.support.proxy import fatal, open_proxy
 from tests.support.random_client import Fault, RandomClient
 from tests.support.repository import replace
 from tests.support.services import Server, Service
-from tests.support.watcher import UVICORN
+from tests.support.watcher import UVICORN, left_in
 
 pytestmark = pytest.mark.parametrize("database_name", ["postgresql"], indirect=True)
 
@@ -788,6 +788,24 @@ def test_a_schema_that_changes_under_the_service_gives_no_wrong_data(
         assert patched.status_code in (200, 503)
         assert http.patch(f"/items/{created['id']}", json={"name": "d"}).json()["name"] == "d"
         assert http.get("/items").json()["items"][0]["name"] == "d"
+
+
+def test_a_sequence_that_is_behind_its_rows_is_not_the_clients_fault(
+    service: Service, migrated: PostgreSQLDatabase
+) -> None:
+    left = left_in(migrated)
+    with watcher.serve_watched(service, left, **migrated.variables) as watched:
+        http = watched.server.client
+        for name in ("Spanner", "Hammer"):
+            assert http.post("/items", json={"name": name}).status_code == 201
+        migrated.query("ALTER TABLE items ALTER id RESTART")
+
+        names = ("Spanner", "Saw", "Saw", "Saw")
+        answers = [http.post("/items", json={"name": name}) for name in names]
+
+        assert [answer.status_code for answer in answers] == [503, 503, 201, 409]
+        log = watched.server.log()
+        assert log.count("unavailable: server error: duplicate key value violates unique") == 2
 
 
 def test_every_connection_is_closed_gracefully(service: Service, proxied: ProxiedDatabase) -> None:

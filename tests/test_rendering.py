@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.databases import DATABASES
 from tests.support.repository import git, questions, text_files
-from tests.support.services import Service, render
+from tests.support.services import PYTEST, Service, render
 
 pytestmark = pytest.mark.fast
 
@@ -132,3 +132,11 @@ def test_git_ignores_what_running_a_service_leaves_behind(service: Service, tmp_
     assert [*copy.folder.glob("app/__pycache__/*")]
     assert not {name for name in untracked if "__pycache__" in name or ".venv" in name}
     assert "uv.lock" in untracked
+
+
+def test_each_test_of_a_service_has_a_name_that_can_be_read(service: Service) -> None:
+    listed = service.run(PYTEST, "--collect-only", "--quiet").stdout.splitlines()
+
+    names = [line for line in listed if "::" in line]
+    assert len(names) > 300
+    assert [name for name in names if len(name) > 180] == []

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from app.database.errors import constraint, explain
-from app.database.violations import is_known, violated_columns
+from app.database.violations import servers_fault, violated_columns
 from app.problems import FieldError, problem, unavailable
 from app.redaction import reason_of
 from app.validation import refuse
@@ -85,9 +85,9 @@ async def database_error(request: Request, error: Exception) -> Response:
     if code == status.HTTP_503_SERVICE_UNAVAILABLE:
         return unavailable(request, reason, reason_of(error))
     if isinstance(error, IntegrityError) and (columns := violated_columns(error)):
+        if reason := servers_fault(columns, error):
+            return unavailable(request, reason, reason_of(error))
         kind = constraint(error)
-        if kind == "not_null" and not any(is_known(name, error) for name in columns):
-            return unavailable(request, "schema changed", reason_of(error))
         detail = VIOLATED.get(kind, "This is refused by a constraint.")
         errors = [FieldError(name=name, code=kind, detail=detail) for name in columns]
         return problem(code, errors=errors)

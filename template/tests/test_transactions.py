@@ -7,6 +7,7 @@ from httpx2 import ASGITransport, AsyncClient
 from sqlalchemy import (
     CheckConstraint,
     Column,
+    Computed,
     Integer,
     MetaData,
     String,
@@ -153,6 +154,35 @@ async def test_a_column_that_only_a_newer_release_has_is_not_the_clients_fault(
     assert older.status_code == 503
     assert "added" not in older.text
     assert newer.status_code == 422
+
+
+async def test_a_number_that_the_database_gives_again_is_not_the_clients_fault(
+    app: FastAPI,
+) -> None:
+    table = Table(
+        "tested_numbers",
+        MetaData(naming_convention=Base.metadata.naming_convention),
+        Column("id", Integer, primary_key=True, autoincrement=False),
+        Column("number", Integer, server_default="1", unique=True),
+        Column("remainder", Integer, Computed("id % 3", persisted=True), unique=True),
+    )
+    async with app.state.engine.begin() as connection:
+        await connection.run_sync(table.create)
+    table.to_metadata(Base.metadata)
+
+    @app.post("/numbers")
+    async def create(values: dict[str, Any], session: SessionDep) -> None:
+        await session.execute(insert(table).values(**values))
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        answers = [
+            await client.post("/numbers", json=values)
+            for values in ({"id": 1}, {"id": 2}, {"id": 2, "number": 1}, {"id": 4, "number": 2})
+        ]
+    Base.metadata.remove(Base.metadata.tables[table.name])
+
+    assert [answer.status_code for answer in answers] == [200, 503, 409, 409]
+    assert "number" not in answers[1].text
 
 
 async def count(app: FastAPI, name: str) -> int:

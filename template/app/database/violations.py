@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import ColumnCollectionConstraint
 
 from app.database.base import Base
-from app.database.errors import violated
+from app.database.errors import constraint, violated
 from app.database.type_checks import PREFIX
 
 
@@ -28,10 +28,23 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
     return ()
 
 
-def is_known(column: str, error: IntegrityError) -> bool:
-    """Return whether the statement or a model names a column: a newer migration's has no value yet."""
-    named = re.search(rf"\b{re.escape(column)}\b", error.statement or "")
-    return bool(named) or any(column in table.columns for table in Base.metadata.tables.values())
+def servers_fault(columns: tuple[str, ...], error: IntegrityError) -> str:
+    """Return the reason for a 503 if none of the client's values has violated a constraint, or ""."""
+    statement = error.statement or ""
+    known = [table.columns for table in Base.metadata.tables.values()]
+    if constraint(error) == "not_null":  # of a column that only a newer release has?
+        named = any(names(statement, it) or any(it in table for table in known) for it in columns)
+        return "" if named else "schema changed"
+    if constraint(error) == "unique":  # of a key whose sequence is behind its rows?
+        given = statement.partition("VALUES")[0]
+        computed = {it.name for table in known for it in table if it.computed is not None}
+        own = any(names(given, it) or it in computed for it in columns)
+        return "" if own else "server error"
+    return ""
+
+
+def names(statement: str, column: str) -> bool:
+    return re.search(rf"\b{re.escape(column)}\b", statement) is not None
 
 
 def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import reprlib
 from typing import Any
 
 import pytest
@@ -101,7 +102,7 @@ async def test_one_of_many_creators_of_the_same_name_wins(client: AsyncClient) -
         "text",
         None,
     ],
-    ids=repr,
+    ids=reprlib.repr,  # shortened
 )
 async def test_a_bad_body_is_refused(client: AsyncClient, body: object) -> None:
     content = json.dumps(body)
