@@ -108,6 +108,24 @@ def test_replicas_migrate_at_the_same_time_and_one_is_killed(
     assert proxied.number(MIGRATING) == 0
 
 
+@postgresql
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+def test_a_migration_that_is_interrupted_says_so_and_is_rolled_back(
+    living: Service, proxied: ProxiedDatabase, kind: signal.Signals
+) -> None:
+    living.add_revision("more", FIRST, PLAIN)
+    migration = start_alembic(living, proxied.url, SLOW="300")
+    wait_for(lambda: proxied.number(f"{MIGRATING} AND query LIKE '%pg_sleep%'") == 1, 60)
+
+    migration.send_signal(kind)
+    said, _ = migration.communicate(timeout=30)
+
+    assert migration.returncode == 1
+    assert said.endswith("Interrupted: the running migration is rolled back.\n")
+    assert FIRST in proxied.query("SELECT version_num FROM alembic_version")
+    wait_for(lambda: proxied.number(MIGRATING) == 0, FREED)
+
+
 @contextmanager
 def reading(client: object) -> Iterator[list[int]]:
     statuses: list[int] = []

@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import re
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from fastapi import FastAPI
 from sqlalchemy import Table, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from app.database.errors import explain
+from app.database.errors import SCHEMA_CHANGED, explain
 from app.database.revisions import compare_revisions, revisions
 from app.database.server_info import SERVER, describe_server
 from app.lifespan import lifespan
@@ -69,24 +68,21 @@ async def examine(
         try:
             server = (await reader.execute(SERVER)).first()
         except (SQLAlchemyError, TimeoutError) as error:
-            # The driver's thread may still be shutting down, and needs the loop for it.
-            for thread in threading.enumerate():
-                if thread.daemon:
-                    await asyncio.to_thread(thread.join, 1)
             text = f"{url} does not answer: {reason_of(error)}"
             return [*findings, Finding("database", text, True)]
         findings.append(Finding("database", url))
         text, complaint = describe_server(server, processes * settings.database_capacity)
         findings.append(Finding("server", complaint or text, bool(complaint)))
+        missing = ""
         try:
             schema, read_only = await compare_revisions(reader)
         except (SQLAlchemyError, TimeoutError) as error:
-            if not isinstance(error, DBAPIError) or explain(error)[1]:
+            if not isinstance(error, DBAPIError) or explain(error)[1] != SCHEMA_CHANGED:
                 return [*findings, Finding("schema", f"can't be read: {reason_of(error)}", True)]
-            schema, read_only = "behind", False  # not even Alembic's table is there
+            schema, read_only, missing = "behind", False, f" ({reason_of(error)})"
         if read_only and settings.database_writes:
             findings.append(Finding("server", "takes no writes", True))
-        text = SCHEMA.get(schema, schema)
+        text = SCHEMA.get(schema, schema) + missing
         if not two_heads:
             findings.append(Finding("schema", text, schema == "behind", schema == "ahead"))
         for table in tables if schema != "behind" else ():

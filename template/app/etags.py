@@ -33,7 +33,8 @@ class Versioned(BaseModel):
 
     version: int = Field(exclude=True)
 
-    @computed_field(examples=['"1-3f786850"'])
+    @computed_field(examples=['"1-3f786850"'])  # type: ignore[prop-decorator]
+    @property
     def etag(self) -> str:
         """The entity tag of this version, as `If-Match` takes it."""
         return etag(type(self), self.version)

@@ -15,9 +15,10 @@ from app.health import router as health
 from app.lifespan import lifespan
 from app.limits import limit_bodies, limit_requests
 from app.logging import configure_logging
-from app.middleware import answer_head, check_hosts, refuse_encoded_slashes, trace_requests
+from app.middleware import answer_head, trace_requests
 from app.openapi.document import add_openapi
 from app.settings import ServiceSettings
+from app.urls import check_hosts, refuse_encoded_slashes
 from app.validation import check_request
 from app.websockets import close_websockets
 

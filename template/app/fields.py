@@ -18,6 +18,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_ID = 2**63 - 1
+NUMBER = re.compile(r"\s*[+-]?[\d.]+\s*")
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and lone surrogates
 # Python insertion-sorts the marks after a letter: 60,000 of them take a minute. Stream-Safe Text
 # has at most 30 (https://unicode.org/reports/tr15/#Stream_Safe_Text_Format).
@@ -44,15 +45,25 @@ BigInteger = Annotated[int, Field(ge=-(2**63), le=MAX_ID, json_schema_extra=INT6
 # No NUL: not every database stores it.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 
+
+def check_iso(value: object) -> object:
+    """Refuse a number, which pydantic would take for seconds since 1970 or midnight."""
+    if isinstance(value, int | float) or isinstance(value, str) and NUMBER.fullmatch(value):
+        raise PydanticCustomError("number_as_time", "This must be written as in ISO 8601")
+    return value
+
+
+Written = BeforeValidator(check_iso)
 # The first and last days are excluded: a driver may take their moments for infinite, and in another
 # time zone their year is out of Python's range.
-Date = Annotated[datetime.date, Field(gt=datetime.date.min, lt=datetime.date.max)]
+Date = Annotated[datetime.date, Field(gt=datetime.date.min, lt=datetime.date.max), Written]
 DateTime = Annotated[
     AwareDatetime,
     Field(
         ge=datetime.datetime(1, 1, 2, tzinfo=datetime.UTC),
         lt=datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC),
     ),
+    Written,
 ]
 
 
@@ -62,7 +73,7 @@ def check_zone(time: datetime.time) -> datetime.time:
     return time
 
 
-Time = Annotated[datetime.time, AfterValidator(check_zone)]
+Time = Annotated[datetime.time, Written, AfterValidator(check_zone)]
 
 
 def normalize(name: object) -> object:

@@ -2,18 +2,15 @@
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Collection
-from fnmatch import fnmatchcase
 from urllib.parse import quote
 
-from fastapi import Request, status
-from starlette.datastructures import URL
+from fastapi import HTTPException, Request, status
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from app.database.errors import OUTCOME_UNKNOWN
+from app.error_handlers import http_error
 from app.headers import complete
 from app.health import is_probe
 from app.logging import request_id, request_id_of
@@ -28,7 +25,6 @@ METHOD = "http.request.method"
 STATUS = "http.response.status_code"
 
 REFUSED = "the rest of the request is not valid"  # why `app.server` cancels a handler
-HOST = re.compile(r"[a-z0-9._:-]+")  # a name or an address, in lower case
 STARTS = {"http.response.start", "websocket.http.response.start", "websocket.accept"}
 
 
@@ -71,14 +67,19 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send_with_id)
         except WebSocketDisconnect:
             pass  # how a client ends it
-        except asyncio.CancelledError as error:
-            # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.
-            if line[STATUS] or scope["type"] != "http" or error.args == (REFUSED,):
+        except HTTPException as error:  # of a feature's middleware, outside Starlette's handlers
+            if line[STATUS]:
                 raise
-            reason = "shutting down" if scope["method"] in SAFE else OUTCOME_UNKNOWN
-            response = unavailable(Request(scope), reason, "cut short")
+            response = await http_error(Request(scope), error)
             await response(scope, receive, send_with_id)
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.
+                if line[STATUS] or scope["type"] != "http" or error.args == (REFUSED,):
+                    raise
+                reason = "shutting down" if scope["method"] in SAFE else OUTCOME_UNKNOWN
+                response = unavailable(Request(scope), reason, "cut short")
+                return await response(scope, receive, send_with_id)
             # Starlette would answer outside all middleware, and the server would log it again.
             error_logger.exception("unhandled error")
             if line[STATUS] and scope["type"] == "http":
@@ -98,6 +99,12 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
                 access_logger.info("%s %s %s %s ms %s", *text, extra=line)
 
     return traced
+
+
+def is_cancelled() -> bool:
+    """Return whether this task was cancelled, and not one that it waited for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def answer_head(app: ASGIApp) -> ASGIApp:
@@ -121,39 +128,12 @@ def answer_head(app: ASGIApp) -> ASGIApp:
                 await send({"type": "http.response.body"})
 
         inner = {**scope}
-        await app(inner, receive, send_head)  # a route may serve HEAD itself
-        if refused:
-            inner = {**scope, "method": "GET"}
-            await app(inner, receive, send_head)
-        scope.update(app=inner["app"], endpoint=inner.get("endpoint"))  # for the log
+        try:
+            await app(inner, receive, send_head)  # a route may serve HEAD itself
+            if refused:
+                inner = {**scope, "method": "GET"}
+                await app(inner, receive, send_head)
+        finally:
+            scope.update(app=inner["app"], endpoint=inner.get("endpoint"))  # for the log
 
     return answered
-
-
-def check_hosts(app: ASGIApp, allowed_hosts: Collection[str]) -> ASGIApp:
-    """Answer 400 to a host name that matches no pattern, except to probes, which use addresses."""
-
-    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan" and not is_probe(scope):
-            host = URL(scope=scope).hostname or ""
-            served = any(fnmatchcase(host, allowed) for allowed in allowed_hosts)
-            if not (served and HOST.fullmatch(host)):
-                detail = "This host name is not served here."
-                response = problem(status.HTTP_400_BAD_REQUEST, detail=detail)
-                return await response(scope, receive, send)
-        await app(scope, receive, send)
-
-    return checked
-
-
-def refuse_encoded_slashes(app: ASGIApp) -> ASGIApp:
-    """Answer 404: the slash is decoded before routing, and a proxy may see another path."""
-
-    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
-        if b"%2f" in (scope.get("raw_path") or b"").lower():
-            detail = "A path must not contain an encoded slash."
-            response = problem(status.HTTP_404_NOT_FOUND, detail=detail)
-            return await response(scope, receive, send)
-        await app(scope, receive, send)
-
-    return checked

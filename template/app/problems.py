@@ -99,8 +99,9 @@ def make_problem(code: int, kind: Kind | None = None, /, **members: Any) -> Prob
     if "type" in members:
         kind = blank  # a custom problem: the detail of another would be wrong
     kind = kind or KINDS.get(code) or blank
+    given = {name: member for name, member in members.items() if member is not None}
     own = {"status": code, "request_id": request_id.get()}
-    return Problem(**kind._asdict() | members | own)
+    return Problem(**kind._asdict() | given | own)
 
 
 def problem(code: int, kind: Kind | None = None, /, **members: Any) -> Response:

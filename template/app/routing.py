@@ -63,7 +63,8 @@ def find_route(scope: Scope) -> RouteContext | None:
     endpoint = id(scope["endpoint"])  # a router is one too, and is not hashable
     known: dict[int, list[RouteContext]] = getattr(app.state, "_routes", {})
     if endpoint not in known:  # the first request, or a route was added since
-        known = {endpoint: []}
+        foreign = [other for other, routes in known.items() if not routes]  # of what is mounted
+        known = {other: [] for other in (*foreign, endpoint)}
         for route in iter_route_contexts(app.routes):
             known.setdefault(id(route.endpoint), []).append(route)
         app.state._routes, app.state._operations = known, {}

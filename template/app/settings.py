@@ -147,5 +147,6 @@ def load_settings(kind: type[AnySettings]) -> AnySettings:
 def message_of(problem: Any) -> str:
     text: str = problem["msg"].removeprefix("Value error, ")
     # A feature's validator may pass on what `int()` says, for one.
-    repeated = problem["type"] == "value_error" and str(problem["input"]) in text
+    own = bool(problem["loc"]) and problem["loc"][0] in ServiceSettings.model_fields
+    repeated = problem["type"] == "value_error" and str(problem["input"]) in text and not own
     return "is not valid" if repeated else text

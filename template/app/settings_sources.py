@@ -2,12 +2,14 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dotenv.parser import parse_stream
+from pydantic import AliasChoices
 
 if TYPE_CHECKING:
     from app.settings import ServiceSettings
@@ -38,9 +40,17 @@ def names_in(file: Any) -> list[str]:
     return names
 
 
+def variables(kind: "type[ServiceSettings]") -> Iterator[str]:
+    """Yield the name of each variable that is read, in upper case."""
+    for name, field in kind.model_fields.items():
+        alias = field.validation_alias or name
+        choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+        yield from (choice.upper() for choice in choices if isinstance(choice, str))
+
+
 def unknown_names(settings: "ServiceSettings") -> list[str]:
     """Describe each name in `.env` that is no setting, with the likely one."""
-    known = [name.upper() for name in type(settings).model_fields]
+    known = [*variables(type(settings))]
     unknown = [name for name in names_in(settings.model_config["env_file"]) if name not in known]
     texts = []
     for name in unknown:

@@ -1,11 +1,13 @@
 """Runs each migration in its own transaction, and again if it could not get its locks."""
 
+import asyncio
 import logging
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from app.database.errors import OUTCOME_UNKNOWN, explain
+from app.database.errors import OUTCOME_UNKNOWN, SCHEMA_CHANGED, explain
 from app.redaction import describe, reason_of
 from app.settings import ServiceSettings
 
@@ -134,6 +136,13 @@ def run(connection: Connection, /, **options: Any) -> None:
         time.sleep(PAUSE)
 
 
+def end_on_sigterm() -> None:
+    """End as by Ctrl-C: the first process of a container would ignore the signal."""
+    with suppress(NotImplementedError, RuntimeError, ValueError):  # on Windows; in a thread
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+
+
 @contextmanager
 def exits(settings: ServiceSettings) -> Iterator[None]:
     """Exit with one line where a traceback would add nothing."""
@@ -147,7 +156,7 @@ def exits(settings: ServiceSettings) -> Iterator[None]:
         raise
     except DBAPIError as error:
         status, reason = explain(error)
-        if status != 503:
+        if status != 503 or reason == SCHEMA_CHANGED:
             if failed := place_of(error):
                 raise CommandError(failed) from error
             raise

@@ -3,6 +3,7 @@
 import os
 
 from app.settings import ServiceSettings, Settings
+from app.settings_sources import variables
 
 KINDS = (ServiceSettings, Settings)
 
@@ -14,8 +15,8 @@ def hide_env_file() -> None:
 
 def hide_variables() -> None:
     for kind in KINDS:
-        for name in kind.model_fields:
-            os.environ.pop(name.upper(), None)
+        for name in variables(kind):
+            os.environ.pop(name, None)
 
 
 # How a program in a process of its own begins.

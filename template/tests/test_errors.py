@@ -1,3 +1,4 @@
+import asyncio
 import datetime
 import errno
 import json
@@ -16,6 +17,7 @@ from pydantic import Json as JsonText
 from pydantic_core import PydanticCustomError
 from sqlalchemy import literal, select
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app import VERSION
 from app.database import BigIntegerKey, UTCDateTime
@@ -133,6 +135,13 @@ async def app(shared_settings: ServiceSettings) -> AsyncIterator[FastAPI]:
     @app.get("/slow")
     async def slow() -> None:
         raise TimeoutError
+
+    @app.put("/awaiting", operation_id="put_awaiting")
+    @app.get("/awaiting")
+    async def wait() -> None:
+        task = asyncio.create_task(asyncio.sleep(30))
+        task.cancel()
+        await task
 
     @app.get("/raised")
     async def raised() -> None:
@@ -277,6 +286,7 @@ async def test_an_integer_of_the_query_has_one_spelling(client: AsyncClient, nam
     [
         ("/found/1?cursor=x", "invalid_cursor", "This cursor was not issued by the service"),
         ("/found/1?at=10:00Z", "time_with_offset", "A time must not have a UTC offset"),
+        ("/found/1?at=36000", "number_as_time", "This must be written as in ISO 8601"),
         ("/found/1?own=x", "value_error", "not mine"),
     ],
 )
@@ -364,6 +374,7 @@ async def test_a_precondition_may_be_required(client: AsyncClient) -> None:
         (404, "No such order.", {"detail": "No such order."}),
         (409, {"code": "sold_out", "status": 1}, {"code": "sold_out"}),
         (409, {"detail": "Sold out."}, {"detail": "Sold out.", "type": "/problems/conflict"}),
+        (409, {"title": None, "detail": None}, {"title": "Conflict", "status": 409}),
         (409, ["sold out"], {"detail": "['sold out']"}),
         (409, {1: "sold out"}, {"1": "sold out"}),
         (499, "Gone.", {"title": "Error", "detail": "Gone."}),
@@ -550,6 +561,37 @@ async def test_an_unhandled_error_is_logged_once_and_not_shown(
     assert [record.getMessage() for record in caplog.records if record.exc_info] == [
         "unhandled error"
     ]
+
+
+async def test_what_middleware_of_a_feature_raises_is_a_problem_of_its_status(
+    settings: ServiceSettings,
+) -> None:
+    def read_bodies(app: ASGIApp) -> ASGIApp:
+        async def reading(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                await receive()
+                raise HTTPException(402, {"code": "unpaid"}, {"X-Price": "1"})
+            await app(scope, receive, send)
+
+        return reading
+
+    app = create_app(settings, lambda app: app.add_middleware(read_bodies))
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        large = await client.post("/", content=b"a" * (settings.max_body_size + 1))
+        small = await client.post("/", content=b"a")
+
+    check_problem(large, 413)
+    assert check_problem(small, 402)["code"] == "unpaid"
+    assert small.headers["X-Price"] == "1"
+
+
+async def test_a_task_that_is_cancelled_elsewhere_is_an_unhandled_error(
+    client: AsyncClient,
+) -> None:
+    answers = [await client.request(method, "/awaiting") for method in ("GET", "PUT")]
+
+    for answer in answers:
+        check_problem(answer, 500)
 
 
 async def test_a_timeout_is_unavailability(
@@ -739,6 +781,7 @@ async def test_a_request_is_logged_by_the_names_of_opentelemetry(
 
     for method, path in (("GET", "/v2/inner/7"), ("HEAD", "/v1/inner/7"), ("GET", "/nowhere")):
         await client.request(method, path)
+    await client.head("/broken")
     behind = ASGITransport(app, root_path="/shop")
     async with AsyncClient(transport=behind, base_url="http://test") as proxied:
         await proxied.get("/shop/v2/inner/7")
@@ -748,16 +791,18 @@ async def test_a_request_is_logged_by_the_names_of_opentelemetry(
         "/v2/inner/{number}",
         "/v1/inner/{number}",
         None,
+        "/broken",
         "/v2/inner/{number}",
     ]
     assert [line["url.path"] for line in lines] == [
         "/v2/inner/7",
         "/v1/inner/7",
         "/nowhere",
+        "/broken",
         "/shop/v2/inner/7",
     ]
-    assert [line["http.request.method"] for line in lines] == ["GET", "HEAD", "GET", "GET"]
-    assert [line["http.response.status_code"] for line in lines] == [200, 200, 404, 200]
+    assert [line["http.request.method"] for line in lines] == ["GET", "HEAD", "GET", "HEAD", "GET"]
+    assert [line["http.response.status_code"] for line in lines] == [200, 200, 404, 500, 200]
     assert {line["client.address"] for line in lines} == {"127.0.0.1"}
     assert all(0 < line["http.server.request.duration"] < 60 for line in lines)
 

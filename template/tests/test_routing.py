@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 from fastapi import APIRouter, FastAPI
-from fastapi.routing import APIRoute
+from fastapi.routing import APIRoute, iter_route_contexts
 from httpx2 import ASGITransport, AsyncClient
 from starlette.responses import PlainTextResponse
 from starlette.routing import Host
 from starlette.types import Scope
 
-from app.routing import Router
+from app.routing import Router, find_route
 
 PREFIXES = ("", "/a", "/a/b", "/b", "/{N}", "/{N}/a", "/a{N}", "/é")
 PATHS = ("/", "/a", "/b", "/{N}", "/a/{N}/b", "/{N:int}")
@@ -93,3 +93,35 @@ async def test_a_router_asks_its_routes_only_about_paths_with_its_prefix(prefix:
         assert asked == []
         found = await client.get(f"/v1{prefix.format(tenant=7)}/1")
     assert found.text == "order"
+
+
+async def test_routes_are_read_once_whatever_is_mounted(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[object] = []
+
+    def iterate(routes: Any) -> Any:
+        read.append(routes)
+        return iter_route_contexts(routes)
+
+    monkeypatch.setattr("app.routing.iter_route_contexts", iterate)
+    app = FastAPI()
+    app.get("/own")(answer("own"))
+    app.state.found = []
+    for name in ("/a", "/b"):
+        mounted = FastAPI()
+        mounted.get("/")(answer(name))
+        app.mount(name, mounted)
+
+    def find(inner: Any) -> Any:
+        async def finding(scope: Scope, receive: Any, send: Any) -> None:
+            await inner(scope, receive, send)
+            app.state.found.append(find_route({**scope, "app": app}))
+
+        return finding
+
+    transport = ASGITransport(app=find(app))
+    async with AsyncClient(transport=transport, base_url="http://test") as client:
+        for path in ("/own", "/a/", "/b/") * 3:
+            assert (await client.get(path)).status_code == 200
+
+    assert [found and found.path_format for found in app.state.found] == ["/own", None, None] * 3
+    assert len(read) == 3

@@ -2,9 +2,10 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from pydantic import AfterValidator, SecretStr
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr
 
 from app.settings import ServiceSettings, load_settings
+from app.settings_sources import unknown_names
 
 
 @pytest.mark.parametrize(
@@ -67,24 +68,40 @@ def test_an_env_file_that_cannot_be_read_is_not_ignored(
         load_settings(ServiceSettings)
 
 
-def test_a_wrong_value_ends_the_start_without_a_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("value", ["example.com", "other.example", "https://example.com/"])
+def test_an_origin_without_a_scheme_is_told_what_is_wanted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
 ) -> None:
-    monkeypatch.setenv("LOG_LEVEL", "loud")
+    monkeypatch.setenv("CORS_ORIGINS", value)
 
-    with pytest.raises(SystemExit) as stopped:  # of which Python shows no traceback
+    with pytest.raises(SystemExit):
         load_settings(ServiceSettings)
 
-    said = capsys.readouterr().err
-    assert stopped.value.code == 1
-    assert "LOG_LEVEL" in said
-    assert "Traceback" not in said
+    assert "  CORS_ORIGINS: wants origins without a path" in capsys.readouterr().err
 
 
-def test_an_unknown_name_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SOMETHING_ELSE", "1")
+def test_an_unknown_name_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("SOMETHING_ELSE=1\nLOG_LEVEL=error\n")
+    monkeypatch.setitem(ServiceSettings.model_config, "env_file", file)
 
-    load_settings(ServiceSettings)
+    assert load_settings(ServiceSettings).log_level == "ERROR"
+
+
+def test_a_setting_may_be_read_from_a_variable_of_another_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Own(ServiceSettings):
+        key: Annotated[str, Field(validation_alias=AliasChoices("STRIPE_KEY", "old_key"))] = ""
+
+    file = tmp_path / ".env"
+    file.write_text("STRIPE_KEY=a\nOLD_KEY=b\nKEY=c\n")
+    monkeypatch.setitem(Own.model_config, "env_file", file)
+
+    settings = load_settings(Own)
+
+    assert settings.key == "a"
+    assert [text.partition(" ")[0] for text in unknown_names(settings)] == ["KEY"]
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -230,6 +230,7 @@ def check(service: Service) -> None:
     service.run(".venv/bin/mypy")
     migrations = (service.folder / "migrations" / "versions").glob("*.py")
     if any(ALTERATION.search(file.read_text()) for file in migrations):
+        files = ("tests/test_migrations.py", "tests/test_database.py")
         service.run(
-            ".venv/bin/pytest", "-q", "tests/test_migrations.py", "-k", "rows or change or again"
+            *(".venv/bin/pytest", "-q", *files, "-k", "rows or change or again or written_out")
         )

@@ -1,6 +1,7 @@
 """Statements: a span and a duration for each, and a warning for a slow one."""
 
 import logging
+import re
 import time
 from typing import Any
 
@@ -11,8 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import NAME
 
+# Of a statement that writes; it may begin with WITH.
+WRITE = re.compile(
+    r"\b(INSERT INTO|(?<!FOR )(?<!KEY )UPDATE|DELETE FROM|MERGE INTO)\b", re.IGNORECASE
+)
 statement_logger = logging.getLogger("app.statements")
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)  # buckets of OpenTelemetry's conventions
+
+
+def is_read(statement: str | None) -> bool:
+    return WRITE.search(statement or "") is None
 
 
 def watch_statements(engine: AsyncEngine, slow: float) -> None:

@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import ColumnCollectionConstraint
 
 from app.database.base import Base
-from app.database.errors import constraint, violated
+from app.database.errors import SCHEMA_CHANGED, constraint, violated, violated_table
 from app.database.type_checks import PREFIX
 
 
@@ -30,21 +30,17 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
 
 def servers_fault(columns: tuple[str, ...], error: IntegrityError) -> str:
     """Return the reason for a 503 if none of the client's values has violated a constraint, or ""."""
-    statement = error.statement or ""
-    known = [table.columns for table in Base.metadata.tables.values()]
-    if constraint(error) == "not_null":  # of a column that only a newer release has?
-        named = any(names(statement, it) or any(it in table for table in known) for it in columns)
-        return "" if named else "schema changed"
-    if constraint(error) == "unique":  # of a key whose sequence is behind its rows?
-        given = statement.partition("VALUES")[0]
-        computed = {it.name for table in known for it in table if it.computed is not None}
-        own = any(names(given, it) or it in computed for it in columns)
-        return "" if own else "server error"
+    given = (error.statement or "").partition("VALUES")[0]
+    if any(re.search(rf"(?<!\w){re.escape(column)}(?!\w)", given) for column in columns):
+        return ""
+    tables, name = Base.metadata.tables.values(), violated_table(error)
+    known = {it.name: it for table in tables if table.name == name for it in table.columns}
+    if constraint(error) == "not_null" and not any(column in known for column in columns):
+        return SCHEMA_CHANGED  # only a newer release has the column
+    computed = any(column in known and known[column].computed is not None for column in columns)
+    if constraint(error) == "unique" and not computed:
+        return "server error"  # the sequence of the key is behind its rows
     return ""
-
-
-def names(statement: str, column: str) -> bool:
-    return re.search(rf"\b{re.escape(column)}\b", statement) is not None
 
 
 def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:

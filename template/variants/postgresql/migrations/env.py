@@ -17,7 +17,7 @@ from app.settings import ServiceSettings, load_settings
 from app.settings_sources import describe_database
 from migrations.autogenerate import OPTIONS
 from migrations.locks import NO_LIMITS, PARAMETERS, limit_locks, take_lock
-from migrations.runner import exits, run
+from migrations.runner import end_on_sigterm, exits, run
 
 MAX_REVISION = 32  # characters, of Alembic's column
 
@@ -47,13 +47,14 @@ def check_revisions() -> None:
 
 
 async def run_online(settings: ServiceSettings) -> None:
+    end_on_sigterm()
     # One connection, used once, needs no pool (E13). The service's timeouts don't apply: an index
     # on a large table takes its time.
     engine = create_async_engine(
         settings.driver_url,
         poolclass=NullPool,
         hide_parameters=True,
-        connect_args=settings.login
+        connect_args=settings.database_login
         | {
             "timeout": settings.database_connect_timeout,
             "server_settings": PARAMETERS,

@@ -3,15 +3,18 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+import asyncpg  # type: ignore[import-untyped]
 import pytest
 from alembic import command
 from fastapi import FastAPI
 from httpx2 import AsyncClient
 from pydantic import SecretStr, ValidationError
 from sqlalchemy import bindparam, select, text
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from app.database import UTCDateTime
+from app.database.connections import Hosts
 from app.database.errors import explain
 from app.doctor import examine
 from app.redaction import reason_of
@@ -207,8 +210,11 @@ async def test_the_time_limits_reach_the_server(app: FastAPI) -> None:
         ("SELECT 'xy' LIKE :text || '\\'", 422, ""),
         ("SELECT 'a' ~ (:text || '(')", 422, ""),
         ("SELECT CAST(stored AS integer) FROM (VALUES ('x')) AS texts (stored)", 500, ""),
+        ("WITH texts AS (SELECT 'x' AS s) SELECT CAST(s AS integer) FROM texts", 500, ""),
+        ("WITH t AS (SELECT 'x' AS s) INSERT INTO numbers SELECT s::integer FROM t", 422, ""),
         ("SELECT 1 / 0", 500, ""),
-        ("SELECT * FROM nothing", 500, ""),
+        ("SELECT * FROM nothing", 503, "schema changed"),
+        ("INSERT INTO numbers (nothing) VALUES (1)", 503, "schema changed"),
         ("SELECT pg_sleep(1)", 503, "statement timeout"),
         ("DO $$BEGIN RAISE SQLSTATE '57P01'; END$$", 503, "shutting down"),
         ("DO $$BEGIN RAISE SQLSTATE '57P04'; END$$", 503, "no such database"),
@@ -234,6 +240,32 @@ async def test_an_error_has_a_status_and_a_503_its_reason(
     assert explain(failed.value) == (status, reason)
     if "nextval" in sql:
         assert 'maximum value of sequence "s"' in reason_of(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("routine", "status"), [("GetNewTransactionId", 503), ("_bt_check_third_page", 422)]
+)
+def test_a_limit_of_the_server_is_no_limit_of_a_value(routine: str, status: int) -> None:
+    told = {"S": "ERROR", "C": "54000", "M": "a limit is exceeded", "R": routine}
+    driver_error = asyncpg.PostgresError.new(told)
+    error = AsyncAdapt_asyncpg_dbapi.Error("", driver_error)  # type: ignore[no-untyped-call]
+
+    assert explain(DBAPIError("INSERT INTO items", None, error))[0] == status
+
+
+def test_a_host_that_was_silent_is_asked_last_whatever_is_wanted() -> None:
+    hosts = Hosts()
+    hosts.order(["silent", "primary"], [5432, 5432], ["any"])
+    hosts.note(("silent", 5432), TimeoutError())
+
+    tried = hosts.order(["silent", "primary"], [5432, 5432], ["standby", "any"])
+
+    assert [(target, host) for target, (host, _) in tried] == [
+        ("standby", "primary"),
+        ("any", "primary"),
+        ("standby", "silent"),
+        ("any", "silent"),
+    ]
 
 
 @pytest.mark.usefixtures("no_url")

@@ -20,7 +20,7 @@ from app.settings_sources import describe_database
 from migrations.autogenerate import OPTIONS
 from migrations.impl import analyze, check_rows
 from migrations.locks import create, migration_lock
-from migrations.runner import exits, run
+from migrations.runner import end_on_sigterm, exits, run
 
 logger = logging.getLogger("migrations")
 
@@ -50,6 +50,7 @@ def may_create() -> bool:
 
 
 async def run_online(settings: ServiceSettings) -> None:
+    end_on_sigterm()
     if may_create():
         with closing(sqlite3.connect(create(str(settings.driver_url.database)))) as file:
             # Persists in the file: readers and the writer do not block each other.

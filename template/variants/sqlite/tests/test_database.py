@@ -140,6 +140,10 @@ def test_what_json_lacks_is_the_text_that_is_stored() -> None:
         ("UPDATE tested SET colour = 1", "no such column: colour"),
         ("INSERT INTO tested (colour) VALUES (1)", "table tested has no column named colour"),
         ("ALTER TABLE tested ADD COLUMN name TEXT", "duplicate column name: name"),
+        (
+            "ALTER TABLE tested ADD COLUMN host TEXT NOT NULL",
+            "Cannot add a NOT NULL column with default value NULL",
+        ),
         ("SELECT json_extract('{}', 'hunter2')", "SQLITE_ERROR"),
         ("CREATE INDEX tested_names ON tested ('hunter2''s')", "SQLITE_ERROR"),
         ("ALTER TABLE tested DROP COLUMN 'hunter2'", "SQLITE_ERROR"),
@@ -148,6 +152,7 @@ def test_what_json_lacks_is_the_text_that_is_stored() -> None:
 def test_the_log_names_a_missing_column_and_no_text(statement: str, shown: str) -> None:
     with closing(sqlite3.connect(":memory:")) as connection:
         connection.execute("CREATE TABLE tested (name TEXT)")
+        connection.execute("INSERT INTO tested VALUES ('a')")
         with pytest.raises(sqlite3.Error) as raised:
             connection.execute(statement)
 
@@ -277,6 +282,42 @@ async def test_a_file_that_is_replaced_while_it_is_opened_takes_no_commit(
             await connection.run_sync(METADATA.create_all)
 
     assert explain(failed.value) == (503, "unreachable")
+
+
+@pytest.mark.parametrize(
+    ("statement", "status"),
+    [
+        ("SELECT zeroblob(2000000000)", 500),
+        ("WITH large AS (SELECT zeroblob(2000000000) AS b) SELECT b FROM large", 500),
+        ("INSERT INTO alembic_version VALUES (zeroblob(2000000000))", 422),
+    ],
+)
+async def test_a_value_that_is_too_large_is_the_clients_only_in_a_write(
+    app: FastAPI, statement: str, status: int
+) -> None:
+    assert explain(await refusal(app, statement)) == (status, "")
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT * FROM absent", (503, "schema changed")),
+        ("SELECT absent FROM alembic_version", (503, "schema changed")),
+        ("INSERT INTO alembic_version (absent) VALUES (1)", (503, "schema changed")),
+        ("SELECT json_extract('{}', 'absent')", (500, "")),
+    ],
+)
+async def test_a_table_or_a_column_that_is_missing_is_the_schemas_fault(
+    app: FastAPI, statement: str, expected: tuple[int, str]
+) -> None:
+    assert explain(await refusal(app, statement)) == expected
+
+
+async def refusal(app: FastAPI, statement: str) -> DBAPIError:
+    async with app.state.engine.connect() as connection:
+        with pytest.raises(DBAPIError) as failed:
+            await connection.execute(text(statement))
+    return failed.value
 
 
 @pytest.mark.parametrize("suffix", ["", "-wal"])

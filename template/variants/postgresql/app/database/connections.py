@@ -4,7 +4,8 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Any
 
 import asyncpg  # type: ignore[import-untyped]
@@ -81,10 +82,13 @@ class Hosts:
         self._silent_at: dict[tuple[Any, Any], float] = {}
         self._several = False
 
-    def order(self, hosts: Any, ports: Any) -> list[tuple[Any, Any]]:
+    def order(
+        self, hosts: Any, ports: Any, targets: Iterable[str | None]
+    ) -> list[tuple[str | None, tuple[Any, Any]]]:
+        """Return each host with each state that it is asked for, in this order."""
         self._several = isinstance(hosts, list)
         pairs = list(zip(hosts, ports, strict=True)) if self._several else [(hosts, ports)]
-        return sorted(pairs, key=self._is_silent)
+        return sorted(product(targets, pairs), key=lambda tried: self._is_silent(tried[1]))
 
     def _is_silent(self, address: tuple[Any, Any]) -> bool:
         return self._silent_at.get(address, -math.inf) > time.monotonic() - SILENT_FOR

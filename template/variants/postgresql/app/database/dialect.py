@@ -51,27 +51,27 @@ class Dialect(CheckedDialect):
         """
         limits = options.pop("limits", None)
         timeout = options.setdefault("timeout", 60)  # asyncpg's own
-        hosts = self.hosts.order(options.pop("host", None), options.pop("port", None))
         wanted = options.pop("target_session_attrs", None)
+        targets = ("standby", "any") if wanted == "prefer-standby" else (wanted,)
+        tried = self.hosts.order(options.pop("host", None), options.pop("port", None), targets)
         errors: dict[str, Exception] = {}
-        for target in ("standby", "any") if wanted == "prefer-standby" else (wanted,):
-            for host, port in hosts:
-                address = {"host": host, "port": port, "target_session_attrs": target}
-                start = asyncio.get_running_loop().time()
-                try:
-                    connection: Any = super().connect(
-                        *args, **options, **address, connection_class=Connection
-                    )
-                    set_up(self, connection, limits, start + timeout)
-                except Exception as error:  # noqa: BLE001 - no list of classes would be complete
-                    errors[shown((host, port))] = error
-                    self.hosts.note((host, port), error)
-                else:
-                    driver: Connection = connection.driver_connection
-                    driver.address, driver.writes = (host, port), wanted not in READING
-                    driver.good_at = time.monotonic()
-                    self.unreachable = False
-                    return connection  # type: ignore[no-any-return]
+        for target, (host, port) in tried:
+            address = {"host": host, "port": port, "target_session_attrs": target}
+            start = asyncio.get_running_loop().time()
+            try:
+                connection: Any = super().connect(
+                    *args, **options, **address, connection_class=Connection
+                )
+                set_up(self, connection, limits, start + timeout)
+            except Exception as error:  # noqa: BLE001 - no list of classes would be complete
+                errors[shown((host, port))] = error
+                self.hosts.note((host, port), error)
+            else:
+                driver: Connection = connection.driver_connection
+                driver.address, driver.writes = (host, port), wanted not in READING
+                driver.good_at = time.monotonic()
+                self.unreachable = False
+                return connection  # type: ignore[no-any-return]
         reasons = (f"{address}: {str(error) or 'timed out'}" for address, error in errors.items())
         self.unreachable = True
         *_, last = errors.values()

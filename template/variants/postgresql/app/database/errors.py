@@ -1,5 +1,6 @@
 """What PostgreSQL's errors mean: the status of the response, and the reason for a 503."""
 
+import re
 from typing import Any
 
 from asyncpg import InterfaceError  # type: ignore[import-untyped]
@@ -7,6 +8,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError, IntegrityError, NotSupportedError, OperationalError
 
 from app.database.connections import NoAnswer, OutcomeUnknown
+from app.database.statements import is_read
 
 # SQLSTATE classes and codes, https://www.postgresql.org/docs/current/errcodes-appendix.html
 #
@@ -39,15 +41,15 @@ REFUSED_WHEN_WRITTEN = {
     "54000",  # too long for its index
 }
 CONFLICT = "23"  # the other constraints: 409
-FOREIGN_KEY = "23503"
 CONSTRAINTS = {
+    "23001": "foreign_key",  # ON DELETE RESTRICT, from PostgreSQL 18 on
     "23502": "not_null",
     "23503": "foreign_key",
     "23505": "unique",
     "23514": "check",
     "23P01": "exclusion",
 }
-WRITES = ("INSERT", "UPDATE")
+SCHEMA_CHANGED = "schema changed"
 NOT_ACCEPTING = "not accepting connections"  # it starts, recovers, or is set to accept none
 # The server's state: 503, with this reason.
 UNAVAILABLE = {
@@ -60,6 +62,8 @@ UNAVAILABLE = {
     "40": "serialization",
     "40P01": "deadlock",
     "42501": "permission denied",
+    "42703": SCHEMA_CHANGED,  # a column is missing
+    "42P01": SCHEMA_CHANGED,  # a table is missing, or its schema may not be used
     "53": "out of resources",
     "53300": "too many connections",
     "55P03": "lock timeout",
@@ -92,16 +96,15 @@ def explain(error: DBAPIError) -> tuple[int, str]:
         answered = sqlstate and not sqlstate.startswith("08")
         return 503, (reason or NOT_ACCEPTING) if answered else "unreachable"
     if isinstance(error, NotSupportedError):  # a migration has changed what a statement returns
-        return 503, "schema changed"
+        return 503, SCHEMA_CHANGED
     if reason or error.connection_invalidated:
         return 503, reason or "connection lost"
-    if sqlstate in REFUSED or sqlstate in REFUSED_WHEN_WRITTEN and not reads(error):
+    routine = getattr(error.driver_exception, "server_source_function", None) or ""
+    if routine.startswith("GetNew"):  # 54000, too: there are no more transaction ids
+        return 503, "server error"
+    if sqlstate in REFUSED or sqlstate in REFUSED_WHEN_WRITTEN and not is_read(error.statement):
         return 422, ""
     return (409 if sqlstate.startswith(CONFLICT) else 500), ""
-
-
-def reads(error: DBAPIError) -> bool:
-    return (error.statement or "").lstrip("( \n").upper().startswith("SELECT")
 
 
 def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
@@ -109,9 +112,16 @@ def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
     cause: Any = error.driver_exception
     if column := getattr(cause, "column_name", None):
         return (column,), None
-    if cause.sqlstate == FOREIGN_KEY and not (error.statement or "").startswith(WRITES):
+    written = re.search(r"\b(?:INSERT INTO|UPDATE) ([\w.\"]+)", error.statement or "")
+    own = written and violated_table(error) in re.split(r"\W+", written[1])
+    if constraint(error) == "foreign_key" and not own:
         return (), None  # what still refers to a row is not one of its columns
     return (), cause.constraint_name
+
+
+def violated_table(error: IntegrityError) -> str:
+    """Return the name of the table whose constraint a statement has violated."""
+    return getattr(error.driver_exception, "table_name", None) or ""
 
 
 def constraint(error: IntegrityError) -> str:

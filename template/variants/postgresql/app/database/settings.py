@@ -42,7 +42,7 @@ class DatabaseSettings(BaseSettings):
     database_pooler: bool = False
 
     @model_validator(mode="after")
-    def check(self) -> Self:
+    def check_database(self) -> Self:
         parts = ("database_host", "database_user", "database_name", "database_password")
         given = [part for part in parts if getattr(self, part)]
         if self.database_url is not None and given:
@@ -79,7 +79,7 @@ class DatabaseSettings(BaseSettings):
         return self.driver_url.query.get("target_session_attrs") not in READING
 
     @property
-    def login(self) -> dict[str, Any]:
+    def database_login(self) -> dict[str, Any]:
         """The argument of `connect` that reads the password from its file, if it has one."""
         file = self.database_password_file
         return {"password": partial(asyncio.to_thread, read_password, file)} if file else {}
@@ -87,7 +87,7 @@ class DatabaseSettings(BaseSettings):
     @property
     def connect_args(self) -> dict[str, Any]:
         """Arguments of the dialect's `connect`, besides the URL."""
-        arguments = self.login | {
+        arguments = self.database_login | {
             "timeout": self.database_connect_timeout,
             # The server times out first: its error leaves the connection usable.
             "command_timeout": self.database_command_timeout + ANSWER_TIMEOUT,

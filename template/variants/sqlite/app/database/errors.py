@@ -6,6 +6,7 @@ import sqlite3
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.database.connections import OutcomeUnknown
+from app.database.statements import is_read
 
 # Result codes, https://sqlite.org/rescode.html
 #
@@ -28,10 +29,12 @@ CONSTRAINTS = {
 # Messages of SQLITE_ERROR that repeat only names. Others quote what a function refuses: a path of
 # JSON, a search pattern. A column in quotes may be a text that was quoted as one.
 NAMES_ALONE = re.compile(
-    r'no such table|table |error in |near "[A-Z]+": syntax error$'
+    r'no such table|table |error in |Cannot add a |near "[A-Z]+": syntax error$'
     r"|(no such column|(ambiguous|duplicate) column name): [\w.]+$"
 )
+MISSING = re.compile(r"no such (table|column)|table .* has no column named")
 
+SCHEMA_CHANGED = "schema changed"
 # The file's state: 503, with this reason.
 UNAVAILABLE = {
     sqlite3.SQLITE_BUSY: "lock timeout",
@@ -46,7 +49,7 @@ UNAVAILABLE = {
     sqlite3.SQLITE_PERM: "permission denied",
     sqlite3.SQLITE_PROTOCOL: "lock timeout",
     sqlite3.SQLITE_READONLY: "read-only",
-    sqlite3.SQLITE_SCHEMA: "schema changed",
+    sqlite3.SQLITE_SCHEMA: SCHEMA_CHANGED,
 }
 OUTCOME_UNKNOWN = "outcome unknown"
 
@@ -61,7 +64,9 @@ def explain(error: DBAPIError) -> tuple[int, str]:
         return 503, reason
     if error.connection_invalidated:
         return 503, "connection lost"
-    if {code, primary} & REFUSED_WHEN_WRITTEN:
+    if code == sqlite3.SQLITE_ERROR and MISSING.match(str(error.driver_exception)):
+        return 503, SCHEMA_CHANGED
+    if {code, primary} & REFUSED_WHEN_WRITTEN and not is_read(error.statement):
         return 422, ""
     return (409 if primary == sqlite3.SQLITE_CONSTRAINT else 500), ""
 
@@ -74,6 +79,12 @@ def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
     if kind == "CHECK":
         return (), names
     return tuple(name.rpartition(".")[2] for name in names.split(", ") if name), None
+
+
+def violated_table(error: IntegrityError) -> str:
+    """Return the name of the table whose constraint a statement has violated, or ""."""
+    _, _, names = str(error.orig).partition(" constraint failed: ")
+    return names.partition(".")[0]
 
 
 def constraint(error: IntegrityError) -> str:

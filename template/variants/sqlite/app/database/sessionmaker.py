@@ -2,10 +2,11 @@
 
 import asyncio
 import sqlite3
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import MissingGreenlet, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -23,7 +24,8 @@ class Writer(Session):
 
     def get_bind(self, *arguments: Any, **options: Any) -> Any:
         if not self._has_lock:
-            await_(self._take_lock())
+            with suppress(MissingGreenlet):  # a handler that asks for the engine executes nothing
+                await_(self._take_lock())
         return super().get_bind(*arguments, **options)
 
     async def _take_lock(self) -> None:

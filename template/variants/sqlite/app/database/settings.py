@@ -22,7 +22,7 @@ class DatabaseSettings(BaseSettings):
     database_command_timeout: Seconds = 5
 
     @model_validator(mode="after")
-    def check(self) -> Self:
+    def check_database(self) -> Self:
         _ = self.driver_url  # raises if it can't be built
         return self
 
