@@ -41,7 +41,7 @@ def answer_not_modified(app: ASGIApp) -> ASGIApp:
                 tag is not None
                 and scope["method"] in ("GET", "HEAD")
                 and message["status"] == status.HTTP_200_OK
-                and is_named(tag, Headers(scope=scope).getlist("if-none-match"))
+                and weakly_matches(tag, Headers(scope=scope).getlist("if-none-match"))
             )
             if not unmodified:
                 return await send({**message, "headers": headers.raw})
@@ -56,7 +56,7 @@ def answer_not_modified(app: ASGIApp) -> ASGIApp:
     return answered
 
 
-def is_named(tag: str, if_none_match: list[str]) -> bool:
+def weakly_matches(tag: str, if_none_match: list[str]) -> bool:
     """Compare weakly: the same representation, if not the same bytes."""
     named = {part.strip().removeprefix("W/") for part in ",".join(if_none_match).split(",")}
     return "*" in named or tag.removeprefix("W/") in named

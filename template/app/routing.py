@@ -43,13 +43,24 @@ class NameClashError(PlainError, ValueError):
     """Two operations or two models have one name in the document."""
 
 
-def check_names(app: FastAPI) -> None:
-    """Raise an error if two operations share an id: clients name their functions after it."""
+class ReadWithBodyError(PlainError, ValueError):
+    """A GET takes a body, which many clients and proxies do not send (RFC 9110, 9.3.1)."""
+
+
+def check_operations(app: FastAPI) -> None:
+    """Raise an error if two operations share an id, or if one that reads takes a body.
+
+    Clients name their functions after the id. FastAPI reads a list from the body unless the whole
+    parameter, not one part of a union, is annotated with `Query()`.
+    """
     taken: dict[str | None, str] = {}
     for route in iter_route_contexts(app.routes):
         for method in route.methods or () if getattr(route, "include_in_schema", False) else ():
             name = getattr(route, "operation_id", None) or getattr(route, "unique_id", None)
             operation = f"{method} {route.path}"
+            if method == "GET" and (body := getattr(route, "body_field", None)):
+                remedy = "Annotated[list[str] | None, Query()] takes a list from the query"
+                raise ReadWithBodyError(f"{operation} takes {body.name} from a body: {remedy}")
             if name and taken.setdefault(name, operation) != operation:
                 remedy = "rename a function, or give one an operation_id"
                 raise NameClashError(f"{taken[name]} and {operation} are both {name}: {remedy}")

@@ -135,7 +135,7 @@ def load_settings(kind: type[AnySettings]) -> AnySettings:
     except ValidationError as error:
         errors = error.errors(include_context=False)
     problems = [
-        f"  {'_'.join(map(str, problem['loc'])).upper() or 'DATABASE_URL'}: {message_of(problem)}"
+        f"  {'_'.join(map(str, problem['loc'])).upper() or 'DATABASE_URL'}: {complaint_of(problem)}"
         for problem in errors
     ]
     wrong = {problem["loc"][0] for problem in errors if problem["loc"]}
@@ -144,7 +144,7 @@ def load_settings(kind: type[AnySettings]) -> AnySettings:
     raise SystemExit(1)
 
 
-def message_of(problem: Any) -> str:
+def complaint_of(problem: Any) -> str:
     text: str = problem["msg"].removeprefix("Value error, ")
     # A feature's validator may pass on what `int()` says, for one.
     own = bool(problem["loc"]) and problem["loc"][0] in ServiceSettings.model_fields

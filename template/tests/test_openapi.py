@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import pytest
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.security import HTTPBearer
 from httpx2 import ASGITransport, AsyncClient
 from pydantic import BaseModel, Field, create_model
@@ -235,6 +235,17 @@ async def test_two_operations_of_one_name_are_refused_by_name(
         async def read_thing(thing_id: Id) -> None: ...
 
     with pytest.raises(ValueError, match="^GET /others/{thing_id} and GET /things/{thing_id} are"):
+        create_app(shared_settings, add_features)
+
+
+async def test_a_list_of_the_query_that_would_be_read_from_a_body_is_refused_by_name(
+    shared_settings: ServiceSettings,
+) -> None:
+    def add_features(app: FastAPI) -> None:
+        @app.get("/things")
+        async def list_things(tag: Annotated[list[str], Query()] | None = None) -> None: ...
+
+    with pytest.raises(ValueError, match="^GET /things takes tag from a body"):
         create_app(shared_settings, add_features)
 
 

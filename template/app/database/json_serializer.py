@@ -10,7 +10,7 @@ def dump(value: Any) -> str:
     return json.dumps(value, allow_nan=False)  # NaN is not JSON
 
 
-def refuse(constant: str) -> None:
+def refuse_constant(constant: str) -> None:
     raise ValueError(constant)
 
 
@@ -20,7 +20,7 @@ def load(text: str) -> Any:
         return from_json(text, allow_inf_nan=False)
     except ValueError:  # a lone surrogate, NaN, or nesting deeper than pydantic accepts
         try:
-            value = json.loads(text, parse_constant=refuse)
+            value = json.loads(text, parse_constant=refuse_constant)
             to_json(value)
         except (ValueError, RecursionError):
             return text

@@ -40,9 +40,7 @@ class FairPool(AsyncAdaptedQueuePool):
     `_do_return_conn`, each called once per checkout.
     """
 
-    def __init__(
-        self, creator: Any, pool_size: int = 15, max_overflow: int = 0, **options: Any
-    ) -> None:
+    def __init__(self, creator: Any, *, pool_size: int, max_overflow: int, **options: Any) -> None:
         super().__init__(creator, pool_size, max_overflow, **options)
         self._places = asyncio.Semaphore(pool_size + max_overflow)  # first in, first out
         self._waiting = 0

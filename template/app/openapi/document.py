@@ -13,9 +13,9 @@ from pydantic.json_schema import models_json_schema
 
 from app.fields import MAX_ID
 from app.openapi.requests import made_body
-from app.openapi.responses import HEADERS, NUMBERS, SCHEMAS, describe, describe_error
+from app.openapi.responses import HEADERS, NUMBERS, SCHEMAS, describe_error, describe_operation
 from app.problems import error_model
-from app.routing import NameClashError, check_names
+from app.routing import NameClashError, check_operations
 
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 LIMITS = {float(MAX_ID): MAX_ID, -float(2**63): -(2**63)}
@@ -24,7 +24,7 @@ LIMITS = {float(MAX_ID): MAX_ID, -float(2**63): -(2**63)}
 def add_openapi(app: FastAPI) -> None:
     """Complete the app's document; call this when all routes are registered."""
     app.openapi = partial(openapi, app.openapi, error_model(app))  # type: ignore[method-assign]
-    check_names(app)
+    check_operations(app)
 
 
 def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def openapi(make: Callable[[], dict[str, Any]], error: type[BaseModel]) -> dict[
                 continue
             if body := made_body(operation, schemas):
                 body["additionalProperties"] = False  # as app/validation.py has it
-            errors |= describe(operation, method.upper(), schemas)
+            errors |= describe_operation(operation, method.upper(), schemas)
     components["responses"] = components.get("responses", {}) | {
         f"Problem{code}": describe_error(code, error) for code in sorted(errors)
     }

@@ -46,7 +46,7 @@ EXAMPLES: dict[int, dict[str, Any]] = {
 }
 
 
-def describe(operation: dict[str, Any], method: str, schemas: dict[str, Any]) -> set[int]:
+def describe_operation(operation: dict[str, Any], method: str, schemas: dict[str, Any]) -> set[int]:
     """Add the headers and errors that every such operation has; return its errors."""
     responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):

@@ -24,7 +24,7 @@ from migrations.runner import end_on_sigterm, exits, run
 
 logger = logging.getLogger("migrations")
 
-OPTIONS |= {
+OPTIONS_HERE: dict[str, Any] = OPTIONS | {
     "render_as_batch": True,  # most changes of a table copy it
     "transactional_ddl": True,
 }
@@ -73,7 +73,7 @@ async def run_online(settings: ServiceSettings) -> None:
         cursor.close()
 
     async with engine.connect() as connection:
-        await connection.run_sync(run, on_version_apply=check_rows, **OPTIONS)
+        await connection.run_sync(run, on_version_apply=check_rows, **OPTIONS_HERE)
         if "destination_rev" in context.get_context().opts:  # an upgrade, or a downgrade
             await connection.run_sync(analyze)
 
@@ -84,7 +84,7 @@ def run_offline(settings: ServiceSettings) -> None:
         literal_binds=True,
         dialect_opts={"paramstyle": "named"},
         transaction_per_migration=True,
-        **OPTIONS,
+        **OPTIONS_HERE,
     )
     context.run_migrations()
 

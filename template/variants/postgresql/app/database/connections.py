@@ -38,10 +38,10 @@ class NoAnswer(TimeoutError):
     """A statement was sent and not answered in time; the message names the host."""
 
     def __init__(self, address: tuple[Any, Any]) -> None:
-        super().__init__(f"{shown(address)}: no answer within DATABASE_COMMAND_TIMEOUT")
+        super().__init__(f"{address_text(address)}: no answer within DATABASE_COMMAND_TIMEOUT")
 
 
-def shown(address: tuple[Any, Any]) -> str:
+def address_text(address: tuple[Any, Any]) -> str:
     return ":".join(str(part) for part in address if part) or "the default host"
 
 
@@ -97,7 +97,7 @@ class Hosts:
         if isinstance(error, TimeoutError):
             if self._several and not self._is_silent(address):
                 text = "silent: %s did not answer; the other hosts are tried before it for %g s"
-                logger.warning(text, shown(address), SILENT_FOR)
+                logger.warning(text, address_text(address), SILENT_FOR)
             self._silent_at[address] = time.monotonic()
 
 

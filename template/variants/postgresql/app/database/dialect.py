@@ -16,10 +16,10 @@ from app.database.connections import (
     Hosts,
     NoAnswer,
     OutcomeUnknown,
+    address_text,
     ends_connection,
     handle_error,
     set_up,
-    shown,
 )
 from app.database.url import READING
 
@@ -64,7 +64,7 @@ class Dialect(CheckedDialect):
                 )
                 set_up(self, connection, limits, start + timeout)
             except Exception as error:  # noqa: BLE001 - no list of classes would be complete
-                errors[shown((host, port))] = error
+                errors[address_text((host, port))] = error
                 self.hosts.note((host, port), error)
             else:
                 driver: Connection = connection.driver_connection
