@@ -67,12 +67,11 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
             await app(scope, receive, send_with_id)
         except WebSocketDisconnect:
             pass  # how a client ends it
-        except HTTPException as error:  # of a feature's middleware, outside Starlette's handlers
-            if line[STATUS]:
-                raise
-            response = await http_error(Request(scope), error)
-            await response(scope, receive, send_with_id)
         except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, HTTPException) and not line[STATUS]:
+                # raised by a feature's middleware, outside Starlette's handlers
+                response = await http_error(Request(scope), error)
+                return await response(scope, receive, send_with_id)
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.
                 if line[STATUS] or scope["type"] != "http" or error.args == (REFUSED,):

@@ -30,17 +30,21 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
 
 def servers_fault(columns: tuple[str, ...], error: IntegrityError) -> str:
     """Return the reason for a 503 if none of the client's values has violated a constraint, or ""."""
-    given = (error.statement or "").partition("VALUES")[0]
-    if any(re.search(rf"(?<!\w){re.escape(column)}(?!\w)", given) for column in columns):
-        return ""
-    tables, name = Base.metadata.tables.values(), violated_table(error)
-    known = {it.name: it for table in tables if table.name == name for it in table.columns}
+    given, name = (error.statement or "").partition("VALUES")[0], violated_table(error)
+    if not mentions(given, name) or any(mentions(given, column) for column in columns):
+        return ""  # it was a trigger's statement, or a value of this one
+    tables = [table for table in Base.metadata.tables.values() if table.name == name]
+    known = {column.name: column for table in tables for column in table.columns}
     if constraint(error) == "not_null" and not any(column in known for column in columns):
         return SCHEMA_CHANGED  # only a newer release has the column
     computed = any(column in known and known[column].computed is not None for column in columns)
     if constraint(error) == "unique" and not computed:
         return "server error"  # the sequence of the key is behind its rows
     return ""
+
+
+def mentions(statement: str, name: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement) is not None
 
 
 def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:
