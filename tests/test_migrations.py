@@ -110,10 +110,18 @@ def test_replicas_migrate_at_the_same_time_and_one_is_killed(
 
 @postgresql
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("upgrade", "what"),
+    [
+        (PLAIN, "the running migration is rolled back."),
+        (CONCURRENTLY, "what its autocommit_block has done is kept, and is run again."),
+    ],
+    ids=["plain", "concurrently"],
+)
 def test_a_migration_that_is_interrupted_says_so_and_is_rolled_back(
-    living: Service, proxied: ProxiedDatabase, kind: signal.Signals
+    living: Service, proxied: ProxiedDatabase, upgrade: list[str], what: str, kind: signal.Signals
 ) -> None:
-    living.add_revision("more", FIRST, PLAIN)
+    living.add_revision("more", FIRST, upgrade)
     migration = start_alembic(living, proxied.url, SLOW="300")
     wait_for(lambda: proxied.number(f"{MIGRATING} AND query LIKE '%pg_sleep%'") == 1, 60)
 
@@ -121,7 +129,7 @@ def test_a_migration_that_is_interrupted_says_so_and_is_rolled_back(
     said, _ = migration.communicate(timeout=30)
 
     assert migration.returncode == 1
-    assert said.endswith("Interrupted: the running migration is rolled back.\n")
+    assert said.endswith(f"Interrupted: {what}\n")
     assert FIRST in proxied.query("SELECT version_num FROM alembic_version")
     wait_for(lambda: proxied.number(MIGRATING) == 0, FREED)
 

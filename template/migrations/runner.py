@@ -138,9 +138,10 @@ def run(connection: Connection, /, **options: Any) -> None:
 
 def end_on_sigterm() -> None:
     """End as by Ctrl-C: the first process of a container would ignore the signal."""
+    task = asyncio.current_task()
+    assert task is not None
     with suppress(NotImplementedError, RuntimeError, ValueError):  # on Windows; in a thread
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+        task.get_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 @contextmanager
@@ -150,7 +151,7 @@ def exits(settings: ServiceSettings) -> Iterator[None]:
         yield
     except LocksNotFreeError as error:
         sys.exit(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit("Interrupted: the running migration is rolled back.")
     except CommandError:  # which says what is wrong, and what to do
         raise
@@ -167,9 +168,18 @@ def exits(settings: ServiceSettings) -> Iterator[None]:
             what = "is not available"
         sys.exit(f"{settings.driver_url} {what}: {reason_of(error)}")
     except Exception as error:
+        if was_cancelled(error):
+            sys.exit("Interrupted: what its autocommit_block has done is kept, and is run again.")
         if failed := place_of(error):
             raise CommandError(failed) from error
         raise
+
+
+def was_cancelled(error: BaseException | None) -> bool:
+    """Return whether an error was raised while a cancelled task cleaned up."""
+    while error is not None and not isinstance(error, asyncio.CancelledError):
+        error = error.__context__
+    return error is not None
 
 
 def place_of(error: Exception) -> str | None:
