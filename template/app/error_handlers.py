@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, status
 from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
+from fastapi.requests import HTTPConnection
 from fastapi.responses import Response
 from fastapi.utils import is_body_allowed_for_status_code
 from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
@@ -37,7 +38,7 @@ def add_error_handlers(app: FastAPI) -> None:
         app.add_exception_handler(kind, database_error)
 
 
-async def http_error(request: Request, error: Any) -> Response:
+async def http_error(request: HTTPConnection, error: Any) -> Response:
     if error.detail == UNREADABLE and is_the_servers(error.__cause__):
         if not isinstance(error.__cause__, OSError | MemoryError):
             raise error.__cause__
@@ -67,7 +68,7 @@ def is_the_servers(cause: BaseException | None) -> bool:
     return isinstance(cause, OSError | MemoryError | RuntimeError)
 
 
-def is_served(request: Request, method: str) -> bool:
+def is_served(request: HTTPConnection, method: str) -> bool:
     scope = {**request.scope, "method": method}
     if any(route.matches(scope)[0] is Match.FULL for route in request.app.routes):
         return True

@@ -18,7 +18,7 @@ from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 MAX_ID = 2**63 - 1
-NUMBER = re.compile(r"\s*[+-]?[\d.]+\s*")
+NUMBER = re.compile(r"\s*[+-]?[\d.]+(e[+-]?\d+)?\s*", re.IGNORECASE)
 UNSTORABLE = re.compile("[\x00\ud800-\udfff]")  # NUL, and lone surrogates
 # Python insertion-sorts the marks after a letter: 60,000 of them take a minute. Stream-Safe Text
 # has at most 30 (https://unicode.org/reports/tr15/#Stream_Safe_Text_Format).

@@ -6,6 +6,7 @@ import time
 from urllib.parse import quote
 
 from fastapi import HTTPException, Request, status
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
@@ -65,12 +66,12 @@ def trace_requests(app: ASGIApp) -> ASGIApp:
 
         try:
             await app(scope, receive, send_with_id)
-        except WebSocketDisconnect:
+        except (ClientDisconnect, WebSocketDisconnect):
             pass  # how a client ends it
         except (Exception, asyncio.CancelledError) as error:
             if isinstance(error, HTTPException) and not line[STATUS]:
                 # raised by a feature's middleware, outside Starlette's handlers
-                response = await http_error(Request(scope), error)
+                response = await http_error(HTTPConnection(scope), error)
                 return await response(scope, receive, send_with_id)
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 # uvicorn gives up on a request that outlasts the graceful timeout, and then exits.

@@ -287,6 +287,7 @@ async def test_an_integer_of_the_query_has_one_spelling(client: AsyncClient, nam
         ("/found/1?cursor=x", "invalid_cursor", "This cursor was not issued by the service"),
         ("/found/1?at=10:00Z", "time_with_offset", "A time must not have a UTC offset"),
         ("/found/1?at=36000", "number_as_time", "This must be written as in ISO 8601"),
+        ("/found/1?at=3.6e4", "number_as_time", "This must be written as in ISO 8601"),
         ("/found/1?own=x", "value_error", "not mine"),
     ],
 )

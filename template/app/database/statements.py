@@ -12,16 +12,15 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app import NAME
 
-# Of a statement that writes; it may begin with WITH.
-WRITE = re.compile(
-    r"\b(INSERT INTO|(?<!FOR )(?<!KEY )UPDATE|DELETE FROM|MERGE INTO)\b", re.IGNORECASE
-)
+WRITE = re.compile(r"\b(INSERT|(?<!FOR )(?<!KEY )UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 statement_logger = logging.getLogger("app.statements")
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)  # buckets of OpenTelemetry's conventions
 
 
 def is_read(statement: str | None) -> bool:
-    return WRITE.search(statement or "") is None
+    """Return whether a statement only reads; one that begins with WITH may write."""
+    text = (statement or "").lstrip("( \n")
+    return text[:6].upper() == "SELECT" or WRITE.search(text) is None
 
 
 def watch_statements(engine: AsyncEngine, slow: float) -> None:

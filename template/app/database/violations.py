@@ -2,7 +2,7 @@
 
 import re
 
-from sqlalchemy import Index
+from sqlalchemy import Index, Table
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import ColumnCollectionConstraint
 
@@ -21,7 +21,8 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
         return columns
     if name.startswith(PREFIX):
         return (name.removeprefix(PREFIX),)
-    for table in Base.metadata.tables.values():
+    tables = [table for table in Base.metadata.tables.values() if is_violated(table, error)]
+    for table in tables:
         for found in (*table.constraints, *table.indexes):
             if isinstance(found, ColumnCollectionConstraint | Index) and is_named(found, name):
                 return tuple(column.name for column in found.columns)
@@ -30,21 +31,31 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
 
 def servers_fault(columns: tuple[str, ...], error: IntegrityError) -> str:
     """Return the reason for a 503 if none of the client's values has violated a constraint, or ""."""
-    given, name = (error.statement or "").partition("VALUES")[0], violated_table(error)
-    if not mentions(given, name) or any(mentions(given, column) for column in columns):
-        return ""  # it was a trigger's statement, or a value of this one
-    tables = [table for table in Base.metadata.tables.values() if table.name == name]
-    known = {column.name: column for table in tables for column in table.columns}
-    if constraint(error) == "not_null" and not any(column in known for column in columns):
-        return SCHEMA_CHANGED  # only a newer release has the column
-    computed = any(column in known and known[column].computed is not None for column in columns)
-    if constraint(error) == "unique" and not computed:
-        return "server error"  # the sequence of the key is behind its rows
+    given = (error.statement or "").partition("VALUES")[0]
+    if not given.lstrip().upper().startswith("INSERT"):
+        return ""
+    tables = [table for table in Base.metadata.tables.values() if is_violated(table, error)]
+    kind, name = constraint(error), violated_table(error)
+    for column in columns:
+        if not mentions(given, name) or mentions(given, column):
+            return ""  # it was a trigger's statement, or a value of this one
+        found = next((table.columns[column] for table in tables if column in table.columns), None)
+        if kind == "not_null" and found is None:
+            return SCHEMA_CHANGED  # only a newer release has the column
+        if kind == "unique" and found is not None and found is found.table.autoincrement_column:
+            return "server error"  # the sequence of the key is behind its rows
     return ""
 
 
+def is_violated(table: Table, error: IntegrityError) -> bool:
+    """Return whether a table may be the one whose constraint a statement has violated."""
+    if table.schema and not mentions(error.statement or "", table.schema):
+        return False
+    return violated_table(error) in (table.name, "")
+
+
 def mentions(statement: str, name: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", statement) is not None
+    return re.search(rf"(?i)(?<!\w){re.escape(name)}(?!\w)", statement) is not None
 
 
 def is_named(found: ColumnCollectionConstraint | Index, name: str) -> bool:

@@ -7,15 +7,27 @@ import asyncpg  # type: ignore[import-untyped]
 import pytest
 from alembic import command
 from fastapi import FastAPI
-from httpx2 import AsyncClient
+from httpx2 import ASGITransport, AsyncClient
 from pydantic import SecretStr, ValidationError
-from sqlalchemy import bindparam, select, text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Identity,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    insert,
+    select,
+    text,
+)
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError, StatementError
 
-from app.database import UTCDateTime
+from app.database import Base, UTCDateTime
 from app.database.connections import Hosts
 from app.database.errors import explain
+from app.dependencies import SessionDep
 from app.doctor import examine
 from app.redaction import reason_of
 from app.settings import ServiceSettings
@@ -211,6 +223,7 @@ async def test_the_time_limits_reach_the_server(app: FastAPI) -> None:
         ("SELECT 'a' ~ (:text || '(')", 422, ""),
         ("SELECT CAST(stored AS integer) FROM (VALUES ('x')) AS texts (stored)", 500, ""),
         ("WITH texts AS (SELECT 'x' AS s) SELECT CAST(s AS integer) FROM texts", 500, ""),
+        ("SELECT CAST(s AS integer) AS update FROM (VALUES ('x')) AS texts (s)", 500, ""),
         ("WITH t AS (SELECT 'x' AS s) INSERT INTO numbers SELECT s::integer FROM t", 422, ""),
         ("SELECT 1 / 0", 500, ""),
         ("SELECT * FROM nothing", 503, "schema changed"),
@@ -240,6 +253,27 @@ async def test_an_error_has_a_status_and_a_503_its_reason(
     assert explain(failed.value) == (status, reason)
     if "nextval" in sql:
         assert 'maximum value of sequence "s"' in reason_of(failed.value)
+
+
+async def test_a_key_that_the_database_gives_again_is_not_the_clients_fault(app: FastAPI) -> None:
+    metadata = MetaData(naming_convention=Base.metadata.naming_convention)
+    key = Column("id", BigInteger, Identity(), primary_key=True)
+    table = Table("tested_keys", metadata, key, Column("name", Text, unique=True))
+    async with app.state.engine.begin() as connection:
+        await connection.run_sync(table.create)
+        await connection.execute(insert(table).values(id=1, name="a"))
+    table.to_metadata(Base.metadata)
+
+    @app.post("/keys")
+    async def create(values: dict[str, Any], session: SessionDep) -> None:
+        await session.execute(insert(table).values(**values).returning(table.c.id))
+
+    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+        given = ({"name": "b"}, {"name": "b"}, {"name": "b"}, {"name": "c", "id": 1})
+        answers = [await client.post("/keys", json=values) for values in given]
+    Base.metadata.remove(Base.metadata.tables[table.name])
+
+    assert [answer.status_code for answer in answers] == [503, 200, 409, 409]
 
 
 @pytest.mark.parametrize(

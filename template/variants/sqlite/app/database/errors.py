@@ -83,8 +83,8 @@ def violated(error: IntegrityError) -> tuple[tuple[str, ...], str | None]:
 
 def violated_table(error: IntegrityError) -> str:
     """Return the name of the table whose constraint a statement has violated, or ""."""
-    _, _, names = str(error.orig).partition(" constraint failed: ")
-    return names.partition(".")[0]
+    kind, _, names = str(error.orig).partition(" constraint failed: ")
+    return "" if kind == "CHECK" or names.startswith("index ") else names.partition(".")[0]
 
 
 def constraint(error: IntegrityError) -> str:
