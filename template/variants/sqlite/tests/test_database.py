@@ -1,7 +1,7 @@
 import asyncio
 import datetime
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +282,27 @@ async def test_a_file_that_is_replaced_while_it_is_opened_takes_no_commit(
             await connection.run_sync(METADATA.create_all)
 
     assert explain(failed.value) == (503, "unreachable")
+
+
+async def test_a_session_that_is_cancelled_at_any_step_leaves_the_file_to_others(
+    app: FastAPI,
+) -> None:
+    async def work() -> None:
+        async with app.state.sessionmaker() as session:
+            await session.execute(text("SELECT 1"))
+
+    async def give_up() -> None:
+        with suppress(asyncio.CancelledError):
+            await work()
+
+    await work()
+    for steps in 3 * [*range(30)]:
+        cancelled, waiting = asyncio.create_task(give_up()), asyncio.create_task(work())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        cancelled.cancel()
+        await asyncio.wait([cancelled, waiting])
+        waiting.result()  # or "database is locked"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 CLOSE_TIMEOUT = 1.0  # seconds
+BUSY = 0.1  # seconds for which a thread is taken to execute a statement that was abandoned
 # Another program's text that is not UTF-8 would break every list that contains it.
 DECODE = partial(str, encoding="utf-8", errors="replace")
 
@@ -72,12 +73,15 @@ async def set_up(connection: Any) -> None:
 
 
 async def close(connection: Any) -> None:
-    # Its thread may be executing an abandoned statement, with the file locked.
-    await connection.interrupt()
+    # A cursor that is still referenced would keep the lock.
+    rollback = asyncio.ensure_future(connection.rollback())
+    # SQLite interrupts all that begins while a cursor is open, the rollback too. So only what keeps
+    # its thread busy is interrupted: an abandoned statement, with the file locked.
+    if not (await asyncio.wait([rollback], timeout=BUSY))[0]:
+        await connection.interrupt()
     try:
-        # A cursor that is still referenced would keep the lock. The rollback may be interrupted too.
         with suppress(sqlite3.OperationalError):
-            await connection.rollback()
+            await rollback
     finally:
         await connection.close()
 
