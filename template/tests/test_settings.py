@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -5,7 +6,8 @@ import pytest
 from pydantic import AfterValidator, AliasChoices, Field, SecretStr
 
 from app.settings import ServiceSettings, load_settings
-from app.settings_sources import unknown_names
+from app.settings_sources import unknown_names, variables
+from tests.isolation import hide_variables
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,12 @@ def test_a_setting_may_be_read_from_a_variable_of_another_name(
 
     settings = load_settings(Own)
 
+    monkeypatch.setattr("tests.isolation.KINDS", (Own,))
+    for name in {"STRIPE_KEY", *(os.environ.keys() & {*variables(Own)})}:
+        monkeypatch.setenv(name, "the developer's")  # and back, at the end
+    hide_variables()
+
+    assert "STRIPE_KEY" not in os.environ
     assert settings.key == "a"
     assert [text.partition(" ")[0] for text in unknown_names(settings)] == ["KEY"]
 

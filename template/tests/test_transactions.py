@@ -1,4 +1,5 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from sqlalchemy import (
     Column,
     Computed,
     ForeignKey,
+    Index,
     Integer,
     MetaData,
     String,
@@ -16,6 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
     column,
     delete,
+    func,
     insert,
     select,
     table,
@@ -79,6 +82,20 @@ async def client(app: FastAPI) -> AsyncIterator[AsyncClient]:
         yield client
 
 
+@asynccontextmanager
+async def of_the_models(app: FastAPI, *tables: Table) -> AsyncGenerator[None]:
+    """Create tables, which belong to the models for as long."""
+    async with app.state.engine.begin() as connection:
+        for made in tables:
+            await connection.run_sync(made.create)
+            made.to_metadata(Base.metadata)
+    try:
+        yield
+    finally:
+        for made in reversed(tables):
+            Base.metadata.remove(Base.metadata.tables[made.name])
+
+
 @pytest.fixture
 async def addresses(app: FastAPI) -> AsyncIterator[AsyncClient]:
     """A client of the service with a table whose constraints only the models can tell."""
@@ -88,12 +105,11 @@ async def addresses(app: FastAPI) -> AsyncIterator[AsyncClient]:
         Column("id", Integer, primary_key=True, autoincrement=False),
         Column("street", String(100), nullable=False),
         Column("town", String(100)),
-        UniqueConstraint("street", "town"),
+        Column("number", Integer, server_default="1"),
+        UniqueConstraint("street", "number"),
         CheckConstraint(column("id") > 0, "positive"),
     )
-    async with app.state.engine.begin() as connection:
-        await connection.run_sync(table.create)
-    table.to_metadata(Base.metadata)
+    Index("tested_towns", func.lower(table.c.town), unique=True)
 
     @app.post("/addresses")
     async def create_address(values: dict[str, Any], session: SessionDep) -> None:
@@ -106,16 +122,19 @@ async def addresses(app: FastAPI) -> AsyncIterator[AsyncClient]:
         except IntegrityError as error:
             raise HTTPException(418, ", ".join(violated_columns(error))) from None
 
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+    async with (
+        of_the_models(app, table),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
         yield client
-    Base.metadata.remove(Base.metadata.tables["tested_addresses"])
 
 
 @pytest.mark.parametrize(
     ("values", "status", "code", "columns"),
     [
         ({"id": 1, "street": "a", "town": "b"}, 409, "unique", ["id"]),
-        ({"id": 2, "street": "a", "town": "b"}, 409, "unique", ["street", "town"]),
+        ({"id": 2, "street": "a", "town": "c"}, 409, "unique", ["street", "number"]),
+        ({"id": 2, "street": "b", "town": "B"}, 409, "unique", ["town"]),
         ({"id": 3, "street": None}, 422, "not_null", ["street"]),
         ({"id": -1, "street": "c"}, 422, "check", ["id"]),
     ],
@@ -166,9 +185,6 @@ async def test_a_value_that_a_default_gives_is_a_conflict_like_any_other(app: Fa
         Column("number", Integer, server_default="1", unique=True),
         Column("remainder", Integer, Computed("id % 3", persisted=True), unique=True),
     )
-    async with app.state.engine.begin() as connection:
-        await connection.run_sync(table.create)
-    table.to_metadata(Base.metadata)
 
     @app.post("/numbers")
     async def create(values: dict[str, Any], session: SessionDep) -> None:
@@ -178,13 +194,15 @@ async def test_a_value_that_a_default_gives_is_a_conflict_like_any_other(app: Fa
     async def change(values: dict[str, Any], session: SessionDep) -> None:
         await session.execute(update(table).values(**values))
 
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+    async with (
+        of_the_models(app, table),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
         answers = [
             await client.post("/numbers", json=values)
             for values in ({"id": 1}, {"id": 2}, {"id": 4, "number": 2}, {"id": 2, "number": 2})
         ]
         answers.append(await client.patch("/numbers", json={"number": 1}))
-    Base.metadata.remove(Base.metadata.tables[table.name])
 
     assert [answer.status_code for answer in answers] == [200, 409, 409, 200, 409]
 
@@ -195,22 +213,20 @@ async def test_what_still_refers_to_a_row_is_named_to_nobody(app: FastAPI, actio
     parents = Table("tested_owners", metadata, Column("id", Integer, primary_key=True))
     key = ForeignKey("tested_owners.id", ondelete=action, onupdate=action)
     owned = Table("tested_owned", metadata, Column("owner_id", key))
-    async with app.state.engine.begin() as connection:
-        await connection.run_sync(metadata.create_all)
-        await connection.execute(insert(parents).values(id=1))
-        await connection.execute(insert(owned).values(owner_id=1))
     statements = (delete(parents), update(parents).values(id=2), update(owned).values(owner_id=3))
-    for made in (parents, owned):
-        made.to_metadata(Base.metadata)
 
     @app.post("/owners/{number}")
     async def write(number: int, session: SessionDep) -> None:
         await session.execute(statements[number])
 
-    async with AsyncClient(transport=ASGITransport(app), base_url="http://test") as client:
+    async with (
+        of_the_models(app, parents, owned),
+        AsyncClient(transport=ASGITransport(app), base_url="http://test") as client,
+    ):
+        async with app.state.engine.begin() as connection:
+            await connection.execute(insert(parents).values(id=1))
+            await connection.execute(insert(owned).values(owner_id=1))
         answers = [await client.post(f"/owners/{number}") for number in range(3)]
-    for made in (owned, parents):
-        Base.metadata.remove(Base.metadata.tables[made.name])
 
     assert [answer.status_code for answer in answers] == [409] * 3
     assert ["errors" in answer.json() for answer in answers[:2]] == [False, False]

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from fastapi import FastAPI, HTTPException, WebSocket, WebSocketException
 from sqlalchemy import column, insert, literal, select, table, text
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.dependencies import ReaderDep, SessionDep
 from app.factory import create_app
@@ -111,6 +113,29 @@ async def test_a_session_of_a_websocket_is_committed_when_its_handler_returns(
         async with app.state.engine.connect() as connection:
             assert len((await connection.execute(select(NOTES))).all()) == stored
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("error", "statuses"), [(HTTPException(401), [401]), (ClientDisconnect(), [])], ids=repr
+)
+async def test_middleware_of_a_feature_may_deny_a_websocket_or_find_it_gone(
+    shared_settings: ServiceSettings,
+    error: Exception,
+    statuses: list[int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(app: ASGIApp) -> ASGIApp:
+        async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+            raise error
+
+        return failing
+
+    app = create_app(shared_settings, lambda app: app.add_middleware(fail))
+
+    sent = await connect(app, "/", DENIAL)
+
+    assert [message["status"] for message in sent if "status" in message] == statuses
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 @pytest.mark.parametrize(

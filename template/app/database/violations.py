@@ -32,18 +32,16 @@ def violated_columns(error: IntegrityError) -> tuple[str, ...]:
 def servers_fault(columns: tuple[str, ...], error: IntegrityError) -> str:
     """Return the reason for a 503 if none of the client's values has violated a constraint, or ""."""
     given = (error.statement or "").partition("VALUES")[0]
-    if not given.lstrip().upper().startswith("INSERT"):
+    if any(mentions(given, column) for column in columns):
         return ""
     tables = [table for table in Base.metadata.tables.values() if is_violated(table, error)]
-    kind, name = constraint(error), violated_table(error)
-    for column in columns:
-        if not mentions(given, name) or mentions(given, column):
-            return ""  # it was a trigger's statement, or a value of this one
-        found = next((table.columns[column] for table in tables if column in table.columns), None)
-        if kind == "not_null" and found is None:
-            return SCHEMA_CHANGED  # only a newer release has the column
-        if kind == "unique" and found is not None and found is found.table.autoincrement_column:
-            return "server error"  # the sequence of the key is behind its rows
+    known = {column.name for table in tables for column in table.columns}
+    if constraint(error) == "not_null" and known.isdisjoint(columns):
+        return SCHEMA_CHANGED  # only a newer release has the column
+    keys = (table.autoincrement_column for table in tables)
+    numbered = {key.name for key in keys if key is not None}
+    if constraint(error) == "unique" and not numbered.isdisjoint(columns):
+        return "server error"  # the sequence of the key is behind its rows
     return ""
 
 

@@ -16,17 +16,20 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     bindparam,
     insert,
     select,
     text,
 )
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
-from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.exc import DBAPIError, IntegrityError, StatementError
+from sqlalchemy.schema import CreateSchema
 
 from app.database import Base, UTCDateTime
 from app.database.connections import Hosts
 from app.database.errors import explain
+from app.database.violations import violated_columns
 from app.dependencies import SessionDep
 from app.doctor import examine
 from app.redaction import reason_of
@@ -274,6 +277,29 @@ async def test_a_key_that_the_database_gives_again_is_not_the_clients_fault(app:
     Base.metadata.remove(Base.metadata.tables[table.name])
 
     assert [answer.status_code for answer in answers] == [503, 200, 409, 409]
+
+
+async def test_a_conflict_names_the_columns_of_the_schema_that_is_written(app: FastAPI) -> None:
+    metadata, columns = MetaData(), []
+    for schema, name in (("tested_one", "id"), ("tested_two", "code")):
+        Table("keys", metadata, Column(name, BigInteger), schema=schema).append_constraint(
+            UniqueConstraint(name, name="uq_keys")
+        )
+    async with app.state.engine.connect() as connection:
+        for table in metadata.sorted_tables:
+            await connection.execute(CreateSchema(str(table.schema)))
+            await connection.run_sync(table.create)
+            table.to_metadata(Base.metadata)
+        for table in metadata.sorted_tables:
+            [name] = table.columns.keys()
+            with pytest.raises(IntegrityError) as refused:
+                async with connection.begin_nested():
+                    await connection.execute(insert(table), [{name: 1}, {name: 1}])
+            columns.append(violated_columns(refused.value))
+    for key in metadata.tables:
+        Base.metadata.remove(Base.metadata.tables[key])
+
+    assert columns == [("id",), ("code",)]
 
 
 @pytest.mark.parametrize(
